@@ -1,0 +1,47 @@
+"""Adapt any pre-trained image transformer to video by training a few per cent of its weights (AIM, ICLR 2023)."""
+
+from aim_adapters.backbones import Backbone, list_backbones, register_backbone
+from aim_adapters.checkpoint import (
+    LoadReport,
+    adapter_state_dict,
+    load_adapter_state_dict,
+    load_adapters,
+    save_adapters,
+)
+from aim_adapters.config import AIMConfig
+from aim_adapters.errors import AIMError, CheckpointError, UnsupportedKernelError, UnsupportedModelError
+from aim_adapters.parameters import (
+    ParameterCount,
+    adapter_param_groups,
+    count_parameters,
+    print_trainable_parameters,
+    trainable_parameters,
+)
+from aim_adapters.wrapping import disable_adapters, is_wrapped, unwrap_image_model, wrap_image_model
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "AIMConfig",
+    "AIMError",
+    "Backbone",
+    "CheckpointError",
+    "LoadReport",
+    "ParameterCount",
+    "UnsupportedKernelError",
+    "UnsupportedModelError",
+    "adapter_param_groups",
+    "adapter_state_dict",
+    "count_parameters",
+    "disable_adapters",
+    "is_wrapped",
+    "list_backbones",
+    "load_adapter_state_dict",
+    "load_adapters",
+    "print_trainable_parameters",
+    "register_backbone",
+    "save_adapters",
+    "trainable_parameters",
+    "unwrap_image_model",
+    "wrap_image_model",
+]

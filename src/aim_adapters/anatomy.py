@@ -1,0 +1,179 @@
+"""Say where things are in an image transformer, and how its attention is read.
+
+A descriptor in ``backbones/`` fills these two records; everything else works from them alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from aim_adapters.errors import UnsupportedModelError
+
+ProjectQKV = Callable[[Any, Tensor], tuple[Tensor, Tensor, Tensor]]
+ProjectOut = Callable[[Any, Tensor, Tensor], Tensor]
+Attend = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class BlockAnatomy:
+    """Describe one kind of transformer block. All functions get the block itself as first argument.
+
+    A field that names a part holds the attribute's name on the block, or None; the part may be a module, a
+    parameter (a factor, as EVA's ``gamma_1``) or None. Use module-level functions: a wrapped model is pickled
+    with its anatomy.
+
+    Args:
+        attention: Attribute of the attention module.
+        mlp: Attribute of the MLP.
+        pre_attention: Part applied before attention (the norm of a pre-norm block).
+        post_attention: Part applied to the attention's output (LayerScale, the norm of a post-norm block).
+        pre_mlp: Part applied before the MLP; the joint adapter reads its output.
+        post_mlp: Part applied to the MLP's output.
+        project_qkv: ``(block, h) -> q, k, v``: tokens ``[B*T, N, D]`` to ``[B*T, N, H, d]`` (keys and values may
+            have fewer heads), after any query/key norm, one dtype, views of a packed projection where there is one.
+        project_out: ``(block, o, h) -> out``: attention's output ``[B*T, N, H, d]`` to ``[B*T, N, D]``; ``h`` is what
+            the attention read, for gates.
+        attend: ``(block, h, *args, **kwargs) -> out``: the family's own spatial attention with the block's own
+            extra arguments; refuses the arguments it cannot honour.
+        softmax_scale: ``(block) -> float``: factor on the attention's scores.
+        fused_spatial: Run the spatial pass as ``project_out(sdpa(project_qkv(h)))`` instead of ``attend``: the same
+            numbers, where the family's own call would not always take a fused kernel.
+    """
+
+    attention: str
+    mlp: str
+    pre_attention: str | None
+    post_attention: str | None
+    pre_mlp: str | None
+    post_mlp: str | None
+    project_qkv: ProjectQKV
+    project_out: ProjectOut
+    attend: Attend
+    softmax_scale: Callable[[Any], float]
+    fused_spatial: bool = False
+
+
+@dataclass(frozen=True)
+class HeadAnatomy:
+    """Describe one output layer of the image model, in front of which frames are averaged.
+
+    Args:
+        path: Its path from the root.
+        classifier: True: a linear classification layer, of which a copy trains. False: a fixed projection, applied
+            to each frame before averaging (it may not be linear).
+    """
+
+    path: str
+    classifier: bool = True
+
+
+@dataclass(frozen=True)
+class BackboneAnatomy:
+    """Describe one image transformer. Paths are dotted, relative to the root unless they say otherwise.
+
+    Args:
+        family: Name of the descriptor that read the model.
+        root: Path from the model to the module whose input is images; ``""`` for the model itself.
+        input_name: Name of the image argument of the root's ``forward``.
+        blocks: Every block in order: its path, and its anatomy.
+        block_widths: Width D of each block's tokens.
+        entry: Module where tokens enter the blocks; its input (``entry_side="input"``) or output gets the
+            temporal embedding.
+        entry_side: ``"input"`` or ``"output"``.
+        norms: Paths of the final norms.
+        heads: Output layers; empty when the root's own output is averaged.
+        output_width: Width of what the classification layer reads.
+        in_channels: Channels of an image.
+        patch_size: Height and width of a patch in pixels.
+        prefix_tokens: Tokens in front of the patches ([class], registers, distillation).
+        hidden_when_headed: Attributes of the root that must read None while our own head is in place.
+        blocked_methods: Methods that would replace or bypass what is ours; they raise while wrapped.
+        library: Library the model comes from.
+        model_name: Name under which that library rebuilds the base model, or None when unknown.
+        image_size: Height and width of the images it was trained on, in pixels, if known.
+        image_mean: Mean per channel that images are normalised by, for pixels in [0, 1], if known.
+        image_std: The same for the standard deviation.
+        whole_model: The root lies in a larger model (CLIP) that reads its output, so the output must stay as it is.
+    """
+
+    family: str
+    root: str
+    input_name: str
+    blocks: tuple[tuple[str, BlockAnatomy], ...]
+    block_widths: tuple[int, ...]
+    entry: str
+    entry_side: Literal["input", "output"]
+    norms: tuple[str, ...]
+    heads: tuple[HeadAnatomy, ...]
+    output_width: int
+    in_channels: int
+    patch_size: tuple[int, int]
+    prefix_tokens: int
+    hidden_when_headed: tuple[str, ...] = ()
+    blocked_methods: tuple[str, ...] = ()
+    library: str = ""
+    model_name: str | None = None
+    image_size: tuple[int, int] | None = None
+    image_mean: tuple[float, ...] | None = None
+    image_std: tuple[float, ...] | None = None
+    whole_model: bool = False
+
+
+def apply_part(block: nn.Module, name: str | None, x: Tensor) -> Tensor:
+    """Apply a part of a block that may be a module, a factor, or absent.
+
+    Args:
+        block: The block.
+        name: Attribute on the block, or None.
+        x: Tokens ``[..., D]``.
+    """
+    part = None if name is None else getattr(block, name)
+    if part is None:
+        return x
+    result: Tensor = x * part if isinstance(part, Tensor) else part(x)
+    return result
+
+
+def require_type(block: nn.Module, attribute: str, expected: Sequence[type], *, where: str) -> None:
+    """Refuse a part of a block that is not exactly of a known type.
+
+    Sub-classes are refused too: another attention under the same attribute names runs and is silently wrong.
+
+    Raises:
+        UnsupportedModelError: The part has another type.
+    """
+    part = getattr(block, attribute, None)
+    if type(part) not in expected:
+        names = " or ".join(f"{t.__module__}.{t.__qualname__}" for t in expected)
+        raise UnsupportedModelError(
+            f"{where}.{attribute} is a {type(part).__module__}.{type(part).__qualname__}, expected {names}; "
+            "describe this block with register_backbone to adapt it"
+        )
+
+
+def fingerprint(root: nn.Module, anatomy: BackboneAnatomy) -> str:
+    """Return a hash over the roles and shapes of a base model.
+
+    It does not depend on the library that holds the weights: a packed projection and three separate ones have the
+    same number of elements.
+
+    Args:
+        root: The module that the anatomy describes.
+        anatomy: Its anatomy.
+    """
+    blocks = []
+    for (path, block), width in zip(anatomy.blocks, anatomy.block_widths, strict=True):
+        module = root.get_submodule(path)
+        matrices = [
+            sum(p.numel() for p in getattr(module, part).parameters() if p.ndim >= 2)
+            for part in (block.attention, block.mlp)
+        ]
+        blocks.append([width, *matrices, round(block.softmax_scale(module), 6)])
+    facts = [anatomy.in_channels, list(anatomy.patch_size), anatomy.prefix_tokens, anatomy.output_width, blocks]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

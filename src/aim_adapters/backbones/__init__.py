@@ -1,0 +1,123 @@
+"""Find the descriptor that can read a model.
+
+Each file of this folder describes one family and is found by itself: it holds a ``BACKBONE``. Others add theirs
+with :func:`register_backbone` or the entry point group ``aim_adapters.backbones``. A descriptor is imported only
+when the library it describes is, so that importing this package imports none of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+
+from torch import nn
+
+from aim_adapters.anatomy import BackboneAnatomy
+from aim_adapters.errors import ConfigError, UnsupportedModelError
+
+ENTRY_POINT_GROUP = "aim_adapters.backbones"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Describe a family of image transformers.
+
+    Args:
+        name: Name of the family, unique.
+        library: Top-level package of the models, or ``""`` for models of no library.
+        describes: What it covers, in a phrase.
+        read: ``(model) -> BackboneAnatomy``, or None when the model is not of this family. A model of this family
+            that cannot be adapted exactly raises :class:`UnsupportedModelError`.
+    """
+
+    name: str
+    library: str
+    describes: str
+    read: Callable[[nn.Module], BackboneAnatomy | None]
+
+
+_registered: dict[str, Backbone] = {}
+_entry_points_loaded = False
+
+
+def register_backbone(backbone: Backbone) -> Backbone:
+    """Add a family of image transformers; tried before the built-in ones, the newest first.
+
+    Args:
+        backbone: The family's descriptor.
+
+    Returns:
+        The same descriptor.
+
+    Raises:
+        ConfigError: It is not a Backbone, or its name is taken.
+    """
+    if not isinstance(backbone, Backbone):
+        raise ConfigError(f"register_backbone takes an aim_adapters.Backbone, got {type(backbone).__name__}")
+    if backbone.name in list_backbones():
+        raise ConfigError(f"a backbone named {backbone.name!r} exists already; names must be unique")
+    _registered[backbone.name] = backbone
+    return backbone
+
+
+def list_backbones() -> list[str]:
+    """Return the names of all families, the built-in ones first."""
+    _load_entry_points()
+    return [*_built_in_names(), *_registered]
+
+
+def read_anatomy(model: nn.Module) -> BackboneAnatomy:
+    """Read the anatomy of a model.
+
+    Raises:
+        UnsupportedModelError: No descriptor knows the model, or the one that does cannot adapt it exactly.
+    """
+    _load_entry_points()
+    built_in = [_built_in(name) for name in _built_in_names() if _library(name) in sys.modules]
+    for backbone in [*reversed(_registered.values()), *built_in]:
+        anatomy = backbone.read(model)
+        if anatomy is not None:
+            return anatomy
+    name = f"{type(model).__module__}.{type(model).__qualname__}"
+    raise UnsupportedModelError(
+        f"{name} is not an image transformer that can be adapted{_block_hint(model)}. Supported families: "
+        f"{', '.join(list_backbones())}; describe another one with aim_adapters.register_backbone"
+    )
+
+
+def _built_in_names() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def _library(name: str) -> str:
+    """Return the package of a built-in family without importing its descriptor: names are ``library_family``."""
+    return next(p for p in ("timm", "open_clip", "transformers", "torchvision") if name.startswith(p))
+
+
+def _built_in(name: str) -> Backbone:
+    descriptor: Backbone = importlib.import_module(f"{__name__}.{name}").BACKBONE
+    return descriptor
+
+
+def _load_entry_points() -> None:
+    global _entry_points_loaded
+    if _entry_points_loaded:
+        return
+    _entry_points_loaded = True
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        register_backbone(point.load())
+
+
+def _block_hint(model: nn.Module) -> str:
+    """Name the repeated module that looks like a block, as the first thing an author of a descriptor looks for."""
+    for module in model.modules():
+        if isinstance(module, (nn.Sequential, nn.ModuleList)) and len(module) > 1:
+            kinds = {type(child) for child in module}
+            if len(kinds) == 1:
+                kind = kinds.pop()
+                return f" (its repeated block is {kind.__module__}.{kind.__qualname__})"
+    return ""

@@ -1,0 +1,93 @@
+"""The adapted block of AIM, Eq. 3-5, once for every family of image transformer."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from aim_adapters.anatomy import BlockAnatomy, apply_part
+from aim_adapters.layers.adapter import drop_path
+from aim_adapters.layers.state import AIMState, BlockState
+from aim_adapters.layers.temporal import add_temporal_embedding
+from aim_adapters.ops.temporal_attention import temporal_attention
+from aim_adapters.patching import Patched
+
+
+class AdaptedBlock(Patched):
+    """Add temporal, spatial and joint adaptation to a frozen transformer block.
+
+    ``x += T(attn(norm(x)))`` over frames (Eq. 3), ``x += S(attn(norm(x)))`` over tokens (Eq. 4),
+    ``x += mlp(norm(x)) + s * M(norm(x))`` (Eq. 5). Both attentions are the block's own. An adapter reads its branch
+    after LayerScale; the joint one reads what the MLP reads.
+    """
+
+    aim: BlockState
+    aim_spec: ClassVar[BlockAnatomy]
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the adapted block, or the image model's own while adapters are disabled.
+
+        Args:
+            x: Tokens ``[B*T, ..., D]``, the frames of a clip next to one another.
+            *args: The block's own further arguments, passed to its spatial attention.
+            **kwargs: The same by name.
+
+        Returns:
+            Tokens ``[B*T, ..., D]``.
+        """
+        aim, anatomy, shared = self.aim, self.aim_spec, self.aim.shared[0]
+        if not shared.enabled:
+            out: Tensor = super().forward(x, *args, **kwargs)
+            return out
+        if aim.enters and shared.temporal_embedding is not None:
+            x = add_temporal_embedding(x, shared.temporal_embedding)
+        if aim.temporal is not None:
+            x = x + self._drop(aim.temporal(self._attend_over_frames(x)))  # Eq. 3
+        attended = self._attend_over_tokens(apply_part(self, anatomy.pre_attention, x), *args, **kwargs)
+        x = x + (attended if aim.spatial is None else aim.spatial(attended))  # Eq. 4
+        h = apply_part(self, anatomy.pre_mlp, x)  # [B*T, ..., D]
+        branch = apply_part(self, anatomy.post_mlp, getattr(self, anatomy.mlp)(h))
+        if aim.joint is not None:
+            branch = branch + shared.config.scale * self._drop(aim.joint(h))
+        return x + branch  # Eq. 5
+
+    def train(self, mode: bool = True) -> AdaptedBlock:
+        """Set the mode of the block and its adapters; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        for child in self.children():
+            if not isinstance(child, AIMState):
+                child.eval()
+        return self
+
+    def _attend_over_frames(self, x: Tensor) -> Tensor:
+        aim, anatomy, shared = self.aim, self.aim_spec, self.aim.shared[0]
+        h = apply_part(self, anatomy.pre_attention, x)
+        if aim.temporal_input is not None:
+            h = aim.temporal_input(h)
+        q, k, v = anatomy.project_qkv(self, h)  # [B*T, N, H, d]
+        o = temporal_attention(
+            q,
+            k,
+            v,
+            num_frames=shared.num_frames,
+            scale=anatomy.softmax_scale(self),
+            implementation=shared.attention,
+        )
+        return apply_part(self, anatomy.post_attention, anatomy.project_out(self, o, h))
+
+    def _attend_over_tokens(self, h: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        anatomy = self.aim_spec
+        if anatomy.fused_spatial and not any(a is not None for a in (*args, *kwargs.values())):
+            q, k, v = (x.transpose(1, 2) for x in anatomy.project_qkv(self, h))  # [B*T, H, N, d]
+            o = F.scaled_dot_product_attention(q, k, v, scale=anatomy.softmax_scale(self))
+            out = anatomy.project_out(self, o.transpose(1, 2), h)
+        else:
+            out = anatomy.attend(self, h, *args, **kwargs)
+        return apply_part(self, anatomy.post_attention, out)
+
+    def _drop(self, branch: Tensor) -> Tensor:
+        return drop_path(
+            branch, rate=self.aim.drop_path, num_frames=self.aim.shared[0].num_frames, training=self.training
+        )

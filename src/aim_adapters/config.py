@@ -1,0 +1,225 @@
+"""Hold the settings of one wrapped model, validated once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, Literal
+
+from aim_adapters.errors import ConfigError
+
+COMPONENTS = ("temporal", "spatial", "joint")
+LAYER_CHOICES = ("all", "bottom_half", "top_half", "alternate")
+ATTENTION_CHOICES = ("auto", "triton", "sdpa", "eager")
+LAYOUT_CHOICES = ("auto", "BTCHW", "BCTHW")
+
+Attention = Literal["auto", "triton", "sdpa", "eager"]
+InputLayout = Literal["auto", "BTCHW", "BCTHW"]
+
+
+@dataclass(frozen=True)
+class AIMConfig:
+    """Describe how an image transformer is adapted to video (AIM, ICLR 2023).
+
+    Args:
+        num_frames: Frames per input clip, T >= 1.
+        bottleneck: Width of an adapter as a share of the model's width: ``int(bottleneck * D)`` (Table 8).
+        scale: Factor ``s`` on the joint adapter (Eq. 5).
+        num_classes: ``None``: a trainable copy of the model's own classification layer if it has one;
+            ``K``: a new layer with K outputs; ``0``: features.
+        components: Which of ``"temporal"``, ``"spatial"``, ``"joint"`` are added (the ladder of Table 1);
+            ``()`` is the frozen space-only model with a trainable head.
+        layers: Adapted blocks (Table 7): ``"all"``, ``"bottom_half"``, ``"top_half"``, ``"alternate"``
+            (every second block from the first) or block indices, negative ones counting from the end.
+        temporal_input_adapter: Add an adapter with an inner skip between norm and temporal attention (SSv2).
+        drop_path: Highest stochastic depth rate, on the temporal and joint branches, rising linearly with depth.
+        head_dropout: Dropout rate before the classification layer.
+        train_norm: Train a copy of the final norm.
+        tubelet_size: Consecutive input frames averaged before the patch embedding (Swin: 2).
+        attention: Implementation of the temporal attention.
+        input_layout: Layout of 5-D input; ``"auto"`` tells the two apart by frames and channels.
+
+    Raises:
+        ConfigError: A field has the wrong type or lies outside its range.
+    """
+
+    num_frames: int
+    bottleneck: float = 0.25
+    scale: float = 0.5
+    num_classes: int | None = None
+    components: tuple[str, ...] = COMPONENTS
+    layers: str | tuple[int, ...] = "all"
+    temporal_input_adapter: bool = False
+    drop_path: float = 0.0
+    head_dropout: float = 0.0
+    train_norm: bool = True
+    tubelet_size: int = 1
+    attention: Attention = "auto"
+    input_layout: InputLayout = "auto"
+
+    def __post_init__(self) -> None:
+        """Normalise and validate every field."""
+        put = object.__setattr__  # the dataclass is frozen; this is its constructor
+        put(self, "num_frames", _integer("num_frames", self.num_frames, low=1))
+        put(self, "bottleneck", _number("bottleneck", self.bottleneck, low=0.0, open_low=True))
+        put(self, "scale", _number("scale", self.scale))
+        if self.num_classes is not None:
+            put(self, "num_classes", _integer("num_classes", self.num_classes, low=0))
+        put(self, "components", _components(self.components))
+        put(self, "layers", _layers(self.layers))
+        for name in ("temporal_input_adapter", "train_norm"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        for name in ("drop_path", "head_dropout"):
+            put(self, name, _number(name, getattr(self, name), low=0.0, high=1.0))
+        put(self, "tubelet_size", _integer("tubelet_size", self.tubelet_size, low=1))
+        _choice("attention", self.attention, ATTENTION_CHOICES)
+        _choice("input_layout", self.input_layout, LAYOUT_CHOICES)
+        if self.num_frames % self.tubelet_size:
+            raise ConfigError(
+                f"num_frames must be a multiple of tubelet_size, got {self.num_frames} frames in tubelets of "
+                f"{self.tubelet_size}"
+            )
+        if self.temporal_input_adapter and "temporal" not in self.components:
+            raise ConfigError(
+                "temporal_input_adapter=True needs the temporal component, got components="
+                f"{self.components!r}; add 'temporal' or leave temporal_input_adapter off"
+            )
+
+    @property
+    def attention_frames(self) -> int:
+        """Return the frames that temporal attention sees: ``num_frames / tubelet_size``."""
+        return self.num_frames // self.tubelet_size
+
+    def adapter_width(self, dim: int) -> int:
+        """Return the hidden width of an adapter on a block of width ``dim``.
+
+        Raises:
+            ConfigError: The width would be 0.
+        """
+        width = int(self.bottleneck * dim)
+        if width < 1:
+            raise ConfigError(
+                f"bottleneck={self.bottleneck} gives adapters of width int({self.bottleneck} * {dim}) = 0 on a "
+                f"block of width {dim}; use at least {1 / dim:.4g}"
+            )
+        return width
+
+    def adapted_blocks(self, depth: int) -> tuple[int, ...]:
+        """Return the sorted indices of the adapted blocks of a model with ``depth`` blocks.
+
+        Raises:
+            ConfigError: An index is out of range or named twice.
+        """
+        if isinstance(self.layers, str):
+            half = depth // 2
+            return {
+                "all": tuple(range(depth)),
+                "bottom_half": tuple(range(half)),
+                "top_half": tuple(range(depth - half, depth)),
+                "alternate": tuple(range(0, depth, 2)),
+            }[self.layers]
+        for index in self.layers:
+            if not -depth <= index < depth:
+                raise ConfigError(
+                    f"layers names block {index}, but the model has {depth} blocks; use indices from "
+                    f"{-depth} to {depth - 1}"
+                )
+        indices = sorted(index % depth for index in self.layers)
+        if len(set(indices)) != len(indices):
+            raise ConfigError(f"layers names a block twice: {self.layers!r} of {depth} blocks")
+        return tuple(indices)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> AIMConfig:
+        """Build a config from what :meth:`to_dict` returned.
+
+        Raises:
+            ConfigError: A field is unknown, missing or invalid.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(fields) - known):
+            raise ConfigError(f"unknown config fields {unknown}; expected some of {sorted(known)}")
+        if "num_frames" not in fields:
+            raise ConfigError(f"config lacks num_frames; got the fields {sorted(fields)}")
+        return cls(**fields)
+
+    def to_json(self) -> str:
+        """Return the fields as a JSON object."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> AIMConfig:
+        """Build a config from what :meth:`to_json` returned.
+
+        Raises:
+            ConfigError: The text is not a JSON object of known, valid fields.
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"config is not JSON: {error}") from error
+        if not isinstance(fields, dict):
+            raise ConfigError(f"config must be a JSON object, got {type(fields).__name__}")
+        return cls.from_dict(fields)
+
+
+def _integer(name: str, value: object, *, low: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ConfigError(f"{name} must be an integer >= {low}, got {value!r} of type {type(value).__name__}")
+    if value < low:
+        raise ConfigError(f"{name} must be an integer >= {low}, got {value}")
+    return int(value)
+
+
+def _number(
+    name: str, value: object, *, low: float = -math.inf, high: float = math.inf, open_low: bool = False
+) -> float:
+    bounds = f"a finite number {'>' if open_low else '>='} {low}" if low > -math.inf else "a finite number"
+    bounds += f" and < {high}" if high < math.inf else ""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ConfigError(f"{name} must be {bounds}, got {value!r} of type {type(value).__name__}")
+    number = float(value)
+    if not math.isfinite(number) or number < low or (open_low and number == low) or number >= high:
+        raise ConfigError(f"{name} must be {bounds}, got {value}")
+    return number
+
+
+def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _components(value: object) -> tuple[str, ...]:
+    expected = f"expected some of {', '.join(map(repr, COMPONENTS))} in a tuple or list"
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ConfigError(f"components: {expected}, got {value!r}")
+    names = list(value)
+    for name in names:
+        if name not in COMPONENTS:
+            raise ConfigError(f"components: {expected}, got {name!r}")
+    if len(set(names)) != len(names):
+        raise ConfigError(f"components names one twice: {value!r}")
+    return tuple(name for name in COMPONENTS if name in names)
+
+
+def _layers(value: object) -> str | tuple[int, ...]:
+    expected = f"expected {', '.join(map(repr, LAYER_CHOICES))} or a non-empty list of block indices"
+    if isinstance(value, str):
+        if value not in LAYER_CHOICES:
+            raise ConfigError(f"layers: {expected}, got {value!r}")
+        return value
+    if not isinstance(value, Iterable):
+        raise ConfigError(f"layers: {expected}, got {value!r}")
+    indices = list(value)
+    if not indices or any(isinstance(i, bool) or not isinstance(i, Integral) for i in indices):
+        raise ConfigError(f"layers: {expected}, got {value!r}")
+    return tuple(int(i) for i in indices)

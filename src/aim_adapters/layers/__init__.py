@@ -1,0 +1,1 @@
+"""The trainable layers that AIM adds to an image transformer."""

@@ -1,0 +1,79 @@
+"""Provide the bottleneck adapter and the stochastic depth of its branches."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+
+class Adapter(nn.Module):
+    """Map tokens through a bottleneck: ``up(gelu(down(x)))``, plus ``x`` when ``skip``.
+
+    Zero at the start (identity with ``skip``), as the up-projection starts at zero. Figure 2a of the paper;
+    exact GELU, both projections with bias, ``down`` with PyTorch's default initialisation.
+
+    Args:
+        dim: Width D of the tokens.
+        width: Width of the bottleneck.
+        skip: Add the input to the output.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        width: int,
+        *,
+        skip: bool,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.skip = skip
+        self.down_proj = nn.Linear(dim, width, device=device, dtype=dtype)
+        self.up_proj = skip_init(nn.Linear, width, dim, device=device, dtype=dtype)
+        nn.init.zeros_(self.up_proj.weight)
+        nn.init.zeros_(self.up_proj.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the adapted tokens.
+
+        Args:
+            x: Tokens ``[..., D]``.
+
+        Returns:
+            Tokens ``[..., D]``.
+        """
+        out: Tensor = self.up_proj(F.gelu(self.down_proj(x)))
+        return x + out if self.skip else out
+
+    def extra_repr(self) -> str:
+        """Return the setting that the children do not show."""
+        return f"skip={self.skip}"
+
+
+def drop_path(branch: Tensor, *, rate: float, num_frames: int, training: bool) -> Tensor:
+    """Drop a residual branch for whole clips (stochastic depth).
+
+    One draw per clip: the frames of a clip are kept or dropped together. The reference draws along its
+    token axis instead, by an oversight of its ``[N, B*T, D]`` layout.
+
+    Args:
+        branch: Branch ``[B*T, ...]``.
+        rate: Probability of dropping a clip's branch, in [0, 1).
+        num_frames: T.
+        training: Identity when False.
+
+    Returns:
+        Branch ``[B*T, ...]``, kept clips divided by ``1 - rate``.
+    """
+    if not training or rate == 0.0:
+        return branch
+    keep = 1.0 - rate
+    clips = branch.unflatten(0, (-1, num_frames))  # [B, T, ...]
+    mask = clips.new_empty([clips.shape[0]] + [1] * (clips.ndim - 1)).bernoulli_(keep).div_(keep)
+    out: Tensor = (clips * mask).flatten(0, 1)  # [B*T, ...]
+    return out

@@ -1,0 +1,128 @@
+"""Mark what is ours inside a model, so that it is declared and never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aim_adapters.config import AIMConfig
+from aim_adapters.layers.adapter import Adapter
+from aim_adapters.layers.head import average_frames
+
+
+class AIMState(nn.Module):
+    """Hold what is ours at one place of an image model, registered there under the name ``aim``.
+
+    Everything that trains, and everything a checkpoint holds, lies in one of these containers.
+
+    Args:
+        key: Prefix of this container's tensors in a checkpoint: ``"blocks.3."`` or ``""``.
+    """
+
+    def __init__(self, key: str = "") -> None:
+        super().__init__()
+        self.key = key
+
+
+class SharedState(AIMState):
+    """Hold what the whole model shares: settings, the temporal embedding, the classification layers.
+
+    Lives on the root. The parts that need it hold it in a plain tuple: a registered reference would appear twice
+    in the state dict, and a reference to the root would be a cycle.
+
+    Args:
+        config: The settings the model was wrapped with.
+        temporal_embedding: ``[1, T, D]``, or None.
+        bypassed: Names, below the root, of the image model's parameters in whose place our copies run.
+    """
+
+    temporal_embedding: nn.Parameter | None
+
+    def __init__(
+        self, config: AIMConfig, temporal_embedding: nn.Parameter | None, *, bypassed: frozenset[str] = frozenset()
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.bypassed = bypassed
+        self.enabled = True
+        self.num_frames = config.attention_frames
+        self.attention: str = config.attention
+        self.register_parameter("temporal_embedding", temporal_embedding)
+
+    def classifier(self, name: str) -> nn.Module | None:
+        """Return our classification layer of this name, or None."""
+        return self._modules.get(name)
+
+    def classify(self, features: Tensor, name: str = "head") -> Tensor:
+        """Average per-frame features and classify the clip.
+
+        Args:
+            features: ``[B*T, ..., D]``.
+            name: Which of our classification layers; without it, the averaged features are returned.
+
+        Returns:
+            ``[B, ..., K]`` or ``[B, ..., D]``.
+        """
+        clips = average_frames(features, self.num_frames)  # [B, ..., D]
+        layer = self.classifier(name)
+        if layer is None:
+            return clips
+        logits: Tensor = layer(F.dropout(clips, self.config.head_dropout, self.training))
+        return logits
+
+
+class BlockState(AIMState):
+    """Hold the adapters of one block.
+
+    Args:
+        key: ``"blocks.{i}."``.
+        adapters: By name: ``"temporal"``, ``"temporal_input"``, ``"spatial"``, ``"joint"``.
+        shared: The model's shared state.
+        drop_path: Stochastic depth rate of this block.
+        enters: The temporal embedding is added to this block's input.
+    """
+
+    temporal: Adapter | None
+    temporal_input: Adapter | None
+    spatial: Adapter | None
+    joint: Adapter | None
+
+    def __init__(
+        self, key: str, adapters: dict[str, Adapter], *, shared: SharedState, drop_path: float, enters: bool
+    ) -> None:
+        super().__init__(key)
+        self.shared = (shared,)
+        self.drop_path = drop_path
+        self.enters = enters
+        for name in ("temporal", "temporal_input", "spatial", "joint"):
+            self.register_module(name, adapters.get(name))
+
+
+class NormState(AIMState):
+    """Hold the trained copy of a final norm.
+
+    Args:
+        norm: The copy.
+        shared: The model's shared state.
+    """
+
+    def __init__(self, norm: nn.Module, *, shared: SharedState) -> None:
+        super().__init__()
+        self.shared = (shared,)
+        self.norm = norm
+
+
+def states(model: nn.Module) -> Iterator[AIMState]:
+    """Yield every container of ours in ``model``, in the order of its modules."""
+    for module in model.modules():
+        if isinstance(module, AIMState):
+            yield module
+
+
+def declared_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return every declared tensor by its key in a checkpoint, whatever wraps the model."""
+    return {
+        state.key + name: tensor for state in states(model) for name, tensor in state.state_dict(keep_vars=True).items()
+    }

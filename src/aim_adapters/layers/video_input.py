@@ -1,0 +1,64 @@
+"""Turn a video in any accepted layout into the flat frames that an image model reads."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from aim_adapters.errors import InputError
+
+
+def flatten_video(
+    video: Tensor, *, num_frames: int, channels: int, layout: str = "auto", tubelet_size: int = 1
+) -> Tensor:
+    """Return the frames of all clips as one batch of images.
+
+    Args:
+        video: Floating point, ``[B, T, C, H, W]``, ``[B, C, T, H, W]`` or already flat ``[B*T, C, H, W]``.
+        num_frames: T.
+        channels: C.
+        layout: ``"BTCHW"``, ``"BCTHW"``, or ``"auto"``: told apart by T and C.
+        tubelet_size: Consecutive frames to average. Averaging pixels equals a patch embedding repeated over these
+            frames and divided by their number, as it is linear in the pixels.
+
+    Returns:
+        Images ``[B*T/tubelet_size, C, H, W]``.
+
+    Raises:
+        InputError: The shape or dtype does not fit, or the layout is ambiguous.
+    """
+    if not isinstance(video, Tensor):
+        raise InputError(f"a video must be a torch.Tensor, got {type(video).__name__}")
+    if not video.is_floating_point():
+        raise InputError(f"a video must be floating point and normalised, got {video.dtype}; convert it first")
+    got, wanted = f"got {list(video.shape)}", f"{num_frames} frames and {channels} channels"
+    if video.ndim == 4:
+        if video.shape[1] != channels or video.shape[0] % num_frames:
+            raise InputError(
+                f"flat frames must be [B*T, C, H, W] with {wanted} (B*T a multiple of {num_frames}), {got}"
+            )
+        flat = video
+    elif video.ndim == 5:
+        flat = _channels_second(video, num_frames, channels, layout, f"with {wanted}, {got}").flatten(0, 1)
+    else:
+        raise InputError(f"a video must be [B, T, C, H, W], [B, C, T, H, W] or [B*T, C, H, W] with {wanted}, {got}")
+    if tubelet_size == 1:
+        return flat
+    averaged: Tensor = flat.unflatten(0, (-1, tubelet_size)).mean(1)  # [B*T/tubelet, C, H, W]
+    return averaged
+
+
+def _channels_second(video: Tensor, num_frames: int, channels: int, layout: str, what: str) -> Tensor:
+    """Return ``[B, T, C, H, W]``."""
+    frames_first = video.shape[1] == num_frames and video.shape[2] == channels
+    frames_second = video.shape[1] == channels and video.shape[2] == num_frames
+    if layout == "auto" and frames_first and frames_second:
+        raise InputError(
+            f"the layout is ambiguous: as many frames as channels ({num_frames}); wrap the model with "
+            "input_layout='BTCHW' or 'BCTHW', or pass flat frames [B*T, C, H, W]"
+        )
+    if frames_first and layout in ("auto", "BTCHW"):
+        return video
+    if frames_second and layout in ("auto", "BCTHW"):
+        return video.transpose(1, 2)
+    names = "[B, T, C, H, W] or [B, C, T, H, W]" if layout == "auto" else f"[{', '.join(layout)}]"
+    raise InputError(f"a video must be {names} {what}")

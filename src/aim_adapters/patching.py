@@ -1,0 +1,103 @@
+"""Swap the class of a module for a sub-class of (our mixin, its own class), and back.
+
+The object stays the same: ``isinstance``, state dict keys, hooks and references keep working, and putting the
+original class back undoes it. Classes are cached, so equal modules share one; pickling and ``deepcopy`` rebuild the
+class from its parts.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any, ClassVar
+
+from torch import nn
+
+from aim_adapters.errors import StateError
+
+
+class Patched(nn.Module):
+    """Base of every mixin. A mixin stands before the module's own class, so ``super()`` is the image model's.
+
+    Sub-classes may define :meth:`namespace` to add attributes that depend on ``spec``.
+    """
+
+    aim_mixin: ClassVar[type[Patched]]
+    aim_base: ClassVar[type[nn.Module]]
+    aim_spec: ClassVar[Any]
+
+    @classmethod
+    def namespace(cls, base: type[nn.Module], spec: Any) -> dict[str, Any]:
+        """Return what the new class defines beside the mixin's own attributes."""
+        return {}
+
+    def _get_name(self) -> str:
+        return f"AIM({self.aim_base.__name__})"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle by the parts of the class, which itself cannot be imported."""
+        reduced = super().__reduce_ex__(protocol)
+        assert isinstance(reduced, tuple)
+        return (_rebuild, (self.aim_mixin, self.aim_base, self.aim_spec), *reduced[2:])
+
+
+_classes: dict[tuple[type[Patched], type[nn.Module], Hashable], type[nn.Module]] = {}
+
+
+def patched_class(mixin: type[Patched], base: type[nn.Module], spec: Hashable) -> type[nn.Module]:
+    """Return the cached sub-class of (mixin, base).
+
+    It keeps the name and module of ``base``: libraries write or match class names.
+    """
+    key = (mixin, base, spec)
+    if key not in _classes:
+        namespace = {
+            "__module__": base.__module__,
+            "__qualname__": base.__qualname__,
+            "__doc__": base.__doc__,
+            "aim_mixin": mixin,
+            "aim_base": base,
+            "aim_spec": spec,
+            **mixin.namespace(base, spec),
+        }
+        _classes[key] = type(base.__name__, (mixin, base), namespace)
+    return _classes[key]
+
+
+def patch(module: nn.Module, mixin: type[Patched], spec: Hashable = None) -> None:
+    """Swap the class of ``module`` in place."""
+    module.__class__ = patched_class(mixin, type(module), spec)
+
+
+def unpatch(module: nn.Module) -> None:
+    """Put the original class back."""
+    assert isinstance(module, Patched)
+    module.__class__ = module.aim_base  # type: ignore[assignment]
+
+
+def wrap_forward(base: type[nn.Module], forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Give ``forward`` the signature of the model's own, which trainers and tracers read."""
+
+    @functools.wraps(base.forward)
+    def wrapped(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, *args, **kwargs)
+
+    return wrapped
+
+
+def blocked(name: str) -> Callable[..., Any]:
+    """Return a method that refuses to run while the model is wrapped."""
+
+    def refuse(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        raise StateError(
+            f"{name}() would replace parts of the image model under its adapters; call unwrap_image_model(model) first"
+            ", or wrap with the num_classes you need"
+        )
+
+    refuse.__name__ = name
+    return refuse
+
+
+def _rebuild(mixin: type[Patched], base: type[nn.Module], spec: Hashable) -> nn.Module:
+    cls = patched_class(mixin, base, spec)
+    return cls.__new__(cls)

@@ -1,0 +1,226 @@
+"""What surrounds the blocks: where video enters, where time enters, and where frames become one output per clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from aim_adapters.anatomy import BackboneAnatomy
+from aim_adapters.block import AdaptedBlock
+from aim_adapters.errors import StateError
+from aim_adapters.layers.head import average_frames
+from aim_adapters.layers.state import AIMState, NormState, SharedState, states
+from aim_adapters.layers.temporal import add_temporal_embedding
+from aim_adapters.layers.video_input import flatten_video
+from aim_adapters.patching import Patched, blocked, wrap_forward
+
+
+@dataclass(frozen=True)
+class WrapRecord:
+    """Remember what unwrapping has to put back.
+
+    Args:
+        anatomy: The anatomy the model was wrapped by.
+        requires_grad: Names of the model's parameters that required a gradient.
+        training: Names of the model's modules that were in training mode.
+    """
+
+    anatomy: BackboneAnatomy
+    requires_grad: frozenset[str]
+    training: frozenset[str]
+
+
+class RootState(SharedState):
+    """Add to the shared state what only the root needs: the record to unwrap by."""
+
+    record: WrapRecord
+
+
+class VideoRoot(Patched):
+    """Make the image model's own ``forward`` take videos."""
+
+    aim: RootState
+
+    @classmethod
+    def namespace(cls, base: type[nn.Module], spec: Any) -> dict[str, Any]:
+        """Keep the signature of ``forward``; hide and block what the anatomy names.
+
+        Args:
+            base: The model's class.
+            spec: ``(hidden attributes, blocked methods)``.
+        """
+        hidden, methods = spec
+        return {
+            "forward": wrap_forward(base, cls.forward),
+            **{name: _hidden(name) for name in hidden},
+            **{name: blocked(name) for name in methods},
+        }
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model on videos.
+
+        Args:
+            *args: The model's own arguments; the image argument takes ``[B, T, C, H, W]``, ``[B, C, T, H, W]`` or
+                ``[B*T, C, H, W]``, floating point.
+            **kwargs: The same by name.
+
+        Returns:
+            What the image model returns for an image, once per clip.
+
+        Raises:
+            InputError: The video's shape, layout or dtype does not fit.
+            StateError: The module is a replica made by ``nn.DataParallel``.
+        """
+        shared, anatomy = self.aim, self.aim.record.anatomy
+        if getattr(self, "_is_replica", False):
+            raise StateError("nn.DataParallel cannot replicate a wrapped model; use DistributedDataParallel")
+        if args:
+            out = super().forward(self._flatten(args[0]), *args[1:], **kwargs)
+        elif anatomy.input_name in kwargs:
+            out = super().forward(**{**kwargs, anatomy.input_name: self._flatten(kwargs[anatomy.input_name])})
+        else:
+            return super().forward(**kwargs)  # raises as the image model does
+        if anatomy.heads:
+            return out
+        if not shared.enabled:
+            return _map_outputs(out, lambda x: average_frames(x, shared.num_frames))
+        if isinstance(out, tuple):
+            return (shared.classify(out[0]), *(average_frames(x, shared.num_frames) for x in out[1:]))
+        return shared.classify(out)
+
+    def train(self, mode: bool = True) -> VideoRoot:
+        """Set the mode of what trains, and of the containers of blocks; all else that is frozen stays in eval."""
+        super().train(mode)
+        hold_frozen_in_eval(self, self.aim.record.anatomy)
+        return self
+
+    def _flatten(self, video: Tensor) -> Tensor:
+        config = self.aim.config
+        return flatten_video(
+            video,
+            num_frames=config.num_frames,
+            channels=self.aim.record.anatomy.in_channels,
+            layout=config.input_layout,
+            tubelet_size=config.tubelet_size,
+        )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # A checkpoint of the image model holds none of our tensors: it loads strictly, and ours keep their values.
+        # A checkpoint that holds some but not all of them is still refused.
+        ours = {
+            prefix + f"{path}.{name}": tensor
+            for path, module in self.named_modules()
+            if isinstance(module, AIMState)
+            for name, tensor in module.state_dict(keep_vars=True).items()
+        }
+        if not any(key in state_dict for key in ours):
+            state_dict.update(ours)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class WholeModel(Patched):
+    """Keep everything around an adapted tower frozen, such as the text tower of CLIP.
+
+    The specification is the path of the tower.
+    """
+
+    aim_spec: ClassVar[str]
+
+    def train(self, mode: bool = True) -> WholeModel:
+        """Set the mode of the adapted tower; the rest of the model stays in evaluation mode."""
+        super().train(mode)
+        for name, module in self.named_modules():
+            leads_to_tower = f"{self.aim_spec}.".startswith(f"{name}.") or name == ""
+            if not leads_to_tower and not name.startswith(f"{self.aim_spec}."):
+                module.training = False
+        return self
+
+
+class TokenEntry(Patched):
+    """Add the temporal embedding where tokens enter the blocks. The specification is ``"input"`` or ``"output"``."""
+
+    aim_spec: ClassVar[str]
+    aim_shared: tuple[SharedState]
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the module with the embedding added before or after it.
+
+        Args:
+            x: Tokens ``[B*T, N, D]`` (entry at the input), or whatever the module reads (entry at the output).
+            *args: The module's own further arguments.
+            **kwargs: The same by name.
+        """
+        shared = self.aim_shared[0]
+        if not shared.enabled or shared.temporal_embedding is None:
+            return super().forward(x, *args, **kwargs)
+        if self.aim_spec == "input":
+            return super().forward(add_temporal_embedding(x, shared.temporal_embedding), *args, **kwargs)
+        return add_temporal_embedding(super().forward(x, *args, **kwargs), shared.temporal_embedding)
+
+
+class TrainedNorm(Patched):
+    """Run the trained copy in place of a final norm."""
+
+    aim: NormState
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise.
+
+        Args:
+            x: ``[..., D]``.
+        """
+        out: Tensor = self.aim.norm(x) if self.aim.shared[0].enabled else super().forward(x)
+        return out
+
+
+class ClipHead(Patched):
+    """Average frames in front of the output layer. The specification is ``(our layer's name, keep_own)``."""
+
+    aim_spec: ClassVar[tuple[str, bool]]
+    aim_shared: tuple[SharedState]
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return one output per clip.
+
+        Args:
+            x: Features of each frame ``[B*T, ..., D]``.
+            *args: The layer's own further arguments.
+            **kwargs: The same by name.
+
+        Returns:
+            ``[B, ..., K]``.
+        """
+        shared, (name, keep_own) = self.aim_shared[0], self.aim_spec
+        if keep_own or not shared.enabled:
+            # The frozen layer may not be linear: per frame first, as the image model does.
+            return average_frames(super().forward(x, *args, **kwargs), shared.num_frames)
+        return shared.classify(x, name)
+
+
+def hold_frozen_in_eval(root: nn.Module, anatomy: BackboneAnatomy) -> None:
+    """Put every frozen module below ``root`` in evaluation mode.
+
+    Blocks and what contains them keep their mode: some libraries decide by it whether to checkpoint activations.
+    """
+    kept = {
+        path[:end] for path, _ in anatomy.blocks for end in range(len(path) + 1) if path[end : end + 1] in ("", ".")
+    }
+    ours = {id(module) for state in states(root) for module in state.modules()}
+    for name, module in root.named_modules():
+        if name and name not in kept and id(module) not in ours and not isinstance(module, AdaptedBlock):
+            module.training = False
+
+
+def _hidden(name: str) -> property:
+    def read(self: VideoRoot) -> Any:
+        headed = self.aim.enabled and self.aim.config.num_classes is not None
+        return None if headed else self._parameters[name]
+
+    return property(read)
+
+
+def _map_outputs(out: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    return tuple(map(function, out)) if isinstance(out, tuple) else function(out)
