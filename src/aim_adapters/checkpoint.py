@@ -67,7 +67,8 @@ def load_adapter_state_dict(model: nn.Module, state: Mapping[str, Tensor], stric
         strict: Refuse missing, unexpected and misshapen tensors; otherwise load what fits and report the rest.
 
     Raises:
-        CheckpointError: ``strict``, and something does not fit; the model is unchanged.
+        CheckpointError: ``strict``, and something does not fit, or an entry is not a floating-point tensor; the model
+            is unchanged.
         StateError: The model is not wrapped, or holds several wrapped models.
     """
     _only_root(model)
@@ -191,6 +192,8 @@ def load_adapters(model: nn.Module, source: str | os.PathLike[str], strict: bool
     Raises:
         CheckpointError: The files are missing, damaged, foreign, or do not fit the model.
         UnsupportedModelError: The model is not wrapped and cannot be adapted.
+        UnsupportedKernelError: The model is not wrapped, and the attention named in the checkpoint cannot run here.
+        StateError: The model holds several wrapped models, or is not wrapped but compiled, sharded or distributed.
     """
     config, state = _read(Path(source))
     aim_config = _aim_config(config, Path(source))
@@ -249,7 +252,7 @@ def _replace(target: Path, write: Any) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows syncs only what is open for writing
             os.fsync(file.fileno())
         temporary.replace(target)
     finally:
@@ -259,7 +262,7 @@ def _replace(target: Path, write: Any) -> None:
 def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the config in the weights' header, which is what the weights were saved with, and the tensors."""
     weights, config_file = directory / WEIGHTS_NAME, directory / CONFIG_NAME
-    beside = _read_json(config_file.read_text(encoding="utf-8"), config_file) if config_file.is_file() else None
+    beside = _read_json(config_file.read_bytes(), config_file) if config_file.is_file() else None
     if beside is not None:
         _require_ours(beside, config_file)
     if not weights.is_file():
@@ -281,10 +284,10 @@ def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, state
 
 
-def _read_json(text: str, where: Path) -> dict[str, Any]:
+def _read_json(text: str | bytes, where: Path) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also: not UTF-8, integers too long to convert, nesting too deep
         raise CheckpointError(f"the config in {where} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"the config in {where} must be a JSON object, got {type(value).__name__}")
@@ -331,7 +334,11 @@ def _require_same_meaning(shared: RootState, config: AIMConfig, strict: bool) ->
         for name in _MEANING
         if getattr(config, name) != getattr(shared.config, name)
     ]
-    if config.adapted_blocks(depth) != shared.config.adapted_blocks(depth):
+    try:
+        blocks = config.adapted_blocks(depth)
+    except ConfigError as error:
+        raise CheckpointError(f"the checkpoint's settings do not fit this model: {error}") from error
+    if blocks != shared.config.adapted_blocks(depth):
         differs.append(f"layers={config.layers!r} (this model: {shared.config.layers!r})")
     if differs:
         _refuse(f"the adapters were saved with {', '.join(differs)}", strict)

@@ -113,16 +113,19 @@ class AIMConfig:
         """Return the sorted indices of the adapted blocks of a model with ``depth`` blocks.
 
         Raises:
-            ConfigError: An index is out of range or named twice.
+            ConfigError: An index is out of range or named twice, or no block is left (half of one block).
         """
         if isinstance(self.layers, str):
             half = depth // 2
-            return {
+            chosen = {
                 "all": tuple(range(depth)),
                 "bottom_half": tuple(range(half)),
                 "top_half": tuple(range(depth - half, depth)),
                 "alternate": tuple(range(0, depth, 2)),
             }[self.layers]
+            if not chosen:
+                raise ConfigError(f"layers={self.layers!r} names no block of a model of depth {depth}; use 'all'")
+            return chosen
         for index in self.layers:
             if not -depth <= index < depth:
                 raise ConfigError(
@@ -165,7 +168,7 @@ class AIMConfig:
         """
         try:
             fields = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also: integers too long to convert, nesting too deep
             raise ConfigError(f"config is not JSON: {error}") from error
         if not isinstance(fields, dict):
             raise ConfigError(f"config must be a JSON object, got {type(fields).__name__}")
@@ -187,7 +190,10 @@ def _number(
     bounds += f" and < {high}" if high < math.inf else ""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ConfigError(f"{name} must be {bounds}, got {value!r} of type {type(value).__name__}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond the range of float
+        number = math.inf
     if not math.isfinite(number) or number < low or (open_low and number == low) or number >= high:
         raise ConfigError(f"{name} must be {bounds}, got {value}")
     return number

@@ -35,9 +35,9 @@ def find_roots(model: nn.Module) -> dict[str, tuple[nn.Module, SharedState]]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
     roots = {
-        name: (module, module.aim)
+        name: (module, shared)
         for name, module in model.named_modules()
-        if isinstance(getattr(module, "aim", None), SharedState)
+        if isinstance(shared := module._modules.get("aim"), SharedState)
     }
     if not roots:
         raise StateError(f"this {type(model).__name__} is not wrapped; call wrap_image_model(model, num_frames) first")

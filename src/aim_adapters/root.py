@@ -83,10 +83,10 @@ class VideoRoot(Patched):
             out = super().forward(**{**kwargs, anatomy.input_name: self._flatten(kwargs[anatomy.input_name])})
         else:
             return super().forward(**kwargs)  # raises as the image model does
-        if anatomy.heads:
-            return out
         if not shared.enabled:
             return _map_outputs(out, lambda x: average_frames(x, shared.num_frames))
+        if anatomy.heads:
+            return out
         if isinstance(out, tuple):
             return (shared.classify(out[0]), *(average_frames(x, shared.num_frames) for x in out[1:]))
         return shared.classify(out)
@@ -194,10 +194,12 @@ class ClipHead(Patched):
             ``[B, ..., K]``.
         """
         shared, (name, keep_own) = self.aim_shared[0], self.aim_spec
-        if keep_own or not shared.enabled:
-            # The frozen layer may not be linear: per frame first, as the image model does.
-            return average_frames(super().forward(x, *args, **kwargs), shared.num_frames)
-        return shared.classify(x, name)
+        if shared.enabled and not keep_own:
+            return shared.classify(x, name)
+        # The frozen layer may not be linear, so frames are averaged behind it; while adapters are disabled the root
+        # does that, behind everything.
+        out: Tensor = super().forward(x, *args, **kwargs)
+        return average_frames(out, shared.num_frames) if shared.enabled else out
 
 
 def hold_frozen_in_eval(root: nn.Module, anatomy: BackboneAnatomy) -> None:

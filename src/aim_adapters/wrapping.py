@@ -89,8 +89,8 @@ def wrap_image_model(
         bottleneck=bottleneck,
         scale=scale,
         num_classes=num_classes,
-        components=components if isinstance(components, str) else tuple(components),  # type: ignore[arg-type]
-        layers=layers if isinstance(layers, str) else tuple(layers),
+        components=components,  # type: ignore[arg-type]  # AIMConfig makes tuples of sequences
+        layers=layers,  # type: ignore[arg-type]
         temporal_input_adapter=temporal_input_adapter,
         drop_path=drop_path,
         head_dropout=head_dropout,
@@ -282,9 +282,9 @@ class _Plan:
             for module, container in self.containers:
                 module.add_module("aim", container)
             for module in self.holders:
-                module.aim_shared = (self.state,)
+                module.aim_shared = (self.state,)  # type: ignore[assignment]
             for module, mixin, spec in self.patches:
-                patch(module, mixin, spec)  # type: ignore[arg-type]
+                patch(module, mixin, spec)
             ours = {id(p) for state in states(self.model) for p in state.parameters()}
             for parameter in self.model.parameters():
                 parameter.requires_grad_(id(parameter) in ours)

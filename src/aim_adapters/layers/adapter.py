@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
+
+from aim_adapters.layers.linear import zero_linear
 
 
 class Adapter(nn.Module):
@@ -34,9 +35,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.skip = skip
         self.down_proj = nn.Linear(dim, width, device=device, dtype=dtype)
-        self.up_proj = skip_init(nn.Linear, width, dim, device=device, dtype=dtype)
-        nn.init.zeros_(self.up_proj.weight)
-        nn.init.zeros_(self.up_proj.bias)
+        self.up_proj = zero_linear(width, dim, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the adapted tokens.

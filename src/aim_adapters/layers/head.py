@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
+
+from aim_adapters.layers.linear import zero_linear
 
 
 def new_classifier(
     dim: int, num_classes: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
 ) -> nn.Linear:
     """Make a classification layer as the reference does: weights N(0, 0.01), bias 0."""
-    layer: nn.Linear = skip_init(nn.Linear, dim, num_classes, device=device, dtype=dtype)
+    layer = zero_linear(dim, num_classes, device=device, dtype=dtype)
     nn.init.normal_(layer.weight, std=0.01)
-    nn.init.zeros_(layer.bias)
     return layer
 
 

@@ -1,0 +1,115 @@
+"""timm's VisionTransformer keeps every promise, and what cannot is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.layers import SwiGLUPacked
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock, VisionTransformer
+from torch import nn
+
+import aim_adapters as aim
+from aim_adapters.backbones import read_anatomy
+from tests.backbones.contract import Case, Contract, process_group
+
+__all__ = ["process_group"]
+
+SIZE: dict[str, Any] = {
+    "img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5,
+}  # fmt: skip
+DROPOUT: dict[str, Any] = {
+    "drop_rate": 0.5, "pos_drop_rate": 0.5, "patch_drop_rate": 0.5, "proj_drop_rate": 0.5, "attn_drop_rate": 0.5,
+    "drop_path_rate": 0.5,
+}  # fmt: skip
+
+
+def member(name: str, cls: type[VisionTransformer] = VisionTransformer, image_size: int = 16, **kwargs: Any) -> Case:
+    def build(**more: Any) -> Callable[[], nn.Module]:
+        return lambda: cls(**{**SIZE, **kwargs, **more})
+
+    mask = {"attn_mask": torch.zeros(5, 5)}
+    return Case(name, build(), image_size=image_size, dropout=build(**DROPOUT), mask=mask)
+
+
+CASES = [
+    member("class_token"),
+    member("features", num_classes=0),
+    member("average_pool", global_pool="avg", class_token=False, fc_norm=True),
+    member("average_pool_norm_first", global_pool="avg", fc_norm=False),
+    member("attention_pool_siglip", global_pool="map", class_token=False),
+    member("unpooled", global_pool="", num_classes=0),
+    member("distilled_deit", cls=VisionTransformerDistilled),
+    member("registers_layer_scale_dinov2", reg_tokens=2, init_values=0.1, no_embed_class=True, mlp_layer=SwiGLUPacked),
+    member("pre_norm_quick_gelu_clip", pre_norm=True, act_layer="quick_gelu"),
+    member("query_key_norm", qk_norm=True, scale_attn_norm=True),
+    member("dynamic_image_size", image_size=24, dynamic_img_size=True),
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case.name)
+def case(request: pytest.FixtureRequest) -> Case:
+    return request.param
+
+
+class TestContract(Contract):
+    pass
+
+
+@pytest.mark.parametrize("block", [ParallelScalingBlock, ResPostBlock])
+def test_other_blocks_are_refused_by_name(block: type[nn.Module]) -> None:
+    model = VisionTransformer(**SIZE, block_fn=block)
+    with pytest.raises(aim.UnsupportedModelError, match=rf"blocks\.0 is a .*{block.__name__}.*register_backbone"):
+        aim.wrap_image_model(model, 8)
+
+
+def test_differential_attention_is_refused_though_its_attributes_are_the_same() -> None:
+    model = VisionTransformer(**SIZE, attn_layer="diff")
+    with pytest.raises(aim.UnsupportedModelError, match=r"blocks\.0\.attn is a .*DiffAttention"):
+        aim.wrap_image_model(model, 8)
+
+
+def test_sub_class_of_a_block_is_refused() -> None:
+    model = VisionTransformer(**SIZE)
+    model.blocks[1].__class__ = type("Mine", (type(model.blocks[1]),), {})
+    with pytest.raises(aim.UnsupportedModelError, match=r"blocks\.1"):
+        aim.wrap_image_model(model, 8)
+
+
+def test_reset_classifier_is_blocked_while_wrapped() -> None:
+    model = aim.wrap_image_model(VisionTransformer(**SIZE), 4)
+    with pytest.raises(aim.AIMError, match="unwrap_image_model"):
+        model.reset_classifier(7)
+    aim.unwrap_image_model(model).reset_classifier(7)
+    assert model.head.out_features == 7
+
+
+def test_distilled_heads_are_both_new() -> None:
+    model = aim.wrap_image_model(VisionTransformerDistilled(**SIZE), 4, num_classes=7)
+    assert model(torch.randn(2, 4, 3, 16, 16)).shape == (2, 7)
+    assert {key for key in aim.adapter_state_dict(model) if key.startswith("head")} == {
+        "head.weight", "head.bias", "head_dist.weight", "head_dist.bias",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "vit_small_patch14_reg4_dinov2",
+        "vit_base_patch16_clip_224.openai", "vit_base_patch16_siglip_224", "vit_base_patch16_gap_224",
+    ],
+)  # fmt: skip
+def test_models_by_name_are_read(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    anatomy = read_anatomy(model)
+    assert anatomy.library == "timm"
+    assert anatomy.model_name is not None
+    assert anatomy.model_name.startswith(name.partition(".")[0])
+    assert anatomy.image_mean is not None
+    aim.wrap_image_model(model, 8)
+    assert {p.device.type for p in aim.trainable_parameters(model)} == {"meta"}
