@@ -40,7 +40,9 @@ def timm_model(**kwargs: Any) -> nn.Module:
     trunk_kwargs = {key: kwargs.pop(key) for key in ("global_pool", "class_token", "proj_drop_rate") if key in kwargs}
 
     def create(name: str, pretrained: bool = False, **more: Any) -> nn.Module:
-        return TimmViT(**{**TIMM, **trunk_kwargs, **more})
+        trunk = TimmViT(**{**TIMM, **trunk_kwargs, **more})
+        trunk.default_cfg = {}
+        return trunk
 
     with mock.patch.object(timm, "create_model", create):
         model = TimmModel("tiny", embed_dim=12, image_size=16, **kwargs)
