@@ -22,7 +22,7 @@ Attend = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class BlockAnatomy:
-    """Describe one kind of transformer block. All functions get the block itself as first argument.
+    """Describe one kind of transformer block.
 
     A field that names a part holds the attribute's name on the block, or None; the part may be a module, a
     parameter (a factor, as EVA's ``gamma_1``) or None. Use module-level functions: a wrapped model is pickled
@@ -35,15 +35,17 @@ class BlockAnatomy:
         post_attention: Part applied to the attention's output (LayerScale, the norm of a post-norm block).
         pre_mlp: Part applied before the MLP; the joint adapter reads its output.
         post_mlp: Part applied to the MLP's output.
-        project_qkv: ``(block, h) -> q, k, v``: tokens ``[B*T, N, D]`` to ``[B*T, N, H, d]`` (keys and values may
+        project_qkv: ``(attention, h) -> q, k, v``: tokens ``[B*T, N, D]`` to ``[B*T, N, H, d]`` (keys and values may
             have fewer heads), after any query/key norm, one dtype, views of a packed projection where there is one.
-        project_out: ``(block, o, h) -> out``: attention's output ``[B*T, N, H, d]`` to ``[B*T, N, D]``; ``h`` is what
-            the attention read, for gates.
+        project_out: ``(attention, o, h) -> out``: attention's output ``[B*T, N, H, d]`` to the shape of ``h``, which is
+            what the attention read.
         attend: ``(block, h, *args, **kwargs) -> out``: the family's own spatial attention with the block's own
             extra arguments; refuses the arguments it cannot honour.
-        softmax_scale: ``(block) -> float``: factor on the attention's scores.
+        softmax_scale: ``(attention) -> float``: factor on the attention's scores.
+        heads: ``(attention) -> int``: number of query heads.
         fused_spatial: Run the spatial pass as ``project_out(sdpa(project_qkv(h)))`` instead of ``attend``: the same
             numbers, where the family's own call would not always take a fused kernel.
+        temporal: The block also attends over time (Swin: only where windows are not shifted).
     """
 
     attention: str
@@ -56,7 +58,9 @@ class BlockAnatomy:
     project_out: ProjectOut
     attend: Attend
     softmax_scale: Callable[[Any], float]
+    heads: Callable[[Any], int]
     fused_spatial: bool = False
+    temporal: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,13 @@ class HeadAnatomy:
 
     Args:
         path: Its path from the root.
+        name: Name of our layer in its place, and so its key in a checkpoint.
         classifier: True: a linear classification layer, of which a copy trains. False: a fixed projection, applied
             to each frame before averaging (it may not be linear).
     """
 
     path: str
+    name: str = "head"
     classifier: bool = True
 
 
@@ -84,9 +90,9 @@ class BackboneAnatomy:
         blocks: Every block in order: its path, and its anatomy.
         block_widths: Width D of each block's tokens.
         entry: Module where tokens enter the blocks; its input (``entry_side="input"``) or output gets the
-            temporal embedding.
+            temporal embedding. None: time enters each temporal attention as a relative bias instead (Swin).
         entry_side: ``"input"`` or ``"output"``.
-        norms: Paths of the final norms.
+        norm: Path of the final norm, or None.
         heads: Output layers; empty when the root's own output is averaged.
         output_width: Width of what the classification layer reads.
         in_channels: Channels of an image.
@@ -99,6 +105,8 @@ class BackboneAnatomy:
         image_size: Height and width of the images it was trained on, in pixels, if known.
         image_mean: Mean per channel that images are normalised by, for pixels in [0, 1], if known.
         image_std: The same for the standard deviation.
+        pooled_outputs: Where the root returns a record of several outputs (transformers), the names of those that
+            are pooled over tokens: they are averaged over frames, and the others are left per frame.
         whole_model: The root lies in a larger model (CLIP) that reads its output, so the output must stay as it is.
     """
 
@@ -107,9 +115,9 @@ class BackboneAnatomy:
     input_name: str
     blocks: tuple[tuple[str, BlockAnatomy], ...]
     block_widths: tuple[int, ...]
-    entry: str
+    entry: str | None
     entry_side: Literal["input", "output"]
-    norms: tuple[str, ...]
+    norm: str | None
     heads: tuple[HeadAnatomy, ...]
     output_width: int
     in_channels: int
@@ -122,6 +130,7 @@ class BackboneAnatomy:
     image_size: tuple[int, int] | None = None
     image_mean: tuple[float, ...] | None = None
     image_std: tuple[float, ...] | None = None
+    pooled_outputs: tuple[str, ...] = ()
     whole_model: bool = False
 
 
@@ -174,6 +183,6 @@ def fingerprint(root: nn.Module, anatomy: BackboneAnatomy) -> str:
             sum(p.numel() for p in getattr(module, part).parameters() if p.ndim >= 2)
             for part in (block.attention, block.mlp)
         ]
-        blocks.append([width, *matrices, round(block.softmax_scale(module), 6)])
+        blocks.append([width, *matrices, round(block.softmax_scale(getattr(module, block.attention)), 6)])
     facts = [anatomy.in_channels, list(anatomy.patch_size), anatomy.prefix_tokens, anatomy.output_width, blocks]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -10,7 +10,7 @@ from torch import Tensor
 from aim_adapters.anatomy import BlockAnatomy, apply_part
 from aim_adapters.layers.adapter import drop_path
 from aim_adapters.layers.state import AIMState, BlockState
-from aim_adapters.layers.temporal import add_temporal_embedding
+from aim_adapters.layers.temporal import add_temporal_embedding, relative_temporal_bias
 from aim_adapters.ops.temporal_attention import temporal_attention
 from aim_adapters.patching import Patched
 
@@ -66,23 +66,26 @@ class AdaptedBlock(Patched):
         h = apply_part(self, anatomy.pre_attention, x)
         if aim.temporal_input is not None:
             h = aim.temporal_input(h)
-        q, k, v = anatomy.project_qkv(self, h)  # [B*T, N, H, d]
+        attention = getattr(self, anatomy.attention)
+        q, k, v = anatomy.project_qkv(attention, h)  # [B*T, N, H, d]
         o = temporal_attention(
             q,
             k,
             v,
             num_frames=shared.num_frames,
-            scale=anatomy.softmax_scale(self),
+            scale=anatomy.softmax_scale(attention),
+            bias=None if aim.temporal_bias is None else relative_temporal_bias(aim.temporal_bias),
             implementation=shared.attention,
         )
-        return apply_part(self, anatomy.post_attention, anatomy.project_out(self, o, h))
+        return apply_part(self, anatomy.post_attention, anatomy.project_out(attention, o, h))
 
     def _attend_over_tokens(self, h: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         anatomy = self.aim_spec
         if anatomy.fused_spatial and not any(a is not None for a in (*args, *kwargs.values())):
-            q, k, v = (x.transpose(1, 2) for x in anatomy.project_qkv(self, h))  # [B*T, H, N, d]
-            o = F.scaled_dot_product_attention(q, k, v, scale=anatomy.softmax_scale(self))
-            out = anatomy.project_out(self, o.transpose(1, 2), h)
+            attention = getattr(self, anatomy.attention)
+            q, k, v = (x.transpose(1, 2) for x in anatomy.project_qkv(attention, h))  # [B*T, H, N, d]
+            o = F.scaled_dot_product_attention(q, k, v, scale=anatomy.softmax_scale(attention))
+            out = anatomy.project_out(attention, o.transpose(1, 2), h)
         else:
             out = anatomy.attend(self, h, *args, **kwargs)
         return apply_part(self, anatomy.post_attention, out)

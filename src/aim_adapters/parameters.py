@@ -63,7 +63,7 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def adapter_param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return parameter groups for an optimiser: weights decay; biases, norms and the temporal embedding do not.
+    """Return parameter groups for an optimiser: weights decay; biases, norms and temporal positions do not.
 
     Args:
         model: A wrapped model.
@@ -85,7 +85,7 @@ def adapter_param_groups(model: nn.Module, weight_decay: float) -> list[dict[str
     ]
     for key, parameter in declared_parameters(model).items():
         if parameter.requires_grad:
-            no_decay = parameter.ndim <= 1 or key.rpartition(".")[2] == "temporal_embedding"
+            no_decay = parameter.ndim <= 1 or key.rpartition(".")[2] in ("temporal_embedding", "temporal_bias")
             groups[no_decay]["params"].append(parameter)
     return [group for group in groups if group["params"]]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy
 from aim_adapters.block import AdaptedBlock
-from aim_adapters.errors import StateError
+from aim_adapters.errors import InputError, StateError
 from aim_adapters.layers.head import average_frames
 from aim_adapters.layers.state import AIMState, NormState, SharedState, states
 from aim_adapters.layers.temporal import add_temporal_embedding
@@ -83,10 +83,12 @@ class VideoRoot(Patched):
             out = super().forward(**{**kwargs, anatomy.input_name: self._flatten(kwargs[anatomy.input_name])})
         else:
             return super().forward(**kwargs)  # raises as the image model does
+        if shared.enabled and anatomy.heads:
+            return out
+        if anatomy.pooled_outputs:
+            return self._average_pooled(out)
         if not shared.enabled:
             return _map_outputs(out, lambda x: average_frames(x, shared.num_frames))
-        if anatomy.heads:
-            return out
         if isinstance(out, tuple):
             return (shared.classify(out[0]), *(average_frames(x, shared.num_frames) for x in out[1:]))
         return shared.classify(out)
@@ -96,6 +98,15 @@ class VideoRoot(Patched):
         super().train(mode)
         hold_frozen_in_eval(self, self.aim.record.anatomy)
         return self
+
+    def _average_pooled(self, out: Any) -> Any:
+        """Average over frames what a record of outputs holds pooled over tokens."""
+        if isinstance(out, tuple):
+            raise InputError("a wrapped model returns its outputs by name only; call it without return_dict=False")
+        for name in self.aim.record.anatomy.pooled_outputs:
+            if getattr(out, name, None) is not None:
+                setattr(out, name, average_frames(getattr(out, name), self.aim.num_frames))
+        return out
 
     def _flatten(self, video: Tensor) -> Tensor:
         config = self.aim.config

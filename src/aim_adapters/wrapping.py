@@ -23,7 +23,7 @@ from aim_adapters.errors import ConfigError, StateError, UnsupportedModelError
 from aim_adapters.layers.adapter import Adapter
 from aim_adapters.layers.head import new_classifier
 from aim_adapters.layers.state import AIMState, BlockState, NormState, states
-from aim_adapters.layers.temporal import new_temporal_embedding
+from aim_adapters.layers.temporal import new_temporal_bias, new_temporal_embedding
 from aim_adapters.ops.temporal_attention import choose
 from aim_adapters.parameters import find_roots
 from aim_adapters.patching import Patched, patch, unpatch
@@ -216,7 +216,13 @@ class _Plan:
         if len({id(block) for _, block in blocks}) != len(blocks):
             raise UnsupportedModelError("the model runs one block at several depths; shared blocks cannot be adapted")
         embedding = None
-        if "temporal" in config.components:
+        if "temporal" in config.components and not any(anatomy.blocks[i][1].temporal for i in adapted):
+            raise ConfigError(
+                f"none of the blocks {list(adapted)} attends over time in this model (of {anatomy.family}, only "
+                f"{[i for i, (_, block) in enumerate(anatomy.blocks) if block.temporal]} do); choose others by layers, "
+                "or leave 'temporal' out of components"
+            )
+        if "temporal" in config.components and anatomy.entry is not None:
             first = adapted[0]
             place = _place_of(root.get_submodule(anatomy.blocks[first][0]))
             embedding = new_temporal_embedding(config.attention_frames, anatomy.block_widths[first], **place)
@@ -229,13 +235,12 @@ class _Plan:
         plan = cls(model, root, state, [], [(root, state)], [])
         plan._add_blocks(blocks, anatomy, config)
         plan._add_head(anatomy, config)
-        if config.train_norm:
-            for path in anatomy.norms:
-                norm = root.get_submodule(path)
-                trained = copy.deepcopy(norm).requires_grad_(True)
-                plan.containers.append((norm, NormState(trained, shared=state)))
-                plan.patches.append((norm, TrainedNorm, None))
-        if embedding is not None and adapted[0] == 0:
+        if config.train_norm and anatomy.norm is not None:
+            norm = root.get_submodule(anatomy.norm)
+            trained = copy.deepcopy(norm).requires_grad_(True)
+            plan.containers.append((norm, NormState(trained, shared=state)))
+            plan.patches.append((norm, TrainedNorm, None))
+        if embedding is not None and anatomy.entry is not None and adapted[0] == 0:
             entry = root.get_submodule(anatomy.entry)
             plan.holders.append(entry)
             plan.patches.append((entry, TokenEntry, anatomy.entry_side))
@@ -248,7 +253,10 @@ class _Plan:
     def _add_blocks(self, blocks: list[tuple[int, nn.Module]], anatomy: BackboneAnatomy, config: AIMConfig) -> None:
         for index, block in blocks:
             dim, place = anatomy.block_widths[index], _place_of(block)
+            block_anatomy = anatomy.blocks[index][1]
             names = list(config.components) + ["temporal_input"] * config.temporal_input_adapter
+            if not block_anatomy.temporal:
+                names = [name for name in names if not name.startswith("temporal")]
             adapters = {
                 name: Adapter(dim, config.adapter_width(dim), skip=name in ("spatial", "temporal_input"), **place)
                 for name in names
@@ -257,22 +265,28 @@ class _Plan:
             # Below the first adapted block there is nothing of ours, so time enters there and not at the tokens'
             # entry: the frozen part records no graph, and its outputs can be computed once per clip.
             enters = index == blocks[0][0] != 0
-            container = BlockState(f"blocks.{index}.", adapters, shared=self.state, drop_path=rate, enters=enters)
+            bias = None
+            if "temporal" in names and anatomy.entry is None:
+                bias = new_temporal_bias(
+                    config.attention_frames, block_anatomy.heads(getattr(block, block_anatomy.attention)), **place
+                )
+            container = BlockState(
+                f"blocks.{index}.", adapters, shared=self.state, temporal_bias=bias, drop_path=rate, enters=enters
+            )
             self.containers.append((block, container))
-            self.patches.append((block, AdaptedBlock, anatomy.blocks[index][1]))
+            self.patches.append((block, AdaptedBlock, block_anatomy))
 
     def _add_head(self, anatomy: BackboneAnatomy, config: AIMConfig) -> None:
         place = _place_of(self.root.get_submodule(anatomy.blocks[-1][0]))
-        names = [head.path.rpartition(".")[2] for head in anatomy.heads] or ["head"]
-        for name, head in zip(names, anatomy.heads, strict=False):
+        for head in anatomy.heads:
             own = self.root.get_submodule(head.path)
             copied = config.num_classes is None and head.classifier and isinstance(own, nn.Linear)
             if copied:
-                self.state.add_module(name, copy.deepcopy(own).requires_grad_(True))
+                self.state.add_module(head.name, copy.deepcopy(own).requires_grad_(True))
             self.holders.append(own)
-            self.patches.append((own, ClipHead, (name, config.num_classes is None and not copied)))
+            self.patches.append((own, ClipHead, (head.name, config.num_classes is None and not copied)))
         if config.num_classes:
-            for name in names:
+            for name in [head.name for head in anatomy.heads] or ["head"]:
                 self.state.add_module(name, new_classifier(anatomy.output_width, config.num_classes, **place))
 
     def apply(self) -> None:
@@ -348,7 +362,7 @@ def _place_of(module: nn.Module) -> _Place:
 
 
 def _bypassed(root: nn.Module, anatomy: BackboneAnatomy, config: AIMConfig) -> frozenset[str]:
-    paths = list(anatomy.norms) if config.train_norm else []
+    paths = [anatomy.norm] if config.train_norm and anatomy.norm is not None else []
     names: list[str] = []
     for head in anatomy.heads:
         copied = head.classifier and isinstance(root.get_submodule(head.path), nn.Linear)

@@ -40,6 +40,9 @@ class Case:
     dropout: Callable[[], nn.Module] | None = None  # the same with every dropout and drop path switched on
     mask: dict[str, Any] = field(default_factory=dict)  # arguments that must be refused
     channels: int = 3
+    tokens: tuple[int, ...] = (5,)  # shape of the tokens that a block reads
+    plain_attention: Callable[[Any, Tensor], Tensor] | None = None  # the family's attention without spatial position
+    checkpoints: bool = True  # the library can checkpoint activations itself
 
     def model(self) -> nn.Module:
         """Return a member with random weights everywhere, so that nothing is hidden behind a zero or a one.
@@ -155,13 +158,15 @@ class Contract:
         root = model.get_submodule(anatomy.root).double()
         for (path, block_anatomy), width in zip(anatomy.blocks, anatomy.block_widths, strict=True):
             block = root.get_submodule(path)
-            h = torch.randn(2, 5, width, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+            h = torch.randn(2, *case.tokens, width, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
             h = apply_part(block, block_anatomy.pre_attention, h)
-            q, k, v = (x.transpose(1, 2) for x in block_anatomy.project_qkv(block, h))
-            scale = block_anatomy.softmax_scale(block)
+            attention = getattr(block, block_anatomy.attention)
+            q, k, v = (x.transpose(1, 2) for x in block_anatomy.project_qkv(attention, h))
+            scale = block_anatomy.softmax_scale(attention)
             o = F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
-            ours = block_anatomy.project_out(block, o.transpose(1, 2), h)
-            torch.testing.assert_close(ours, block_anatomy.attend(block, h), rtol=1e-10, atol=1e-10)
+            ours = block_anatomy.project_out(attention, o.transpose(1, 2), h)
+            theirs = (case.plain_attention or block_anatomy.attend)(block, h)
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
     # 2. The base is untouched
 
@@ -251,14 +256,14 @@ class Contract:
     def test_below_the_first_adapted_block_nothing_records_a_graph(self, case: Case) -> None:
         model = case.model()
         anatomy = read_anatomy(model)
-        first = len(anatomy.blocks) - 1
+        first = max(i for i, (_, block) in enumerate(anatomy.blocks) if block.temporal)
         aim.wrap_image_model(model, FRAMES, layers=[first])
         recorded: list[bool] = []
         root = model.get_submodule(anatomy.root)
         for path, _ in anatomy.blocks:
             root.get_submodule(path).register_forward_hook(lambda m, a, out: recorded.append(out.requires_grad))
         out = case.call(model.train(), case.video())
-        assert recorded == [False] * first + [True]
+        assert recorded == [False] * first + [True] * (len(anatomy.blocks) - first)
         assert out.requires_grad
 
     # 5. Undo
@@ -409,11 +414,12 @@ class Contract:
             assert not torch.allclose(tower(video), expected)
 
     def test_checkpointing_keeps_outputs_and_gradients(self, case: Case) -> None:
+        if not case.checkpoints:
+            pytest.skip("this library checkpoints nothing by itself")
         model, video = wake(aim.wrap_image_model(case.model(), FRAMES)), case.video()
         grads = []
         for enable in (False, True):
-            tower = model.get_submodule(read_root(model))
-            (tower if hasattr(tower, "set_grad_checkpointing") else model).set_grad_checkpointing(enable)
+            set_checkpointing(model, enable)
             model.train().zero_grad()
             out = case.call(model, video)
             loss(out).backward()
@@ -492,6 +498,15 @@ class Contract:
         fully_shard(model.get_submodule(read_root(model)), mesh=dist.device_mesh.init_device_mesh("cpu", (1,)))
         with pytest.raises(StateError, match="full state dict"):
             aim.unwrap_image_model(model)
+
+
+def set_checkpointing(model: nn.Module, enable: bool) -> None:
+    """Switch on the library's own activation checkpointing."""
+    tower = model.get_submodule(read_root(model))
+    if hasattr(model, "gradient_checkpointing_enable"):
+        (model.gradient_checkpointing_enable if enable else model.gradient_checkpointing_disable)()
+    else:
+        (tower if hasattr(tower, "set_grad_checkpointing") else model).set_grad_checkpointing(enable)
 
 
 def read_root(model: nn.Module) -> str:

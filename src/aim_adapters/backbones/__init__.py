@@ -90,7 +90,7 @@ def read_anatomy(model: nn.Module) -> BackboneAnatomy:
 
 
 def _built_in_names() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def _library(name: str) -> str:

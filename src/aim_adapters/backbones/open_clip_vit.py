@@ -1,20 +1,22 @@
-"""Describe open_clip's image towers: its own ``VisionTransformer``, timm towers, and whole CLIP models.
-
-``nn.MultiheadAttention`` takes a native fast path in evaluation without gradients and another path otherwise, so the
-kernel would change from call to call, and inside an adapted block from pass to pass. Adapted blocks therefore read
-its packed weights and run one fused ``scaled_dot_product_attention`` in all cases.
-"""
+"""Describe open_clip's image towers: its own ``VisionTransformer``, timm towers, and whole CLIP models."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
-from aim_adapters.backbones import Backbone
+from aim_adapters.backbones import Backbone, read_anatomy
+from aim_adapters.backbones._attention import (
+    inverse_root_scale,
+    num_heads,
+    project_out,
+    project_packed_weights,
+    refuse_masks,
+    require_plain_multi_head,
+)
 from aim_adapters.errors import UnsupportedModelError
 
 
@@ -50,7 +52,7 @@ def _read_vit(model: Any) -> BackboneAnatomy:
                 "ResidualAttentionBlock; describe this block with register_backbone to adapt it"
             )
         require_type(block, "attn", (nn.MultiheadAttention,), where=where)
-        _require_plain_attention(block.attn, where=where)
+        require_plain_multi_head(block.attn, where=f"{where}.attn")
     width = model.conv1.out_channels
     # With an attentional pooler the classification layer reads the pooler's output, of another width.
     pooled = width if model.attn_pool is None else model.output_dim
@@ -62,7 +64,7 @@ def _read_vit(model: Any) -> BackboneAnatomy:
         block_widths=(width,) * len(blocks),
         entry="ln_pre",
         entry_side="input",
-        norms=() if isinstance(model.ln_post, nn.Identity) else ("ln_post",),
+        norm=None if isinstance(model.ln_post, nn.Identity) else "ln_post",
         heads=(),
         output_width=pooled,
         in_channels=model.conv1.in_channels,
@@ -84,22 +86,17 @@ def _preprocessing(model: Any) -> dict[str, Any]:
     }
 
 
-def _read_timm_tower(model: Any) -> BackboneAnatomy | None:
-    from timm.models.vision_transformer import VisionTransformer
-
-    from aim_adapters.backbones.timm_vit import read_tower
-
-    if not isinstance(model.trunk, VisionTransformer):
-        return None
-    trunk = read_tower(model.trunk)
+def _read_timm_tower(model: Any) -> BackboneAnatomy:
+    trunk = read_anatomy(model.trunk)
     # Without a projection of its own the tower projects by the trunk's classification layer.
-    heads = (HeadAnatomy("head"),) if len(model.head) else tuple(HeadAnatomy(f"trunk.{h.path}") for h in trunk.heads)
+    trunk_heads = tuple(dataclasses.replace(head, path=f"trunk.{head.path}") for head in trunk.heads)
+    heads = (HeadAnatomy("head"),) if len(model.head) else trunk_heads
     return dataclasses.replace(
         trunk,
         family="open_clip_vit",
         blocks=tuple((f"trunk.{path}", block) for path, block in trunk.blocks),
-        entry=f"trunk.{trunk.entry}",
-        norms=tuple(f"trunk.{path}" for path in trunk.norms),
+        entry=None if trunk.entry is None else f"trunk.{trunk.entry}",
+        norm=None if trunk.norm is None else f"trunk.{trunk.norm}",
         heads=tuple(dataclasses.replace(head, classifier=False) for head in heads),
         blocked_methods=(),
         library="open_clip",
@@ -108,49 +105,12 @@ def _read_timm_tower(model: Any) -> BackboneAnatomy | None:
     )
 
 
-def _require_plain_attention(attn: nn.MultiheadAttention, *, where: str) -> None:
-    found = [
-        name
-        for name, wrong in (
-            ("batch_first=False", not attn.batch_first),
-            ("separate key/value widths", not attn._qkv_same_embed_dim),
-            ("bias_k/bias_v", attn.bias_k is not None or attn.bias_v is not None),
-            ("add_zero_attn", attn.add_zero_attn),
-        )
-        if wrong
-    ]
-    if found:
-        raise UnsupportedModelError(
-            f"{where}.attn uses {', '.join(found)}; expected nn.MultiheadAttention with batch_first=True, one packed "
-            "projection and no extra keys"
-        )
-
-
-def _project_qkv(block: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    attn = block.attn
-    packed = F.linear(h, attn.in_proj_weight, attn.in_proj_bias)  # [B*T, N, 3*D]
-    q, k, v = packed.unflatten(-1, (3, attn.num_heads, attn.head_dim)).unbind(-3)  # 3 x [B*T, N, H, d]
-    return q, k, v
-
-
-def _project_out(block: Any, o: Tensor, h: Tensor) -> Tensor:
-    out: Tensor = block.attn.out_proj(o.flatten(-2))  # [B*T, N, D]
-    return out
-
-
 def _attend(
     block: Any, h: Tensor, k_x: Tensor | None = None, v_x: Tensor | None = None, attn_mask: Tensor | None = None
 ) -> Tensor:
-    if k_x is not None or v_x is not None or attn_mask is not None:
-        raise UnsupportedModelError(
-            "an adapted image block was given keys, values or an attention mask; it attends to its own tokens only"
-        )
+    refuse_masks(k_x=k_x, v_x=v_x, attn_mask=attn_mask)
     out: Tensor = block.attention(h)
     return out
-
-
-def _softmax_scale(block: Any) -> float:
-    return float(block.attn.head_dim**-0.5)
 
 
 _BLOCK = BlockAnatomy(
@@ -160,10 +120,11 @@ _BLOCK = BlockAnatomy(
     post_attention="ls_1",
     pre_mlp="ln_2",
     post_mlp="ls_2",
-    project_qkv=_project_qkv,
-    project_out=_project_out,
+    project_qkv=project_packed_weights,
+    project_out=project_out,
     attend=_attend,
-    softmax_scale=_softmax_scale,
+    softmax_scale=inverse_root_scale,
+    heads=num_heads,
     fused_spatial=True,
 )
 

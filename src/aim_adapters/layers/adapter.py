@@ -24,13 +24,7 @@ class Adapter(nn.Module):
     """
 
     def __init__(
-        self,
-        dim: int,
-        width: int,
-        *,
-        skip: bool,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        self, dim: int, width: int, *, skip: bool, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
         self.skip = skip

@@ -80,6 +80,7 @@ class BlockState(AIMState):
         key: ``"blocks.{i}."``.
         adapters: By name: ``"temporal"``, ``"temporal_input"``, ``"spatial"``, ``"joint"``.
         shared: The model's shared state.
+        temporal_bias: Relative bias along time ``[2T-1, H]``, or None.
         drop_path: Stochastic depth rate of this block.
         enters: The temporal embedding is added to this block's input.
     """
@@ -88,9 +89,17 @@ class BlockState(AIMState):
     temporal_input: Adapter | None
     spatial: Adapter | None
     joint: Adapter | None
+    temporal_bias: nn.Parameter | None
 
     def __init__(
-        self, key: str, adapters: dict[str, Adapter], *, shared: SharedState, drop_path: float, enters: bool
+        self,
+        key: str,
+        adapters: dict[str, Adapter],
+        *,
+        shared: SharedState,
+        temporal_bias: nn.Parameter | None,
+        drop_path: float,
+        enters: bool,
     ) -> None:
         super().__init__(key)
         self.shared = (shared,)
@@ -98,6 +107,7 @@ class BlockState(AIMState):
         self.enters = enters
         for name in ("temporal", "temporal_input", "spatial", "joint"):
             self.register_module(name, adapters.get(name))
+        self.register_parameter("temporal_bias", temporal_bias)
 
 
 class NormState(AIMState):

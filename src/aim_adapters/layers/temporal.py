@@ -1,4 +1,4 @@
-"""Provide the trained position of a frame in its clip."""
+"""Provide the trained position of a frame in its clip: an embedding, or a bias relative to another frame."""
 
 from __future__ import annotations
 
@@ -27,3 +27,29 @@ def add_temporal_embedding(x: Tensor, embedding: Tensor) -> Tensor:
     shape = [1, embedding.shape[1]] + [1] * (clips.ndim - 3) + [embedding.shape[2]]
     out: Tensor = (clips + embedding.to(x.dtype).view(shape)).flatten(0, 1)  # [B*T, ..., D]
     return out
+
+
+def new_temporal_bias(
+    num_frames: int, heads: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> nn.Parameter:
+    """Make the table of relative biases along time ``[2T-1, H]``: trained, truncated normal with deviation 0.02.
+
+    The reference draws the same and leaves it frozen, by an oversight.
+    """
+    table = nn.Parameter(torch.empty(2 * num_frames - 1, heads, device=device, dtype=dtype))
+    nn.init.trunc_normal_(table, std=0.02)
+    return table
+
+
+def relative_temporal_bias(table: Tensor) -> Tensor:
+    """Spread a table of relative biases over pairs of frames.
+
+    Args:
+        table: ``[2T-1, H]``; row ``T-1 + s - t`` is for query frame s and key frame t.
+
+    Returns:
+        ``[H, T, T]``.
+    """
+    frames = torch.arange((table.shape[0] + 1) // 2, device=table.device)
+    distance = frames[:, None] - frames[None, :] + len(frames) - 1  # [T, T]
+    return table[distance].permute(2, 0, 1)

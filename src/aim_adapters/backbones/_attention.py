@@ -1,0 +1,130 @@
+"""Read the kinds of attention that several families share. Each function gets the attention module first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aim_adapters.errors import UnsupportedModelError
+
+
+def refuse_masks(**masks: Any) -> None:
+    """Refuse attention masks handed to an adapted block: they have no meaning along time.
+
+    Raises:
+        UnsupportedModelError: A mask is not None or False.
+    """
+    found = [name for name, mask in masks.items() if mask is not None and mask is not False]
+    if found:
+        raise UnsupportedModelError(
+            f"an attention mask was passed to an adapted block ({', '.join(found)}); it has no meaning along time: "
+            "call the model without it"
+        )
+
+
+def num_heads(attn: Any) -> int:
+    """Return the number of query heads."""
+    return int(attn.num_attention_heads if hasattr(attn, "num_attention_heads") else attn.num_heads)
+
+
+def softmax_scale(attn: Any) -> float:
+    """Return the factor on the scores, under the name that timm (``scale``) or transformers (``scaling``) uses."""
+    return float(attn.scaling if hasattr(attn, "scaling") else attn.scale)
+
+
+def project_qkv(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Project as timm and transformers do: one packed layer ``qkv``, or ``q_proj``, ``k_proj`` and ``v_proj``.
+
+    Args:
+        attn: The attention; biases may lie beside a packed layer as ``q_bias``, ``k_bias`` and ``v_bias``, and
+            queries and keys may have norms ``q_norm`` and ``k_norm``.
+        h: Tokens ``[B*T, N, D]``.
+
+    Returns:
+        Queries ``[B*T, N, H, d]``, keys and values ``[B*T, N, G, d]``.
+    """
+    if getattr(attn, "qkv", None) is not None:
+        bias = attn.qkv.bias
+        if getattr(attn, "q_bias", None) is not None:
+            bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+        packed = F.linear(h, attn.qkv.weight, bias)  # [B*T, N, 3*H*d]
+        q, k, v = packed.unflatten(-1, (3, attn.num_heads, -1)).unbind(-3)
+    else:
+        layers = (attn.q_proj, attn.k_proj, attn.v_proj)
+        q, k, v = (layer(h).unflatten(-1, (-1, attn.head_dim)) for layer in layers)
+    if hasattr(attn, "q_norm"):
+        # Under autocast a norm returns float32; the family's own attention call casts it back.
+        q, k = attn.q_norm(q).to(v.dtype), attn.k_norm(k).to(v.dtype)
+    return q, k, v
+
+
+def project_out(attn: Any, o: Tensor, h: Tensor) -> Tensor:
+    """Project back as timm and transformers do, with an inner norm and a sigmoid gate where there are any.
+
+    Args:
+        attn: The attention; its layer is ``proj``, ``out_proj`` or ``o_proj``.
+        o: Attended values ``[B*T, N, H, d]``.
+        h: What the attention read, ``[B*T, ..., D]``.
+
+    Returns:
+        In the shape of ``h``.
+    """
+    o = o.flatten(-2)  # [B*T, N, H*d]
+    if isinstance(getattr(attn, "norm", None), nn.Module):
+        o = attn.norm(o)
+    if getattr(attn, "gate", None) is not None:
+        o = o * attn.gate(h).sigmoid()
+    layer = next(getattr(attn, name) for name in ("proj", "out_proj", "o_proj") if hasattr(attn, name))
+    out: Tensor = layer(o)
+    return out.view(h.shape)
+
+
+def project_packed_weights(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Project by the packed weights of ``nn.MultiheadAttention``.
+
+    It takes a native fast path in evaluation without gradients and another path otherwise, so the kernel would
+    change from call to call; adapted blocks read its weights and run one fused attention in all cases.
+
+    Args:
+        attn: The attention.
+        h: Tokens ``[B*T, N, D]``.
+
+    Returns:
+        Queries, keys and values ``[B*T, N, H, d]``, views of one tensor.
+    """
+    packed = F.linear(h, attn.in_proj_weight, attn.in_proj_bias)  # [B*T, N, 3*D]
+    q, k, v = packed.unflatten(-1, (3, attn.num_heads, -1)).unbind(-3)
+    return q, k, v
+
+
+def inverse_root_scale(attn: Any) -> float:
+    """Return ``d ** -0.5``."""
+    return float(attn.head_dim**-0.5)
+
+
+def unit_scale(attn: Any) -> float:
+    """Return 1, for attention whose queries carry their scale (cosine attention)."""
+    return 1.0
+
+
+def require_plain_multi_head(attn: nn.MultiheadAttention, *, where: str) -> None:
+    """Refuse the options of ``nn.MultiheadAttention`` that no vision transformer uses.
+
+    Raises:
+        UnsupportedModelError: It is not batch-first with one packed projection and no extra keys.
+    """
+    options = {
+        "batch_first=False": not attn.batch_first,
+        "separate key/value widths": not attn._qkv_same_embed_dim,
+        "bias_k/bias_v": attn.bias_k is not None or attn.bias_v is not None,
+        "add_zero_attn": attn.add_zero_attn,
+    }
+    found = [name for name, wrong in options.items() if wrong]
+    if found:
+        raise UnsupportedModelError(
+            f"{where} uses {', '.join(found)}; expected nn.MultiheadAttention with batch_first=True, one packed "
+            "projection and no extra keys"
+        )

@@ -1,0 +1,69 @@
+"""Read Swin Transformer blocks, version 1 and 2, as timm and torchvision build them.
+
+As in the reference: the temporal pass runs at each location, on the unshifted blocks, with a relative bias along time
+instead of an embedding; windows and the spatial bias have no part in it. In version 2 the branch ends behind its norm.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aim_adapters.anatomy import Attend, BlockAnatomy
+from aim_adapters.backbones._attention import num_heads, project_out, unit_scale
+
+
+def _split(attn: Any, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Split ``[B*T, h, w, 3*D]`` into queries, keys and values ``[B*T, h*w, H, d]``."""
+    q, k, v = packed.flatten(1, 2).unflatten(-1, (3, attn.num_heads, -1)).unbind(-3)
+    return q, k, v
+
+
+def _project_qkv(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _split(attn, attn.qkv(h))
+
+
+def _project_qkv_cosine(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Project for cosine attention: unit queries and keys, the learned scale in the queries, keys without bias."""
+    if getattr(attn, "q_bias", None) is not None:
+        bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+    else:
+        bias = attn.qkv.bias
+        if bias is not None:
+            q_bias, k_bias, v_bias = bias.chunk(3)
+            bias = torch.cat((q_bias, torch.zeros_like(k_bias), v_bias))
+    q, k, v = _split(attn, F.linear(h, attn.qkv.weight, bias))
+    scale = attn.logit_scale.clamp(max=math.log(100.0)).exp().squeeze(-1)  # [H, 1]
+    return (F.normalize(q, dim=-1) * scale).to(v.dtype), F.normalize(k, dim=-1).to(v.dtype), v
+
+
+def _scale(attn: Any) -> float:
+    return float((attn.qkv.in_features // attn.num_heads) ** -0.5)
+
+
+def block_anatomy(version: int, attend: Attend, *, shifted: bool) -> BlockAnatomy:
+    """Describe a block.
+
+    Args:
+        version: 1 or 2.
+        attend: The library's own windowed attention.
+        shifted: Its windows are shifted (the odd blocks of a stage), so that it does not attend over time.
+    """
+    return BlockAnatomy(
+        attention="attn",
+        mlp="mlp",
+        pre_attention="norm1" if version == 1 else None,
+        post_attention=None if version == 1 else "norm1",
+        pre_mlp="norm2" if version == 1 else None,
+        post_mlp=None if version == 1 else "norm2",
+        project_qkv=_project_qkv if version == 1 else _project_qkv_cosine,
+        project_out=project_out,
+        attend=attend,
+        softmax_scale=_scale if version == 1 else unit_scale,
+        heads=num_heads,
+        temporal=not shifted,
+    )

@@ -1,0 +1,31 @@
+"""State what timm's transformers have in common, and transformers and torchvision do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def final_norm(model: Any) -> str | None:
+    """Return the norm in front of the classification layer: behind the pooling if there is one, else before it."""
+    return next((name for name in ("fc_norm", "norm") if not isinstance(getattr(model, name), nn.Identity)), None)
+
+
+def facts(model: Any) -> dict[str, Any]:
+    """Return the fields of a BackboneAnatomy that every timm transformer states in the same way."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    name, tag = cfg.get("architecture"), cfg.get("tag")
+    patch_embed = model.patch_embed
+    return {
+        "root": "",
+        "input_name": "x",
+        "in_channels": patch_embed.proj.in_channels,
+        "patch_size": tuple(patch_embed.patch_size),
+        "blocked_methods": ("reset_classifier",),
+        "library": "timm",
+        "model_name": f"{name}.{tag}" if name and tag else name,
+        "image_size": tuple(patch_embed.img_size) if patch_embed.img_size else None,
+        "image_mean": cfg.get("mean"),
+        "image_std": cfg.get("std"),
+    }

@@ -1,0 +1,123 @@
+"""State what the vision models of transformers have in common, and timm and torchvision do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
+from aim_adapters.backbones._attention import num_heads, project_out, project_qkv, refuse_masks, softmax_scale
+
+
+def block_anatomy(
+    attend: Callable[..., Tensor],
+    *,
+    attention: str,
+    norms: tuple[str, str],
+    layer_scales: tuple[str | None, str | None] = (None, None),
+) -> BlockAnatomy:
+    """Describe a pre-norm block with separate projections.
+
+    Args:
+        attend: The family's own attention.
+        attention: Attribute of the attention.
+        norms: Attributes of the norms before attention and before the MLP.
+        layer_scales: Attributes of the LayerScales behind them.
+    """
+    return BlockAnatomy(
+        attention=attention,
+        mlp="mlp",
+        pre_attention=norms[0],
+        post_attention=layer_scales[0],
+        pre_mlp=norms[1],
+        post_mlp=layer_scales[1],
+        project_qkv=project_qkv,
+        project_out=project_out,
+        attend=attend,
+        softmax_scale=softmax_scale,
+        heads=num_heads,
+    )
+
+
+def attend_attention(block: Any, h: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
+    """Run a block's own attention where it is named ``attention``, with the options the model passes down."""
+    refuse_masks(attention_mask=attention_mask)
+    out: Tensor = block.attention(h, attention_mask=None, **options)[0]
+    return out
+
+
+def attend_self_attn(block: Any, h: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
+    """Run a block's own attention where it is named ``self_attn``, with the options the model passes down."""
+    refuse_masks(attention_mask=attention_mask)
+    out: Tensor = block.self_attn(h, attention_mask=None, **options)[0]
+    return out
+
+
+def read_tower(
+    model: Any,
+    *,
+    family: str,
+    tower: str,
+    layers: str,
+    block: BlockAnatomy,
+    types: tuple[type, type],
+    entry: tuple[str, str],
+    norm: str | None,
+    heads: tuple[HeadAnatomy, ...] = (),
+    prefix_tokens: int,
+    root: str = "",
+) -> BackboneAnatomy:
+    """Read a vision model of transformers.
+
+    Args:
+        model: The module whose input is images: the tower itself or a classifier around it.
+        family: Name of the descriptor.
+        tower: Path of the tower inside ``model``.
+        layers: Path of the list of blocks inside the tower.
+        block: The blocks' anatomy.
+        types: Types of the blocks and of their attention.
+        entry: Path of the entry inside the tower, and ``"input"`` or ``"output"``.
+        norm: Path of the final norm inside the tower, or None where nothing reads it.
+        heads: The classification layers.
+        prefix_tokens: Tokens in front of the patches.
+        root: Path of ``model`` in a whole model that compares its output with text.
+
+    Raises:
+        UnsupportedModelError: A block or its attention is of another type.
+    """
+    config = model.config
+    config = getattr(config, "vision_config", config)
+    at = f"{tower}." if tower else ""
+    blocks: nn.ModuleList = model.get_submodule(at + layers)
+    for index, layer in enumerate(blocks):
+        require_type(blocks, str(index), types[:1], where=at + layers)
+        require_type(layer, block.attention, types[1:], where=f"{at}{layers}.{index}")
+    size, patch = config.image_size, config.patch_size
+    side = "input" if entry[1] == "input" else "output"
+    return BackboneAnatomy(
+        family=family,
+        root=root,
+        input_name="pixel_values",
+        blocks=tuple((f"{at}{layers}.{i}", block) for i in range(len(blocks))),
+        block_widths=(config.hidden_size,) * len(blocks),
+        entry=at + entry[0],
+        entry_side=side,
+        norm=None if norm is None else at + norm,
+        heads=heads,
+        output_width=_classifier_width(model, heads, config.hidden_size),
+        in_channels=config.num_channels,
+        patch_size=(patch, patch) if isinstance(patch, int) else tuple(patch),
+        prefix_tokens=prefix_tokens,
+        library="transformers",
+        model_name=getattr(model, "name_or_path", None) or None,
+        image_size=(size, size) if isinstance(size, int) else tuple(size),
+        pooled_outputs=("pooler_output", "image_embeds", "logits", "cls_logits", "distillation_logits"),
+        whole_model=root != "",
+    )
+
+
+def _classifier_width(model: Any, heads: tuple[HeadAnatomy, ...], hidden_size: int) -> int:
+    classifier = model.get_submodule(heads[0].path) if heads else None
+    return classifier.in_features if isinstance(classifier, nn.Linear) else hidden_size

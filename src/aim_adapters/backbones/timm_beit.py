@@ -1,0 +1,57 @@
+"""Describe timm's ``Beit`` (BEiT, BEiT v2). Its relative position bias is spatial and is not applied along time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
+from aim_adapters.backbones import Backbone
+from aim_adapters.backbones._attention import num_heads, project_out, project_qkv, softmax_scale
+from aim_adapters.backbones._timm import facts, final_norm
+
+
+def read(model: nn.Module) -> BackboneAnatomy | None:
+    """Read a timm ``Beit``; None for anything else."""
+    from timm.models.beit import Attention, Beit, Block
+
+    if not isinstance(model, Beit):
+        return None
+    for index, block in enumerate(model.blocks):
+        require_type(model.blocks, str(index), (Block,), where="blocks")
+        require_type(block, "attn", (Attention,), where=f"blocks.{index}")
+    return BackboneAnatomy(
+        family="timm_beit",
+        blocks=tuple((f"blocks.{i}", _BLOCK) for i in range(len(model.blocks))),
+        block_widths=(model.embed_dim,) * len(model.blocks),
+        entry="pos_drop",
+        entry_side="output",
+        norm=final_norm(model),
+        heads=(HeadAnatomy("head"),),
+        output_width=model.embed_dim,
+        prefix_tokens=model.num_prefix_tokens,
+        **facts(model),
+    )
+
+
+def _attend(block: Any, h: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
+    out: Tensor = block.attn(h, shared_rel_pos_bias=shared_rel_pos_bias)
+    return out
+
+
+_BLOCK = BlockAnatomy(
+    attention="attn",
+    mlp="mlp",
+    pre_attention="norm1",
+    post_attention="gamma_1",
+    pre_mlp="norm2",
+    post_mlp="gamma_2",
+    project_qkv=project_qkv,
+    project_out=project_out,
+    attend=_attend,
+    softmax_scale=softmax_scale,
+    heads=num_heads,
+)
+
+BACKBONE = Backbone(name="timm_beit", library="timm", describes="timm Beit (BEiT, BEiT v2)", read=read)

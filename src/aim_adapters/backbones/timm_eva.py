@@ -1,0 +1,75 @@
+"""Describe timm's ``Eva``: EVA, EVA-02, DINOv3, Perception Encoder and rotary ViTs, pre-norm and post-norm.
+
+Rotary positions are spatial: the frames of a token share one position, so they cancel along time and are not applied
+there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor, nn
+
+from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
+from aim_adapters.backbones import Backbone
+from aim_adapters.backbones._attention import num_heads, project_out, project_qkv, refuse_masks, softmax_scale
+from aim_adapters.backbones._timm import facts, final_norm
+
+
+def read(model: nn.Module) -> BackboneAnatomy | None:
+    """Read a timm ``Eva``; None for anything else."""
+    from timm.layers import AttentionRope
+    from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
+
+    if not isinstance(model, Eva):
+        return None
+    kinds: dict[type, BlockAnatomy] = {EvaBlock: _BLOCK, EvaBlockPostNorm: _POST_NORM_BLOCK}
+    for index, block in enumerate(model.blocks):
+        require_type(model.blocks, str(index), tuple(kinds), where="blocks")
+        require_type(block, "attn", (EvaAttention, AttentionRope), where=f"blocks.{index}")
+    return BackboneAnatomy(
+        family="timm_eva",
+        blocks=tuple((f"blocks.{i}", kinds[type(block)]) for i, block in enumerate(model.blocks)),
+        block_widths=(model.embed_dim,) * len(model.blocks),
+        entry="norm_pre",
+        entry_side="input",
+        norm=final_norm(model),
+        heads=(HeadAnatomy("head"),),
+        output_width=model.embed_dim,
+        prefix_tokens=model.num_prefix_tokens,
+        **facts(model),
+    )
+
+
+def _attend(
+    block: Any, h: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    refuse_masks(attn_mask=attn_mask, is_causal=is_causal)
+    out: Tensor = block.attn(h, rope=rope)
+    return out
+
+
+_BLOCK = BlockAnatomy(
+    attention="attn",
+    mlp="mlp",
+    pre_attention="norm1",
+    post_attention="gamma_1",
+    pre_mlp="norm2",
+    post_mlp="gamma_2",
+    project_qkv=project_qkv,
+    project_out=project_out,
+    attend=_attend,
+    softmax_scale=softmax_scale,
+    heads=num_heads,
+)
+_POST_NORM_BLOCK = dataclasses.replace(
+    _BLOCK, pre_attention=None, post_attention="norm1", pre_mlp=None, post_mlp="norm2"
+)
+
+BACKBONE = Backbone(
+    name="timm_eva",
+    library="timm",
+    describes="timm Eva (EVA, EVA-02, DINOv3, Perception Encoder, rotary ViT)",
+    read=read,
+)

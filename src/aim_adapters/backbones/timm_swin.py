@@ -1,0 +1,54 @@
+"""Describe timm's ``SwinTransformer`` and ``SwinTransformerV2``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
+from aim_adapters.backbones import Backbone
+from aim_adapters.backbones._swin import block_anatomy
+from aim_adapters.backbones._timm import facts
+
+
+def read(model: nn.Module) -> BackboneAnatomy | None:
+    """Read a timm ``SwinTransformer`` or ``SwinTransformerV2``; None for anything else."""
+    from timm.models import swin_transformer as v1
+    from timm.models import swin_transformer_v2 as v2
+
+    if not isinstance(model, (v1.SwinTransformer, v2.SwinTransformerV2)):
+        return None
+    version = 1 if isinstance(model, v1.SwinTransformer) else 2
+    block_type = {1: v1.SwinTransformerBlock, 2: v2.SwinTransformerV2Block}[version]
+    attention_type = {1: v1.WindowAttention, 2: v2.WindowAttention}[version]
+    blocks: list[tuple[str, BlockAnatomy]] = []
+    widths: list[int] = []
+    for stage, layer in enumerate(model.layers.children()):
+        for index, block in enumerate(layer.blocks):
+            path = f"layers.{stage}.blocks.{index}"
+            require_type(layer.blocks, str(index), (block_type,), where=f"layers.{stage}.blocks")
+            require_type(block, "attn", (attention_type,), where=path)
+            # The index decides: timm sets the shift of a stage that is one window wide to 0 on every block.
+            blocks.append((path, block_anatomy(version, _attend, shifted=index % 2 == 1)))
+            widths.append(block.dim)
+    return BackboneAnatomy(
+        family="timm_swin",
+        blocks=tuple(blocks),
+        block_widths=tuple(widths),
+        entry=None,
+        entry_side="input",
+        norm="norm",
+        heads=(HeadAnatomy("head.fc"),),
+        output_width=model.num_features,
+        prefix_tokens=0,
+        **facts(model),
+    )
+
+
+def _attend(block: Any, h: Tensor) -> Tensor:
+    out: Tensor = block._attn(h)
+    return out
+
+
+BACKBONE = Backbone(name="timm_swin", library="timm", describes="timm Swin Transformer v1 and v2", read=read)

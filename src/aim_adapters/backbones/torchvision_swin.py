@@ -1,0 +1,63 @@
+"""Describe torchvision's ``SwinTransformer``, version 1 and 2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
+from aim_adapters.backbones import Backbone
+from aim_adapters.backbones._swin import block_anatomy
+from aim_adapters.errors import UnsupportedModelError
+
+
+def read(model: nn.Module) -> BackboneAnatomy | None:
+    """Read a torchvision ``SwinTransformer``; None for anything else."""
+    from torchvision.models import swin_transformer as swin
+
+    if not isinstance(model, swin.SwinTransformer):
+        return None
+    versions = {swin.SwinTransformerBlock: 1, swin.SwinTransformerBlockV2: 2}
+    attention = {1: swin.ShiftedWindowAttention, 2: swin.ShiftedWindowAttentionV2}
+    blocks: list[tuple[str, BlockAnatomy]] = []
+    widths: list[int] = []
+    for stage, layer in enumerate(model.features):
+        if not isinstance(layer, nn.Sequential) or isinstance(layer[0], nn.Conv2d):
+            continue  # the patch embedding and the patch merging between stages
+        for index, block in enumerate(layer):
+            path = f"features.{stage}.{index}"
+            require_type(layer, str(index), tuple(versions), where=f"features.{stage}")
+            version = versions[type(block)]
+            require_type(block, "attn", (attention[version],), where=path)
+            blocks.append((path, block_anatomy(version, _attend, shifted=index % 2 == 1)))
+            widths.append(block.attn.qkv.in_features)
+    if not blocks:
+        raise UnsupportedModelError("this torchvision SwinTransformer has no blocks")
+    stem = model.features[0][0]
+    return BackboneAnatomy(
+        family="torchvision_swin",
+        root="",
+        input_name="x",
+        blocks=tuple(blocks),
+        block_widths=tuple(widths),
+        entry=None,
+        entry_side="input",
+        norm="norm",
+        heads=(HeadAnatomy("head"),),
+        output_width=widths[-1],
+        in_channels=stem.in_channels,
+        patch_size=tuple(stem.kernel_size),
+        prefix_tokens=0,
+        library="torchvision",
+    )
+
+
+def _attend(block: Any, h: Tensor) -> Tensor:
+    out: Tensor = block.attn(h)
+    return out
+
+
+BACKBONE = Backbone(
+    name="torchvision_swin", library="torchvision", describes="torchvision SwinTransformer v1 and v2", read=read
+)

@@ -1,0 +1,55 @@
+"""Describe CLIP and SigLIP of transformers: image towers, whole models, and image classifiers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import nn
+
+from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy
+from aim_adapters.backbones import Backbone
+from aim_adapters.backbones._transformers import attend_self_attn, block_anatomy, read_tower
+
+
+def read(model: nn.Module) -> BackboneAnatomy | None:
+    """Read a CLIP or SigLIP of transformers; None for anything else."""
+    from transformers.models.clip import modeling_clip as clip
+    from transformers.models.siglip import modeling_siglip as siglip
+
+    for whole in (clip.CLIPModel, siglip.SiglipModel):
+        if isinstance(model, whole):
+            anatomy = read(model.vision_model)
+            return anatomy and dataclasses.replace(anatomy, root="vision_model", whole_model=True)
+    head = (HeadAnatomy("classifier"),)
+    for cls, tower, heads in (
+        (clip.CLIPVisionModel, "", ()),
+        (clip.CLIPVisionModelWithProjection, "vision_model", ()),
+        (clip.CLIPForImageClassification, "vision_model", head),
+    ):
+        if isinstance(model, cls):
+            # The classifier averages patch tokens in front of this norm, so nothing reads its output.
+            norm = None if cls is clip.CLIPForImageClassification else "post_layernorm"
+            types = (clip.CLIPEncoderLayer, clip.CLIPAttention)
+            entry = ("pre_layrnorm", "input")
+            return _read(model, tower, types=types, entry=entry, norm=norm, heads=heads, prefix_tokens=1)
+    for cls, tower, heads in (
+        (siglip.SiglipVisionModel, "", ()),
+        (siglip.SiglipForImageClassification, "vision_model", head),
+    ):
+        if isinstance(model, cls):
+            types = (siglip.SiglipEncoderLayer, siglip.SiglipAttention)
+            entry = ("embeddings", "output")
+            return _read(model, tower, types=types, entry=entry, norm="post_layernorm", heads=heads, prefix_tokens=0)
+    return None
+
+
+def _read(model: Any, tower: str, **fields: Any) -> BackboneAnatomy:
+    return read_tower(model, family="transformers_clip", tower=tower, layers="encoder.layers", block=_BLOCK, **fields)
+
+
+_BLOCK = block_anatomy(attend_self_attn, attention="self_attn", norms=("layer_norm1", "layer_norm2"))
+
+BACKBONE = Backbone(
+    name="transformers_clip", library="transformers", describes="CLIP and SigLIP of transformers", read=read
+)

@@ -1,0 +1,56 @@
+"""Describe DINOv2 (with and without registers) and DINOv3 ViT of transformers."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy
+from aim_adapters.backbones import Backbone
+from aim_adapters.backbones._transformers import attend_attention, block_anatomy, read_tower
+
+
+def read(model: nn.Module) -> BackboneAnatomy | None:
+    """Read a DINOv2 or DINOv3 ViT of transformers; None for anything else."""
+    from transformers.models.dinov2 import modeling_dinov2 as v2
+    from transformers.models.dinov2_with_registers import modeling_dinov2_with_registers as registers
+    from transformers.models.dinov3_vit import modeling_dinov3_vit as v3
+
+    v2_types = (v2.Dinov2Layer, v2.Dinov2Attention)
+    registers_types = (registers.Dinov2WithRegistersLayer, registers.Dinov2WithRegistersAttention)
+    v3_types = (v3.DINOv3ViTLayer, v3.DINOv3ViTAttention)
+    for cls, tower, layers, norm, types in (
+        (v2.Dinov2Model, "", "encoder.layer", "layernorm", v2_types),
+        (v2.Dinov2ForImageClassification, "dinov2", "encoder.layer", "layernorm", v2_types),
+        (registers.Dinov2WithRegistersModel, "", "encoder.layer", "layernorm", registers_types),
+        (
+            registers.Dinov2WithRegistersForImageClassification,
+            "dinov2_with_registers",
+            "encoder.layer",
+            "layernorm",
+            registers_types,
+        ),
+        (v3.DINOv3ViTModel, "", "model.layer", "norm", v3_types),
+    ):
+        if isinstance(model, cls):
+            return read_tower(
+                model,
+                family="transformers_dino",
+                tower=tower,
+                layers=layers,
+                block=_BLOCK,
+                types=types,
+                entry=("embeddings", "output"),
+                norm=norm,
+                heads=(HeadAnatomy("classifier"),) if tower else (),
+                prefix_tokens=1 + getattr(model.config, "num_register_tokens", 0),
+            )
+    return None
+
+
+_BLOCK = block_anatomy(
+    attend_attention, attention="attention", norms=("norm1", "norm2"), layer_scales=("layer_scale1", "layer_scale2")
+)
+
+BACKBONE = Backbone(
+    name="transformers_dino", library="transformers", describes="DINOv2 and DINOv3 ViT of transformers", read=read
+)

@@ -1,0 +1,50 @@
+"""Describe ViT and DeiT of transformers, alone or under their image classifiers."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy
+from aim_adapters.backbones import Backbone
+from aim_adapters.backbones._transformers import attend_attention, block_anatomy, read_tower
+
+
+def read(model: nn.Module) -> BackboneAnatomy | None:
+    """Read a ViT or DeiT of transformers; None for anything else."""
+    from transformers.models.deit import modeling_deit as deit
+    from transformers.models.vit import modeling_vit as vit
+
+    single, pair = (
+        (HeadAnatomy("classifier"),),
+        (HeadAnatomy("cls_classifier"), HeadAnatomy("distillation_classifier", "head_dist")),
+    )
+    for cls, tower, heads in (
+        (vit.ViTModel, "", ()),
+        (vit.ViTForImageClassification, "vit", single),
+        (deit.DeiTModel, "", ()),
+        (deit.DeiTForImageClassification, "deit", single),
+        (deit.DeiTForImageClassificationWithTeacher, "deit", pair),
+    ):
+        if isinstance(model, cls):
+            is_vit = isinstance(model, (vit.ViTModel, vit.ViTForImageClassification))
+            types = (vit.ViTLayer, vit.ViTAttention) if is_vit else (deit.DeiTLayer, deit.DeiTAttention)
+            return read_tower(
+                model,
+                family="transformers_vit",
+                tower=tower,
+                layers="layers",
+                block=_BLOCK,
+                types=types,
+                entry=("embeddings", "output"),
+                norm="layernorm",
+                heads=heads,
+                prefix_tokens=1 if is_vit else 2,
+            )
+    return None
+
+
+_BLOCK = block_anatomy(attend_attention, attention="attention", norms=("layernorm_before", "layernorm_after"))
+
+BACKBONE = Backbone(
+    name="transformers_vit", library="transformers", describes="ViT and DeiT of transformers", read=read
+)
