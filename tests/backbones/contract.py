@@ -312,7 +312,6 @@ class Contract:
 
     # 6. Save and load
 
-    @pytest.mark.filterwarnings("ignore:DTensor random operators:UserWarning")  # torch 2.6, FSDP2 on a CPU
     @pytest.mark.parametrize("holder", ["bare", "compiled", "ddp", "fsdp2", "checkpointed", "ema"])
     def test_saved_adapters_load_bit_exactly(self, case: Case, holder: str, tmp_path: Any, process_group: None) -> None:
         model, video = wake(aim.wrap_image_model(case.model(), FRAMES)), case.video()
@@ -324,6 +323,8 @@ class Contract:
         elif holder == "ddp":
             held = DistributedDataParallel(model)
         elif holder == "fsdp2":
+            if not hasattr(torch.cpu.Stream, "record_event"):
+                pytest.skip("this version of torch cannot run FSDP2 on a CPU")
             mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
             for module in model.modules():
                 if hasattr(module, "aim") and hasattr(module.aim, "temporal"):
