@@ -85,12 +85,14 @@ def load_adapter_state_dict(model: nn.Module, state: Mapping[str, Tensor], stric
     )
     if strict and any(report):
         shapes = {key: f"{list(state[key].shape)} for {list(targets[key].shape)}" for key in report.mismatched}
+        problems = (
+            _named("missing", report.missing),
+            _named("unexpected", report.unexpected),
+            _named("of another shape", [f"{key} ({shape})" for key, shape in shapes.items()]),
+        )
         raise CheckpointError(
-            "the checkpoint does not fit the model, nothing was loaded:"
-            + _named("missing", report.missing)
-            + _named("unexpected", report.unexpected)
-            + _named("of another shape", [f"{key} ({shape})" for key, shape in shapes.items()])
-            + ". Wrap the model with the checkpoint's own settings, or pass strict=False to load what fits"
+            f"the checkpoint does not fit the model, nothing was loaded: {'; '.join(filter(None, problems))}. "
+            "Wrap the model with the checkpoint's own settings, or pass strict=False to load what fits"
         )
     with torch.no_grad():
         for key in common:
@@ -245,7 +247,7 @@ def _named(what: str, keys: Sequence[str], most: int = 5) -> str:
     if not keys:
         return ""
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return f" {len(keys)} {what}: {', '.join(keys[:most])}{more};"
+    return f"{len(keys)} {what}: {', '.join(keys[:most])}{more}"
 
 
 def _replace(target: Path, write: Any) -> None:

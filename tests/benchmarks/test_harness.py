@@ -1,0 +1,44 @@
+"""Hold the benchmark harness to what it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import harness
+
+
+def test_timing_summarises() -> None:
+    timing = harness.Timing.of([3.0, 1.0, 2.0])
+    assert (timing.median, timing.repeats) == (2.0, 3)
+    assert 1.0 <= timing.p10 <= timing.median <= timing.p90 <= 3.0
+
+
+def test_measure_sets_up_every_run_and_drops_the_warmup() -> None:
+    made: list[int] = []
+    ran: list[int] = []
+
+    def setup() -> int:
+        made.append(len(made))
+        return made[-1]
+
+    seconds = harness.measure(ran.append, setup=setup, repeats=3, warmup=2)
+    assert len(seconds) == 3
+    assert made == ran == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("seconds", "status"), [(0.1, 0), (0.3, 1), (0.2, 1)])
+def test_report_writes_and_says_whether_the_target_is_met(
+    seconds: float, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    timing = harness.Timing.of([seconds, seconds])
+    got = harness.report("trial", "a trial", seconds=seconds, target=0.2, details={"all": timing})
+    assert got == status
+    written = json.loads((tmp_path / "trial.json").read_text())
+    assert written["met"] == (status == 0)
+    assert written["timings"]["all"]["median"] == seconds
+    assert written["ran_on"]["versions"]["torch"]
+    assert written["ran_on"]["commit"]
