@@ -99,6 +99,7 @@ class BackboneAnatomy:
         patch_size: Height and width of a patch in pixels.
         prefix_tokens: Tokens in front of the patches ([class], registers, distillation).
         hidden_when_headed: Attributes of the root that must read None while our own head is in place.
+        refused_inputs: Arguments of the root that must stay None: masks, which have no meaning along time.
         blocked_methods: Methods that would replace or bypass what is ours; they raise while wrapped.
         library: Library the model comes from.
         model_name: Name under which that library rebuilds the base model, or None when unknown.
@@ -124,6 +125,7 @@ class BackboneAnatomy:
     patch_size: tuple[int, int]
     prefix_tokens: int
     hidden_when_headed: tuple[str, ...] = ()
+    refused_inputs: tuple[str, ...] = ()
     blocked_methods: tuple[str, ...] = ()
     library: str = ""
     model_name: str | None = None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy
 from aim_adapters.block import AdaptedBlock
-from aim_adapters.errors import InputError, StateError
+from aim_adapters.errors import InputError, StateError, UnsupportedModelError
 from aim_adapters.layers.head import average_frames
 from aim_adapters.layers.state import AIMState, NormState, SharedState, states
 from aim_adapters.layers.temporal import add_temporal_embedding
@@ -72,11 +72,15 @@ class VideoRoot(Patched):
 
         Raises:
             InputError: The video's shape, layout or dtype does not fit.
+            UnsupportedModelError: An attention mask was given.
             StateError: The module is a replica made by ``nn.DataParallel``.
         """
         shared, anatomy = self.aim, self.aim.record.anatomy
         if getattr(self, "_is_replica", False):
             raise StateError("nn.DataParallel cannot replicate a wrapped model; use DistributedDataParallel")
+        for name in anatomy.refused_inputs:
+            if kwargs.get(name) is not None:
+                raise UnsupportedModelError(f"{name} has no meaning along time; call the wrapped model without it")
         if args:
             out = super().forward(self._flatten(args[0]), *args[1:], **kwargs)
         elif anatomy.input_name in kwargs:

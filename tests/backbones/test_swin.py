@@ -6,16 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import timm
 import torch
-import torchvision
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 from torchvision.models import swin_transformer as torchvision_swin
 
-import aim_adapters as aim
-from tests.backbones.contract import FRAMES, Case, Contract, process_group, wake
+from tests.backbones.contract import Case, Contract, process_group
 
 __all__ = ["process_group"]
 

@@ -10,7 +10,7 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from tests.backbones.contract import Case, Contract, process_group
+from tests.backbones.contract import FRAMES, Case, Contract, process_group
 
 __all__ = ["process_group"]
 
@@ -37,14 +37,20 @@ def image_features(model: nn.Module, x: Tensor) -> Tensor:
     return model.get_image_features(pixel_values=x).pooler_output
 
 
+OUTPUTS: dict[Any, Callable[[Any], Tensor]] = {
+    pooled: lambda out: out.pooler_output,
+    logits: lambda out: out.logits,
+    image_embeds: lambda out: out.image_embeds,
+    image_features: lambda out: out.pooler_output,
+}
+
+
 def plain_attention_v3(block: Any, h: Tensor) -> Tensor:
     n, d = h.shape[1], block.attention.head_dim
     return block.attention(h, position_embeddings=(torch.ones(n, d).to(h), torch.zeros(n, d).to(h)))[0]
 
 
-def member(
-    cls: type[nn.Module], config: type, call: Callable[[nn.Module, Tensor], Tensor], **kwargs: Any
-) -> Case:
+def member(cls: type[nn.Module], config: type, call: Callable[[nn.Module, Tensor], Tensor], **kwargs: Any) -> Case:
     plain = kwargs.pop("plain_attention", None)
     dropout = kwargs.pop("dropout", None)
 
@@ -52,8 +58,9 @@ def member(
         return lambda: cls(config(**{**SIZE, **kwargs, **more}))
 
     return Case(
-        cls.__name__, build(), call=call, plain_attention=plain, dropout=build(**dropout) if dropout else None
-    )
+        cls.__name__, build(), call=call, output=OUTPUTS[call], plain_attention=plain,
+        dropout=build(**dropout) if dropout else None, mask={"attention_mask": torch.ones(2 * FRAMES, 5)},
+    )  # fmt: skip
 
 
 VIT_DROPOUT = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
@@ -63,7 +70,7 @@ WHOLE = {
 
 
 def whole(cls: type[nn.Module], config: type, call: Any) -> Case:
-    return Case(cls.__name__, lambda: cls(config(**WHOLE)), call=call)
+    return Case(cls.__name__, lambda: cls(config(**WHOLE)), call=call, output=OUTPUTS[call], exact=False)
 
 
 CASES = [
@@ -86,7 +93,7 @@ CASES = [
     whole(hf.SiglipModel, hf.SiglipConfig, image_features),
     Case(
         "CLIPForImageClassification", lambda: hf.CLIPForImageClassification(hf.CLIPConfig(**WHOLE, num_labels=5)),
-        call=logits,
+        call=logits, output=OUTPUTS[logits],
     ),
 ]  # fmt: skip
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
-from aim_adapters.backbones._attention import num_heads, project_out, project_qkv, refuse_masks, softmax_scale
+from aim_adapters.backbones._attention import num_heads, project_out, project_qkv, softmax_scale
 
 
 def block_anatomy(
@@ -41,17 +41,18 @@ def block_anatomy(
     )
 
 
-def attend_attention(block: Any, h: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
-    """Run a block's own attention where it is named ``attention``, with the options the model passes down."""
-    refuse_masks(attention_mask=attention_mask)
-    out: Tensor = block.attention(h, attention_mask=None, **options)[0]
+def attend_attention(block: Any, h: Tensor, *args: Any, **options: Any) -> Tensor:
+    """Run a block's own attention where it is named ``attention``, with what the model passes down.
+
+    While a model is exported it passes a mask that masks nothing; the caller's masks are refused at the root.
+    """
+    out: Tensor = block.attention(h, *args, **options)[0]
     return out
 
 
-def attend_self_attn(block: Any, h: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
-    """Run a block's own attention where it is named ``self_attn``, with the options the model passes down."""
-    refuse_masks(attention_mask=attention_mask)
-    out: Tensor = block.self_attn(h, attention_mask=None, **options)[0]
+def attend_self_attn(block: Any, h: Tensor, *args: Any, **options: Any) -> Tensor:
+    """Run a block's own attention where it is named ``self_attn``, with what the model passes down."""
+    out: Tensor = block.self_attn(h, *args, **options)[0]
     return out
 
 
@@ -63,7 +64,7 @@ def read_tower(
     layers: str,
     block: BlockAnatomy,
     types: tuple[type, type],
-    entry: tuple[str, str],
+    entry: tuple[str, Literal["input", "output"]],
     norm: str | None,
     heads: tuple[HeadAnatomy, ...] = (),
     prefix_tokens: int,
@@ -95,7 +96,6 @@ def read_tower(
         require_type(blocks, str(index), types[:1], where=at + layers)
         require_type(layer, block.attention, types[1:], where=f"{at}{layers}.{index}")
     size, patch = config.image_size, config.patch_size
-    side = "input" if entry[1] == "input" else "output"
     return BackboneAnatomy(
         family=family,
         root=root,
@@ -103,7 +103,7 @@ def read_tower(
         blocks=tuple((f"{at}{layers}.{i}", block) for i in range(len(blocks))),
         block_widths=(config.hidden_size,) * len(blocks),
         entry=at + entry[0],
-        entry_side=side,
+        entry_side=entry[1],
         norm=None if norm is None else at + norm,
         heads=heads,
         output_width=_classifier_width(model, heads, config.hidden_size),
@@ -113,6 +113,7 @@ def read_tower(
         library="transformers",
         model_name=getattr(model, "name_or_path", None) or None,
         image_size=(size, size) if isinstance(size, int) else tuple(size),
+        refused_inputs=("attention_mask", "bool_masked_pos"),
         pooled_outputs=("pooler_output", "image_embeds", "logits", "cls_logits", "distillation_logits"),
         whole_model=root != "",
     )

@@ -24,7 +24,8 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
     attention_type = {1: v1.WindowAttention, 2: v2.WindowAttention}[version]
     blocks: list[tuple[str, BlockAnatomy]] = []
     widths: list[int] = []
-    for stage, layer in enumerate(model.layers.children()):
+    layers: Any = model.layers
+    for stage, layer in enumerate(layers):
         for index, block in enumerate(layer.blocks):
             path = f"layers.{stage}.blocks.{index}"
             require_type(layer.blocks, str(index), (block_type,), where=f"layers.{stage}.blocks")

@@ -22,10 +22,12 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
     attention = {1: swin.ShiftedWindowAttention, 2: swin.ShiftedWindowAttentionV2}
     blocks: list[tuple[str, BlockAnatomy]] = []
     widths: list[int] = []
-    for stage, layer in enumerate(model.features):
+    features: Any = model.features
+    for stage, layer in enumerate(features):
         if not isinstance(layer, nn.Sequential) or isinstance(layer[0], nn.Conv2d):
             continue  # the patch embedding and the patch merging between stages
-        for index, block in enumerate(layer):
+        stage_blocks: Any = layer
+        for index, block in enumerate(stage_blocks):
             path = f"features.{stage}.{index}"
             require_type(layer, str(index), tuple(versions), where=f"features.{stage}")
             version = versions[type(block)]
@@ -34,7 +36,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
             widths.append(block.attn.qkv.in_features)
     if not blocks:
         raise UnsupportedModelError("this torchvision SwinTransformer has no blocks")
-    stem = model.features[0][0]
+    stem = features[0][0]
     return BackboneAnatomy(
         family="torchvision_swin",
         root="",

@@ -22,25 +22,29 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
             anatomy = read(model.vision_model)
             return anatomy and dataclasses.replace(anatomy, root="vision_model", whole_model=True)
     head = (HeadAnatomy("classifier"),)
-    for cls, tower, heads in (
-        (clip.CLIPVisionModel, "", ()),
-        (clip.CLIPVisionModelWithProjection, "vision_model", ()),
-        (clip.CLIPForImageClassification, "vision_model", head),
-    ):
-        if isinstance(model, cls):
-            # The classifier averages patch tokens in front of this norm, so nothing reads its output.
-            norm = None if cls is clip.CLIPForImageClassification else "post_layernorm"
-            types = (clip.CLIPEncoderLayer, clip.CLIPAttention)
-            entry = ("pre_layrnorm", "input")
-            return _read(model, tower, types=types, entry=entry, norm=norm, heads=heads, prefix_tokens=1)
-    for cls, tower, heads in (
-        (siglip.SiglipVisionModel, "", ()),
-        (siglip.SiglipForImageClassification, "vision_model", head),
-    ):
-        if isinstance(model, cls):
-            types = (siglip.SiglipEncoderLayer, siglip.SiglipAttention)
-            entry = ("embeddings", "output")
-            return _read(model, tower, types=types, entry=entry, norm="post_layernorm", heads=heads, prefix_tokens=0)
+    clip_tower: dict[str, Any] = {
+        "types": (clip.CLIPEncoderLayer, clip.CLIPAttention),
+        "entry": ("pre_layrnorm", "input"),
+        "norm": "post_layernorm",
+        "prefix_tokens": 1,
+    }
+    siglip_tower: dict[str, Any] = {
+        "types": (siglip.SiglipEncoderLayer, siglip.SiglipAttention),
+        "entry": ("embeddings", "output"),
+        "norm": "post_layernorm",
+        "prefix_tokens": 0,
+    }
+    if isinstance(model, clip.CLIPVisionModel):
+        return _read(model, "", **clip_tower)
+    if isinstance(model, clip.CLIPVisionModelWithProjection):
+        return _read(model, "vision_model", **clip_tower)
+    if isinstance(model, clip.CLIPForImageClassification):
+        # It averages patch tokens in front of the final norm, so nothing reads that norm's output.
+        return _read(model, "vision_model", heads=head, **{**clip_tower, "norm": None})
+    if isinstance(model, siglip.SiglipVisionModel):
+        return _read(model, "", **siglip_tower)
+    if isinstance(model, siglip.SiglipForImageClassification):
+        return _read(model, "vision_model", heads=head, **siglip_tower)
     return None
 
 
