@@ -1,5 +1,6 @@
 """Adapt any pre-trained image transformer to video by training a few per cent of its weights (AIM, ICLR 2023)."""
 
+from aim_adapters.analysis.complexity import FlopCount, count_flops
 from aim_adapters.backbones import Backbone, list_backbones, register_backbone
 from aim_adapters.checkpoint import (
     LoadReport,
@@ -10,6 +11,8 @@ from aim_adapters.checkpoint import (
 )
 from aim_adapters.config import AIMConfig
 from aim_adapters.errors import AIMError, CheckpointError, UnsupportedKernelError, UnsupportedModelError
+from aim_adapters.frames import set_num_frames
+from aim_adapters.guards import is_wrapped
 from aim_adapters.parameters import (
     ParameterCount,
     adapter_param_groups,
@@ -17,7 +20,7 @@ from aim_adapters.parameters import (
     print_trainable_parameters,
     trainable_parameters,
 )
-from aim_adapters.wrapping import disable_adapters, is_wrapped, unwrap_image_model, wrap_image_model
+from aim_adapters.wrapping import disable_adapters, unwrap_image_model, wrap_image_model
 
 __version__ = "0.1.0.dev0"
 
@@ -26,12 +29,14 @@ __all__ = [
     "AIMError",
     "Backbone",
     "CheckpointError",
+    "FlopCount",
     "LoadReport",
     "ParameterCount",
     "UnsupportedKernelError",
     "UnsupportedModelError",
     "adapter_param_groups",
     "adapter_state_dict",
+    "count_flops",
     "count_parameters",
     "disable_adapters",
     "is_wrapped",
@@ -41,6 +46,7 @@ __all__ = [
     "print_trainable_parameters",
     "register_backbone",
     "save_adapters",
+    "set_num_frames",
     "trainable_parameters",
     "unwrap_image_model",
     "wrap_image_model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import warnings
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 from aim_adapters.anatomy import BackboneAnatomy, fingerprint
 from aim_adapters.backbones import read_anatomy
 from aim_adapters.config import AIMConfig
-from aim_adapters.errors import CheckpointError, ConfigError, StateError
+from aim_adapters.errors import CheckpointError, ConfigError
+from aim_adapters.frames import is_temporal, resize_temporal
+from aim_adapters.guards import is_wrapped, only_root
 from aim_adapters.layers.state import declared_tensors
-from aim_adapters.parameters import count_parameters, find_roots
+from aim_adapters.parameters import count_parameters
 from aim_adapters.root import RootState
-from aim_adapters.wrapping import is_wrapped, unwrap_image_model, wrap_with_config
+from aim_adapters.wrapping import unwrap_image_model, wrap_with_config
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
@@ -54,7 +57,7 @@ def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         StateError: The model is not wrapped, or holds several wrapped models.
     """
-    _only_root(model)
+    only_root(model)
     return {key: _gather(tensor.detach()) for key, tensor in declared_tensors(model).items()}
 
 
@@ -71,7 +74,7 @@ def load_adapter_state_dict(model: nn.Module, state: Mapping[str, Tensor], stric
             is unchanged.
         StateError: The model is not wrapped, or holds several wrapped models.
     """
-    _only_root(model)
+    only_root(model)
     targets = declared_tensors(model)
     for key, tensor in state.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
@@ -135,7 +138,7 @@ def save_adapters(
     path = Path(directory)
     if path.exists() and not path.is_dir():
         raise CheckpointError(f"{path} is a file; save_adapters expects a directory")
-    root, shared = _only_root(model)
+    _, root, shared = only_root(model)
     anatomy = shared.record.anatomy
     classifier = shared.classifier("head")
     if labels is not None and (classifier is None or len(labels) != classifier.out_features):
@@ -180,7 +183,9 @@ def save_adapters(
     return path
 
 
-def load_adapters(model: nn.Module, source: str | os.PathLike[str], strict: bool = True) -> LoadReport:
+def load_adapters(
+    model: nn.Module, source: str | os.PathLike[str], strict: bool = True, *, resize_frames: bool = False
+) -> LoadReport:
     """Load adapters that :func:`save_adapters` wrote.
 
     A model that is not wrapped yet is wrapped as the checkpoint says. On any error the model is as it was.
@@ -190,6 +195,8 @@ def load_adapters(model: nn.Module, source: str | os.PathLike[str], strict: bool
         source: The directory.
         strict: Refuse whatever differs: another base, other settings, missing or extra tensors. Otherwise load what
             fits, warn about settings and report the rest.
+        resize_frames: Let a wrapped model with another number of frames take the checkpoint: its temporal embedding
+            or biases are interpolated linearly, which a warning says.
 
     Raises:
         CheckpointError: The files are missing, damaged, foreign, or do not fit the model.
@@ -200,8 +207,16 @@ def load_adapters(model: nn.Module, source: str | os.PathLike[str], strict: bool
     config, state = _read(Path(source))
     aim_config = _aim_config(config, Path(source))
     if is_wrapped(model):
-        root, shared = _only_root(model)
+        _, root, shared = only_root(model)
         _require_same_base(root, shared.record.anatomy, config, strict)
+        same_time = aim_config.tubelet_size == shared.config.tubelet_size
+        if resize_frames and same_time and aim_config.num_frames != shared.config.num_frames:
+            warnings.warn(
+                f"temporal positions interpolated from {aim_config.num_frames} to {shared.config.num_frames} frames",
+                stacklevel=2,
+            )
+            state = {k: resize_temporal(k, t, shared.num_frames) if is_temporal(k) else t for k, t in state.items()}
+            aim_config = dataclasses.replace(aim_config, num_frames=shared.config.num_frames)
         _require_same_meaning(shared, aim_config, strict)
         return load_adapter_state_dict(model, state, strict)
     anatomy = read_anatomy(model)
@@ -218,15 +233,6 @@ def load_adapters(model: nn.Module, source: str | os.PathLike[str], strict: bool
         if not loaded:
             unwrap_image_model(model)
     return report
-
-
-def _only_root(model: nn.Module) -> tuple[nn.Module, RootState]:
-    roots = find_roots(model)
-    if len(roots) > 1:
-        raise StateError(f"several wrapped models found, at {sorted(roots)}; save and load them one by one")
-    ((root, shared),) = roots.values()
-    assert isinstance(shared, RootState)
-    return root, shared
 
 
 def _gather(tensor: Tensor) -> Tensor:
@@ -343,7 +349,8 @@ def _require_same_meaning(shared: RootState, config: AIMConfig, strict: bool) ->
     if blocks != shared.config.adapted_blocks(depth):
         differs.append(f"layers={config.layers!r} (this model: {shared.config.layers!r})")
     if differs:
-        _refuse(f"the adapters were saved with {', '.join(differs)}", strict)
+        hint = "; resize_frames=True interpolates frames" if "num_frames" in differs[0] else ""
+        _refuse(f"the adapters were saved with {', '.join(differs)}{hint}", strict)
 
 
 def _refuse(message: str, strict: bool) -> None:

@@ -13,13 +13,13 @@ from typing import TypedDict, TypeVar
 
 import torch
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from aim_adapters.anatomy import BackboneAnatomy
 from aim_adapters.backbones import read_anatomy
 from aim_adapters.block import AdaptedBlock
 from aim_adapters.config import COMPONENTS, AIMConfig, Attention, InputLayout
 from aim_adapters.errors import ConfigError, StateError, UnsupportedModelError
+from aim_adapters.guards import only_root, require_bare, require_wrappable
 from aim_adapters.layers.adapter import Adapter
 from aim_adapters.layers.head import new_classifier
 from aim_adapters.layers.state import AIMState, BlockState, NormState, states
@@ -112,7 +112,7 @@ def wrap_with_config(model: ModelT, config: AIMConfig) -> ModelT:
     Raises:
         As :func:`wrap_image_model`.
     """
-    _require_wrappable(model)
+    require_wrappable(model)
     anatomy = read_anatomy(model)
     choose(config.attention)
     _Plan.make(model, anatomy, config).apply()
@@ -132,12 +132,8 @@ def unwrap_image_model(model: ModelT) -> ModelT:
         TypeError: ``model`` is not a module.
         StateError: It is not wrapped, holds several wrapped models, or is sharded or replicated.
     """
-    roots = find_roots(model)
-    if len(roots) > 1:
-        raise StateError(f"several wrapped models found, at {sorted(roots)}; unwrap them one by one")
-    _require_bare(model, "unwrap_image_model", "gather the full state dict and load it into a fresh model")
-    ((path, (_, shared)),) = roots.items()
-    assert isinstance(shared, RootState)
+    path, _, shared = only_root(model)
+    require_bare(model, "unwrap_image_model", "gather the full state dict and load it into a fresh model")
     expected = shared.record.anatomy.root
     if not f".{path}".endswith(f".{expected}") and expected:
         raise StateError(
@@ -170,20 +166,6 @@ def disable_adapters(model: nn.Module) -> Iterator[None]:
     finally:
         for s, enabled in zip(shared, before, strict=True):
             s.enabled = enabled
-
-
-def is_wrapped(model: nn.Module) -> bool:
-    """Tell whether a module is, or holds, a wrapped image model.
-
-    Args:
-        model: Any module.
-
-    Raises:
-        TypeError: ``model`` is not a module.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"is_wrapped expects a torch.nn.Module, got {type(model).__name__}")
-    return next(states(model), None) is not None
 
 
 class _Place(TypedDict):
@@ -308,45 +290,6 @@ class _Plan:
             if not done:
                 _remove(self.model)
                 _restore_flags(self.model, self.state.record)
-
-
-def _require_wrappable(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"wrap_image_model expects a torch.nn.Module, got {type(model).__name__}")
-    if is_wrapped(model):
-        raise StateError(
-            f"this {type(model).__name__} is wrapped already; call unwrap_image_model(model) first to wrap it anew"
-        )
-    _require_bare(model, "wrap_image_model", "wrap the bare model first, then compile, shard or distribute it")
-    taken = [name for name, module in model.named_modules() if hasattr(module, "aim") or hasattr(module, "aim_shared")]
-    if taken:
-        raise UnsupportedModelError(f"the model has an attribute named 'aim' of its own, at {taken[0] or 'its root'!r}")
-    parametrised = [name for name, module in model.named_modules() if is_parametrized(module)]
-    if parametrised:
-        raise UnsupportedModelError(
-            f"{parametrised[0]!r} is parametrised (torch.nn.utils.parametrize); remove the parametrisation first, or "
-            "wrap before it is applied"
-        )
-
-
-def _require_bare(model: nn.Module, call: str, fix: str) -> None:
-    """Refuse modules that another tool has wrapped, compiled or sharded."""
-    for name, module in model.named_modules():
-        kinds = {cls.__name__ for cls in type(module).__mro__}
-        foreign = kinds & {
-            "DistributedDataParallel",
-            "DataParallel",
-            "FSDPModule",
-            "FullyShardedDataParallel",
-            "OptimizedModule",
-            "CheckpointWrapper",
-            "ScriptModule",
-            "GraphModule",
-        }
-        compiled = getattr(module, "_compiled_call_impl", None) is not None
-        if foreign or compiled:
-            what = f"a {sorted(foreign)[0]}" if foreign else "compiled in place"
-            raise StateError(f"{call}: {name or 'the model'} is {what}; {fix}")
 
 
 def _place_of(module: nn.Module) -> _Place:

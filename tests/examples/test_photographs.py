@@ -3,11 +3,10 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-import pytest
-from PIL import Image
-
 import photographs
+import pytest
 from photographs import PhotographsError, find_photographs
+from PIL import Image
 
 
 def save(path: Path, size: tuple[int, int] = (64, 48)) -> Path:

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import quickstart
 import timm
 import torch
 from PIL import Image
 from torch import nn
-
-import quickstart
 
 CLASSES = 6
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -53,3 +54,40 @@ def relative_temporal_bias(table: Tensor) -> Tensor:
     frames = torch.arange((table.shape[0] + 1) // 2, device=table.device)
     distance = frames[:, None] - frames[None, :] + len(frames) - 1  # [T, T]
     return table[distance].permute(2, 0, 1)
+
+
+def resize_temporal_embedding(embedding: Tensor, num_frames: int) -> Tensor:
+    """Interpolate a temporal embedding linearly to another number of frames.
+
+    Both numbers of frames are taken to cover the same time, each frame in the middle of its segment.
+
+    Args:
+        embedding: ``[1, T, D]``.
+        num_frames: The new T.
+
+    Returns:
+        ``[1, num_frames, D]`` in the dtype of ``embedding``.
+    """
+    by_width = embedding.float().transpose(1, 2)  # [1, D, T]
+    resized = F.interpolate(by_width, size=num_frames, mode="linear", align_corners=False)
+    return resized.transpose(1, 2).to(embedding.dtype)
+
+
+def resize_temporal_bias(table: Tensor, num_frames: int) -> Tensor:
+    """Interpolate a table of relative biases along time linearly to another number of frames.
+
+    The farthest frames of the old clip become the farthest of the new one, and distance 0 stays distance 0.
+
+    Args:
+        table: ``[2T-1, H]``.
+        num_frames: The new T.
+
+    Returns:
+        ``[2*num_frames-1, H]`` in the dtype of ``table``.
+    """
+    by_head = table.float().T.unsqueeze(0)  # [1, H, 2T-1]
+    if num_frames == 1:
+        resized = by_head[..., by_head.shape[-1] // 2, None]  # distance 0 alone
+    else:
+        resized = F.interpolate(by_head, size=2 * num_frames - 1, mode="linear", align_corners=True)
+    return resized.squeeze(0).T.to(table.dtype)

@@ -1,0 +1,1 @@
+"""Look into a wrapped model: what it costs, and what it attends to."""

@@ -1,0 +1,95 @@
+"""Refuse models in a state that a call cannot work on, before anything is changed."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from aim_adapters.errors import StateError, UnsupportedModelError
+from aim_adapters.layers.state import states
+from aim_adapters.parameters import find_roots
+from aim_adapters.root import RootState
+
+
+def is_wrapped(model: nn.Module) -> bool:
+    """Tell whether a module is, or holds, a wrapped image model.
+
+    Args:
+        model: Any module.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"is_wrapped expects a torch.nn.Module, got {type(model).__name__}")
+    return next(states(model), None) is not None
+
+
+def only_root(model: nn.Module) -> tuple[str, nn.Module, RootState]:
+    """Return path, module and state of the one wrapped root inside ``model``.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        StateError: It is not wrapped, or holds several wrapped models.
+    """
+    roots = find_roots(model)
+    if len(roots) > 1:
+        raise StateError(f"several wrapped models found, at {sorted(roots)}; take them one by one")
+    ((path, (root, shared)),) = roots.items()
+    assert isinstance(shared, RootState)
+    return path, root, shared
+
+
+def require_wrappable(model: nn.Module) -> None:
+    """Refuse what cannot be wrapped, whatever kind of model it is.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        StateError: It is wrapped already, or another tool has wrapped, compiled or sharded it.
+        UnsupportedModelError: It uses our names, or parametrisations.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"wrap_image_model expects a torch.nn.Module, got {type(model).__name__}")
+    if is_wrapped(model):
+        raise StateError(
+            f"this {type(model).__name__} is wrapped already; call unwrap_image_model(model) first to wrap it anew"
+        )
+    require_bare(model, "wrap_image_model", "wrap the bare model first, then compile, shard or distribute it")
+    taken = [name for name, module in model.named_modules() if hasattr(module, "aim") or hasattr(module, "aim_shared")]
+    if taken:
+        raise UnsupportedModelError(f"the model has an attribute named 'aim' of its own, at {taken[0] or 'its root'!r}")
+    parametrised = [name for name, module in model.named_modules() if is_parametrized(module)]
+    if parametrised:
+        raise UnsupportedModelError(
+            f"{parametrised[0]!r} is parametrised (torch.nn.utils.parametrize); remove the parametrisation first, or "
+            "wrap before it is applied"
+        )
+
+
+def require_bare(model: nn.Module, call: str, fix: str) -> None:
+    """Refuse modules that another tool has wrapped, compiled or sharded.
+
+    Args:
+        model: Any module.
+        call: Name of the call, for the message.
+        fix: What to do instead.
+
+    Raises:
+        StateError: Such a module is found.
+    """
+    for name, module in model.named_modules():
+        kinds = {cls.__name__ for cls in type(module).__mro__}
+        foreign = kinds & {
+            "DistributedDataParallel",
+            "DataParallel",
+            "FSDPModule",
+            "FullyShardedDataParallel",
+            "OptimizedModule",
+            "CheckpointWrapper",
+            "ScriptModule",
+            "GraphModule",
+        }
+        compiled = getattr(module, "_compiled_call_impl", None) is not None
+        if foreign or compiled:
+            what = f"a {sorted(foreign)[0]}" if foreign else "compiled in place"
+            raise StateError(f"{call}: {name or 'the model'} is {what}; {fix}")
