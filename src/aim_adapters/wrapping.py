@@ -193,6 +193,12 @@ class _Plan:
                 f"{type(model).__name__} compares with text; wrap model.{anatomy.root} for a classifier, or leave "
                 "num_classes=None"
             )
+        if anatomy.pooled_outputs and not anatomy.heads and config.num_classes:
+            raise ConfigError(
+                f"num_classes={config.num_classes}: {type(model).__name__} returns hidden states and has no place for a "
+                "classification layer; load the same weights as its ...ForImageClassification class, or wrap it with "
+                "num_classes=None and put a layer of your own behind pooler_output"
+            )
         adapted = config.adapted_blocks(len(anatomy.blocks)) if config.components else ()
         blocks = [(i, root.get_submodule(anatomy.blocks[i][0])) for i in adapted]
         if len({id(block) for _, block in blocks}) != len(blocks):

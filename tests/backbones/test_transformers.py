@@ -10,6 +10,8 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
+import aim_adapters as aim
+from aim_adapters.errors import ConfigError, InputError
 from tests.backbones.contract import FRAMES, Case, Contract, process_group
 
 __all__ = ["process_group"]
@@ -105,3 +107,40 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 class TestContract(Contract):
     pass
+
+
+def test_a_headless_model_has_no_place_for_a_classifier() -> None:
+    model = CASES[0].model()
+    with pytest.raises(ConfigError, match="ForImageClassification"):
+        aim.wrap_image_model(model, FRAMES, num_classes=7)
+    aim.wrap_image_model(model, FRAMES, num_classes=0)
+    out = model(pixel_values=CASES[0].video())
+    assert out.pooler_output.shape == (2, 32)
+    assert out.last_hidden_state.shape == (2 * FRAMES, 5, 32)
+
+
+def test_a_classifier_takes_videos_and_labels_by_name() -> None:
+    model = aim.wrap_image_model(CASES[1].model(), FRAMES)
+    out = model(pixel_values=CASES[1].video(), labels=torch.tensor([0, 3]))
+    assert out.logits.shape == (2, 5)
+    torch.testing.assert_close(out.loss, torch.nn.functional.cross_entropy(out.logits, torch.tensor([0, 3])))
+
+
+def test_tuples_are_refused_where_names_are_needed() -> None:
+    model = aim.wrap_image_model(CASES[0].model(), FRAMES)
+    with pytest.raises(InputError, match="return_dict=False"):
+        model(CASES[0].video(), return_dict=False)
+
+
+def test_swin_of_transformers_is_refused_by_name() -> None:
+    model = hf.SwinModel(hf.SwinConfig(image_size=16, patch_size=4, embed_dim=16, depths=[2], num_heads=[2]))
+    with pytest.raises(aim.UnsupportedModelError, match=r"modeling_swin\.Swin"):
+        aim.wrap_image_model(model, FRAMES)
+
+
+def test_classification_head_of_another_width_updates_the_loss() -> None:
+    model = aim.wrap_image_model(CASES[1].model(), FRAMES, num_classes=9)
+    assert model.config.num_labels == 9
+    assert model(CASES[1].video(), labels=torch.tensor([8, 3])).loss.isfinite()
+    aim.unwrap_image_model(model)
+    assert model.config.num_labels == 5
