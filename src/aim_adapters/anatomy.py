@@ -108,6 +108,8 @@ class BackboneAnatomy:
         image_std: The same for the standard deviation.
         pooled_outputs: Where the root returns a record of several outputs (transformers), the names of those that
             are pooled over tokens: they are averaged over frames, and the others are left per frame.
+        relabel: ``(root, labels) -> old``: change what the model itself knows of its classes, to a number of them when
+            a new classification layer comes, and back to ``old`` when it goes; None where it knows nothing.
         whole_model: The root lies in a larger model (CLIP) that reads its output, so the output must stay as it is.
     """
 
@@ -133,6 +135,7 @@ class BackboneAnatomy:
     image_mean: tuple[float, ...] | None = None
     image_std: tuple[float, ...] | None = None
     pooled_outputs: tuple[str, ...] = ()
+    relabel: Callable[[Any, Any], Any] | None = None
     whole_model: bool = False
 
 

@@ -37,6 +37,7 @@ class RootState(SharedState):
     """Add to the shared state what only the root needs: the record to unwrap by."""
 
     record: WrapRecord
+    labels: Any = None  # what the anatomy's `relabel` returned
 
 
 class VideoRoot(Patched):

@@ -195,8 +195,8 @@ class _Plan:
             )
         if anatomy.pooled_outputs and not anatomy.heads and config.num_classes:
             raise ConfigError(
-                f"num_classes={config.num_classes}: {type(model).__name__} returns hidden states and has no place for a "
-                "classification layer; load the same weights as its ...ForImageClassification class, or wrap it with "
+                f"num_classes={config.num_classes}: {type(model).__name__} returns hidden states and has no place for "
+                "a classification layer; load the same weights as its ...ForImageClassification class, or wrap it with "
                 "num_classes=None and put a layer of your own behind pooler_output"
             )
         adapted = config.adapted_blocks(len(anatomy.blocks)) if config.components else ()
@@ -287,6 +287,9 @@ class _Plan:
                 module.aim_shared = (self.state,)  # type: ignore[assignment]
             for module, mixin, spec in self.patches:
                 patch(module, mixin, spec)
+            relabel, num_classes = self.state.record.anatomy.relabel, self.state.config.num_classes
+            if relabel is not None and num_classes:
+                self.state.labels = relabel(self.root, num_classes)
             ours = {id(p) for state in states(self.model) for p in state.parameters()}
             for parameter in self.model.parameters():
                 parameter.requires_grad_(id(parameter) in ours)
@@ -324,8 +327,17 @@ def _bypassed(root: nn.Module, anatomy: BackboneAnatomy, config: AIMConfig) -> f
     return frozenset(names)
 
 
+def _roots(model: nn.Module) -> list[tuple[nn.Module, RootState]]:
+    found = [(module, module._modules.get("aim")) for module in model.modules()]
+    return [(module, state) for module, state in found if isinstance(state, RootState)]
+
+
 def _remove(model: nn.Module) -> None:
     """Take out everything of ours."""
+    for root, shared in _roots(model):
+        relabel = shared.record.anatomy.relabel
+        if relabel is not None and shared.labels is not None:
+            relabel(root, shared.labels)
     for module in list(model.modules()):
         if isinstance(module, Patched):
             unpatch(module)

@@ -115,8 +115,29 @@ def read_tower(
         image_size=(size, size) if isinstance(size, int) else tuple(size),
         refused_inputs=("attention_mask", "bool_masked_pos"),
         pooled_outputs=("pooler_output", "image_embeds", "logits", "cls_logits", "distillation_logits"),
+        relabel=relabel if heads else None,
         whole_model=root != "",
     )
+
+
+def relabel(model: Any, labels: Any) -> Any:
+    """Change the number of classes in a model's config, which its loss reads, or put old ones back.
+
+    Args:
+        model: A classifier.
+        labels: The number of classes, or what an earlier call returned.
+
+    Returns:
+        What puts the present labels back.
+    """
+    config = model.config
+    old = (config.id2label, config.label2id)
+    if isinstance(labels, int):
+        config.num_labels = labels
+    else:
+        config.id2label, config.label2id = labels
+    model.num_labels = config.num_labels
+    return old
 
 
 def _classifier_width(model: Any, heads: tuple[HeadAnatomy, ...], hidden_size: int) -> int:
