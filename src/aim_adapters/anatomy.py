@@ -32,7 +32,8 @@ class BlockAnatomy:
         attention: Attribute of the attention module.
         mlp: Attribute of the MLP.
         pre_attention: Part applied before attention (the norm of a pre-norm block).
-        post_attention: Part applied to the attention's output (LayerScale, the norm of a post-norm block).
+        post_attention: Part applied to the attention's output (LayerScale, the norm of a post-norm block), or several
+            in order.
         pre_mlp: Part applied before the MLP; the joint adapter reads its output.
         post_mlp: Part applied to the MLP's output.
         project_qkv: ``(attention, h) -> q, k, v``: tokens ``[B*T, N, D]`` to ``[B*T, N, H, d]`` (keys and values may
@@ -51,7 +52,7 @@ class BlockAnatomy:
     attention: str
     mlp: str
     pre_attention: str | None
-    post_attention: str | None
+    post_attention: str | tuple[str, ...] | None
     pre_mlp: str | None
     post_mlp: str | None
     project_qkv: ProjectQKV
@@ -139,14 +140,18 @@ class BackboneAnatomy:
     whole_model: bool = False
 
 
-def apply_part(block: nn.Module, name: str | None, x: Tensor) -> Tensor:
-    """Apply a part of a block that may be a module, a factor, or absent.
+def apply_part(block: nn.Module, name: str | tuple[str, ...] | None, x: Tensor) -> Tensor:
+    """Apply a part of a block that may be a module, a factor, several of them, or absent.
 
     Args:
         block: The block.
-        name: Attribute on the block, or None.
+        name: Attribute on the block, several in order, or None.
         x: Tokens ``[..., D]``.
     """
+    if isinstance(name, tuple):
+        for each in name:
+            x = apply_part(block, each, x)
+        return x
     part = None if name is None else getattr(block, name)
     if part is None:
         return x

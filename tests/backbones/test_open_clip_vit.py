@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from open_clip.timm_model import TimmModel
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import Attention, VisionTransformer
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import Tensor, nn
 
@@ -71,6 +71,16 @@ CASES = [
     tower("average_pool", pool_type="avg", final_ln_after_pool=True),
     tower("layer_scale_no_pre_norm", ls_init_value=0.1, no_ln_pre=True),
     tower("attentional_pool", attentional_pool=True, attn_pooler_queries=4, attn_pooler_heads=2),
+    tower(
+        "custom_blocks",
+        block_type="custom",
+        qk_norm=True,
+        scale_heads=True,
+        scale_attn_inner=True,
+        scale_attn=True,
+        scale_fc=True,
+        ls_init_value=0.1,
+    ),
     Case("clip", clip, call=encode_image),
     Case("custom_text_clip", lambda: clip(CustomTextCLIP), call=encode_image),
     Case("custom_text_clip_with_timm_tower", clip_with_timm, call=encode_image),
@@ -174,9 +184,26 @@ def test_unusual_multi_head_attention_is_refused() -> None:
         aim.wrap_image_model(model, FRAMES)
 
 
-def test_custom_blocks_are_refused_by_name() -> None:
-    with pytest.raises(aim.UnsupportedModelError, match="CustomResidualAttentionBlock"):
-        aim.wrap_image_model(VisionTransformer(**SIZE, block_type="custom"), FRAMES)
+def test_scaled_cosine_attention_is_refused() -> None:
+    with pytest.raises(aim.UnsupportedModelError, match="scaled cosine"):
+        aim.wrap_image_model(VisionTransformer(**SIZE, scaled_cosine_attn=True), FRAMES)
+
+
+def own_attention_in_plain_blocks() -> nn.Module:
+    """Build blocks as later versions of open_clip do: the plain block around the package's own attention."""
+    model = VisionTransformer(**SIZE)
+    for block in model.transformer.resblocks:
+        block.attn = Attention(SIZE["width"], SIZE["heads"])
+        block.attention = lambda q_x, k_x=None, v_x=None, attn_mask=None, attn=block.attn: attn(q_x, attn_mask)
+    return model
+
+
+def test_own_attention_is_found_by_what_it_is() -> None:
+    model, video = own_attention_in_plain_blocks().eval(), torch.randn(2, FRAMES, 3, 16, 16)
+    with torch.no_grad():
+        expected = model(video.flatten(0, 1)).unflatten(0, (2, FRAMES)).mean(1)
+        aim.wrap_image_model(model, FRAMES)
+        torch.testing.assert_close(model(video), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_masked_block_is_refused() -> None:

@@ -40,19 +40,8 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
 
 
 def _read_vit(model: Any) -> BackboneAnatomy:
-    from open_clip.transformer import ResidualAttentionBlock
-
-    blocks = model.transformer.resblocks
-    for index, block in enumerate(blocks):
-        where = f"transformer.resblocks.{index}"
-        if type(block) is not ResidualAttentionBlock or hasattr(block, "ln_1_kv"):
-            raise UnsupportedModelError(
-                f"{where} is a {type(block).__module__}.{type(block).__qualname__}"
-                f"{' with cross-attention' if hasattr(block, 'ln_1_kv') else ''}, expected exactly open_clip's "
-                "ResidualAttentionBlock; describe this block with register_backbone to adapt it"
-            )
-        require_type(block, "attn", (nn.MultiheadAttention,), where=where)
-        require_plain_multi_head(block.attn, where=f"{where}.attn")
+    layers = model.transformer.resblocks
+    blocks = [_read_block(layers, i, where="transformer.resblocks") for i in range(len(layers))]
     width = model.conv1.out_channels
     # With an attentional pooler the classification layer reads the pooler's output, of another width.
     pooled = width if model.attn_pool is None else model.output_dim
@@ -60,7 +49,7 @@ def _read_vit(model: Any) -> BackboneAnatomy:
         family="open_clip_vit",
         root="",
         input_name="x",
-        blocks=tuple((f"transformer.resblocks.{i}", _BLOCK) for i in range(len(blocks))),
+        blocks=tuple((f"transformer.resblocks.{i}", block) for i, block in enumerate(blocks)),
         block_widths=(width,) * len(blocks),
         entry="ln_pre",
         entry_side="input",
@@ -74,6 +63,23 @@ def _read_vit(model: Any) -> BackboneAnatomy:
         library="open_clip",
         **_preprocessing(model),
     )
+
+
+def _read_block(layers: Any, index: int, *, where: str) -> BlockAnatomy:
+    """Read one block by the kind of block and of attention that is found."""
+    from open_clip.transformer import Attention, CustomResidualAttentionBlock, ResidualAttentionBlock
+
+    require_type(layers, str(index), (ResidualAttentionBlock, CustomResidualAttentionBlock), where=where)
+    block, where = layers[index], f"{where}.{index}"
+    require_type(block, "attn", (nn.MultiheadAttention, Attention), where=where)
+    if hasattr(block, "ln_1_kv"):
+        raise UnsupportedModelError(f"{where} attends to other tokens than its own; expected self-attention only")
+    if isinstance(block.attn, nn.MultiheadAttention):
+        require_plain_multi_head(block.attn, where=f"{where}.attn")
+        return _BLOCK
+    if block.attn.logit_scale is not None:
+        raise UnsupportedModelError(f"{where}.attn uses scaled cosine attention, whose own forward fails in open_clip")
+    return _CUSTOM_BLOCK if isinstance(block, CustomResidualAttentionBlock) else _OWN_ATTENTION_BLOCK
 
 
 def _preprocessing(model: Any) -> dict[str, Any]:
@@ -127,6 +133,35 @@ _BLOCK = BlockAnatomy(
     heads=num_heads,
     fused_spatial=True,
 )
+
+
+def _project_own(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = project_packed_weights(attn, h)
+    return attn.ln_q(q).to(v.dtype), attn.ln_k(k).to(v.dtype), v
+
+
+def _project_own_out(attn: Any, o: Tensor, h: Tensor) -> Tensor:
+    if attn.head_scale is not None:
+        o = o * attn.head_scale.squeeze(-1)  # [B*T, N, H, d] by [H, 1]
+    out: Tensor = attn.out_proj(attn.ln_inner(o.flatten(-2)))  # [B*T, N, D]
+    return out
+
+
+def _attend_own(block: Any, h: Tensor, *args: Any, attn_mask: Tensor | None = None) -> Tensor:
+    refuse_masks(attn_mask=attn_mask, **{f"argument_{i}": value for i, value in enumerate(args)})
+    out: Tensor = block.attn(h)
+    return out
+
+
+# open_clip's own attention, which always takes the fused kernel by itself.
+_OWN_ATTENTION_BLOCK = dataclasses.replace(
+    _BLOCK,
+    project_qkv=_project_own,
+    project_out=_project_own_out,
+    attend=_attend_own,
+    fused_spatial=False,
+)
+_CUSTOM_BLOCK = dataclasses.replace(_OWN_ATTENTION_BLOCK, post_attention=("ln_attn", "ls_1"))
 
 BACKBONE = Backbone(
     name="open_clip_vit",
