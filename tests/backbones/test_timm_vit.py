@@ -10,7 +10,7 @@ import timm
 import torch
 from timm.layers import SwiGLUPacked
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock, VisionTransformer
+from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock, ResPostBlock, VisionTransformer
 from torch import nn
 
 import aim_adapters as aim
@@ -47,6 +47,7 @@ CASES = [
     member("registers_layer_scale_dinov2", reg_tokens=2, init_values=0.1, no_embed_class=True, mlp_layer=SwiGLUPacked),
     member("pre_norm_quick_gelu_clip", pre_norm=True, act_layer="quick_gelu"),
     member("query_key_norm", qk_norm=True, scale_attn_norm=True),
+    member("post_norm", block_fn=ResPostBlock),
     member("dynamic_image_size", image_size=24, dynamic_img_size=True),
 ]
 
@@ -60,7 +61,7 @@ class TestContract(Contract):
     pass
 
 
-@pytest.mark.parametrize("block", [ParallelScalingBlock, ResPostBlock])
+@pytest.mark.parametrize("block", [ParallelScalingBlock, ParallelThingsBlock])
 def test_other_blocks_are_refused_by_name(block: type[nn.Module]) -> None:
     model = VisionTransformer(**SIZE, block_fn=block)
     with pytest.raises(aim.UnsupportedModelError, match=rf"blocks\.0 is a .*{block.__name__}.*register_backbone"):

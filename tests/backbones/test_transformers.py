@@ -144,3 +144,9 @@ def test_classification_head_of_another_width_updates_the_loss() -> None:
     assert model(CASES[1].video(), labels=torch.tensor([8, 3])).loss.isfinite()
     aim.unwrap_image_model(model)
     assert model.config.num_labels == 5
+
+
+def test_naflex_siglip_is_refused_and_says_what_to_load() -> None:
+    config = hf.Siglip2VisionConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    with pytest.raises(aim.UnsupportedModelError, match="SiglipModel"):
+        aim.wrap_image_model(hf.Siglip2VisionModel(config), FRAMES)

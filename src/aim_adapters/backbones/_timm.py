@@ -17,15 +17,18 @@ def facts(model: Any) -> dict[str, Any]:
     cfg = getattr(model, "pretrained_cfg", None) or {}
     name, tag = cfg.get("architecture"), cfg.get("tag")
     patch_embed = model.patch_embed
+    # The first convolution: hybrids have a whole network in front of the patches.
+    stem = next((module for module in patch_embed.modules() if isinstance(module, nn.Conv2d)), None)
+    size = getattr(patch_embed, "img_size", None)
     return {
         "root": "",
         "input_name": "x",
-        "in_channels": patch_embed.proj.in_channels,
+        "in_channels": model.in_chans if stem is None else stem.in_channels,
         "patch_size": tuple(patch_embed.patch_size),
         "blocked_methods": ("reset_classifier",),
         "library": "timm",
         "model_name": f"{name}.{tag}" if name and tag else name,
-        "image_size": tuple(patch_embed.img_size) if patch_embed.img_size else None,
+        "image_size": tuple(size) if size else None,
         "image_mean": cfg.get("mean"),
         "image_std": cfg.get("std"),
     }

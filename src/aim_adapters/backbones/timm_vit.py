@@ -1,4 +1,4 @@
-"""Describe timm's ``VisionTransformer`` (and its distilled sub-class) with plain ``Block``.
+"""Describe timm's ``VisionTransformer`` (and its distilled sub-class) with plain ``Block`` or ``ResPostBlock``.
 
 Class-token, average, attention and register-token pooling, LayerScale, query/key norm, pre-norm and dynamic image
 size need nothing of their own: the final norm and the head are the modules that the model itself uses.
@@ -6,6 +6,7 @@ size need nothing of their own: the final norm and the head are the modules that
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,16 +20,17 @@ from aim_adapters.backbones._timm import facts, final_norm
 def read(model: nn.Module) -> BackboneAnatomy | None:
     """Read a timm ``VisionTransformer``; None for anything else."""
     from timm.layers import Attention
-    from timm.models.vision_transformer import Block, VisionTransformer
+    from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 
     if not isinstance(model, VisionTransformer):
         return None
+    kinds: dict[type, BlockAnatomy] = {Block: _BLOCK, ResPostBlock: _POST_NORM_BLOCK}
     for index, block in enumerate(model.blocks):
-        require_type(model.blocks, str(index), (Block,), where="blocks")
+        require_type(model.blocks, str(index), tuple(kinds), where="blocks")
         require_type(block, "attn", (Attention,), where=f"blocks.{index}")
     return BackboneAnatomy(
         family="timm_vit",
-        blocks=tuple((f"blocks.{i}", _BLOCK) for i in range(len(model.blocks))),
+        blocks=tuple((f"blocks.{i}", kinds[type(block)]) for i, block in enumerate(model.blocks)),
         block_widths=(model.embed_dim,) * len(model.blocks),
         entry="norm_pre",
         entry_side="input",
@@ -58,6 +60,10 @@ _BLOCK = BlockAnatomy(
     attend=_attend,
     softmax_scale=softmax_scale,
     heads=num_heads,
+)
+
+_POST_NORM_BLOCK = dataclasses.replace(
+    _BLOCK, pre_attention=None, post_attention="norm1", pre_mlp=None, post_mlp="norm2"
 )
 
 BACKBONE = Backbone(

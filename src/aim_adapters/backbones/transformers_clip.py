@@ -10,13 +10,20 @@ from torch import nn
 from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy
 from aim_adapters.backbones import Backbone
 from aim_adapters.backbones._transformers import attend_self_attn, block_anatomy, read_tower
+from aim_adapters.errors import UnsupportedModelError
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
     """Read a CLIP or SigLIP of transformers; None for anything else."""
     from transformers.models.clip import modeling_clip as clip
     from transformers.models.siglip import modeling_siglip as siglip
+    from transformers.models.siglip2 import modeling_siglip2 as siglip2
 
+    if isinstance(model, siglip2.Siglip2PreTrainedModel):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} reads patches cut beforehand (NaFlex), not images, so it cannot take the frames of "
+            "a video; load a fixed-resolution SigLIP 2 checkpoint, which is a SiglipModel, instead"
+        )
     for whole in (clip.CLIPModel, siglip.SiglipModel):
         if isinstance(model, whole):
             anatomy = read(model.vision_model)
