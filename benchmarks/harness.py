@@ -1,0 +1,130 @@
+"""What every benchmark shares: timing, a record of where it ran, and the file it writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+LIBRARIES = ("aim-adapters", "torch", "torchvision", "timm", "open_clip_torch", "triton")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of repeated runs: the median, and the first and ninth decile to show the spread."""
+
+    median: float
+    p10: float
+    p90: float
+    repeats: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Timing:
+        """Summarise at least two durations, in seconds."""
+        deciles = statistics.quantiles(seconds, n=10, method="inclusive")
+        return cls(statistics.median(seconds), deciles[0], deciles[-1], len(seconds))
+
+
+def measure(run: Callable[[Any], object], *, setup: Callable[[], Any], repeats: int, warmup: int = 2) -> list[float]:
+    """Time ``run(setup())`` and return the seconds of each repeat; neither ``setup`` nor the warm-up is counted."""
+    seconds = []
+    for repeat in range(warmup + repeats):
+        subject = setup()
+        start = time.perf_counter()
+        run(subject)
+        elapsed = time.perf_counter() - start
+        if repeat >= warmup:
+            seconds.append(elapsed)
+    return seconds
+
+
+def processor() -> str:
+    """Name the processor."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """Return the commit of the working copy, with ``+changes`` when it is not clean, or ``unknown``."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+        # Results are written between runs; they do not make the measured code another.
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--", ".", ":!benchmarks/results"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+changes" if changed else "")
+
+
+def record() -> dict[str, Any]:
+    """Say on what a benchmark ran: machine, versions, commit."""
+    import torch
+
+    versions = {}
+    for library in LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "commit": commit(),
+        "cores": os.cpu_count(),
+        # Other work on the machine shows here; above the number of cores the times are not to be trusted.
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "processor": processor(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": versions,
+    }
+
+
+def report(name: str, question: str, *, seconds: float, target: float, details: dict[str, Timing]) -> int:
+    """Write ``benchmarks/results/<name>.json``, print the outcome, and return the exit status.
+
+    Args:
+        name: Name of the benchmark, that of its file.
+        question: What was measured, in words.
+        seconds: The number that is held against the target.
+        target: What ``seconds`` must stay below.
+        details: The timings that ``seconds`` comes from.
+
+    Returns:
+        0 when the target is met, 1 when not.
+    """
+    met = seconds < target
+    result = {
+        "benchmark": name,
+        "command": f"python -m benchmarks.{name}",
+        "question": question,
+        "seconds": seconds,
+        "target": target,
+        "met": met,
+        "timings": {key: asdict(timing) for key, timing in details.items()},
+        "ran_on": record(),
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    for key, timing in details.items():
+        print(f"  {key:<32} {1e3 * timing.median:9.2f} ms  ({1e3 * timing.p10:.2f}–{1e3 * timing.p90:.2f})")
+    print(f"{question}: {1e3 * seconds:.1f} ms, target below {1e3 * target:.0f} ms: {'met' if met else 'MISSED'}")
+    return 0 if met else 1
