@@ -4,12 +4,13 @@ import dataclasses
 from pathlib import Path
 
 import av
-import motion_videos
 import numpy as np
 import pytest
 import torch
-from motion_videos import CLASSES, Clip, VideoError, decode, make_videos, plan, render, write_video
 from PIL import Image
+
+import motion_videos
+from motion_videos import CLASSES, Clip, VideoError, decode, make_videos, plan, render, write_video
 
 
 def picture(seed: int, size: tuple[int, int] = (200, 160)) -> Image.Image:

@@ -3,10 +3,11 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-import photographs
 import pytest
-from photographs import PhotographsError, find_photographs
 from PIL import Image
+
+import photographs
+from photographs import PhotographsError, find_photographs
 
 
 def save(path: Path, size: tuple[int, int] = (64, 48)) -> Path:

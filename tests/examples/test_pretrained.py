@@ -5,12 +5,13 @@ import urllib.error
 from email.message import Message
 from pathlib import Path
 
-import pretrained
 import pytest
 import timm
 import torch
-from pretrained import WeightsError, load_dinov2_small, timm_state_from_onnx
 from timm.layers import resample_abs_pos_embed
+
+import pretrained
+from pretrained import WeightsError, load_dinov2_small, timm_state_from_onnx
 
 onnx = pytest.importorskip("onnx")
 REAL = Path.home() / ".cache" / "aim-adapters" / "dinov2-small" / f"{pretrained.MODEL}.safetensors"

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import quickstart
 import timm
 import torch
 from PIL import Image
 from torch import nn
+
+import quickstart
 
 CLASSES = 6
 

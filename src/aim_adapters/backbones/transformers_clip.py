@@ -21,8 +21,8 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
 
     if isinstance(model, siglip2.Siglip2PreTrainedModel):
         raise UnsupportedModelError(
-            f"{type(model).__name__} reads patches cut beforehand (NaFlex), not images, so it cannot take the frames of "
-            "a video; load a fixed-resolution SigLIP 2 checkpoint, which is a SiglipModel, instead"
+            f"{type(model).__name__} reads patches cut beforehand (NaFlex), not images or video frames; "
+            "load a fixed-resolution SigLIP 2 checkpoint, which is a SiglipModel, instead"
         )
     for whole in (clip.CLIPModel, siglip.SiglipModel):
         if isinstance(model, whole):
