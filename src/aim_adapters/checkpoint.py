@@ -66,7 +66,7 @@ def load_adapter_state_dict(model: nn.Module, state: Mapping[str, Tensor], stric
 
     Args:
         model: A wrapped model.
-        state: Tensors under the keys of :func:`adapter_state_dict`; cast to the model's dtype and device.
+        state: Tensors under the keys of `adapter_state_dict`; cast to the model's dtype and device.
         strict: Refuse missing, unexpected and misshapen tensors; otherwise load what fits and report the rest.
 
     Raises:
@@ -186,7 +186,7 @@ def save_adapters(
 def load_adapters(
     model: nn.Module, source: str | os.PathLike[str], strict: bool = True, *, resize_frames: bool = False
 ) -> LoadReport:
-    """Load adapters that :func:`save_adapters` wrote.
+    """Load adapters that `save_adapters` wrote.
 
     A model that is not wrapped yet is wrapped as the checkpoint says. On any error the model is as it was.
 

@@ -143,7 +143,7 @@ class AIMConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> AIMConfig:
-        """Build a config from what :meth:`to_dict` returned.
+        """Build a config from what `to_dict` returned.
 
         Raises:
             ConfigError: A field is unknown, missing or invalid.
@@ -161,7 +161,7 @@ class AIMConfig:
 
     @classmethod
     def from_json(cls, text: str) -> AIMConfig:
-        """Build a config from what :meth:`to_json` returned.
+        """Build a config from what `to_json` returned.
 
         Raises:
             ConfigError: The text is not a JSON object of known, valid fields.

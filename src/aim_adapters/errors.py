@@ -1,6 +1,6 @@
 """Define every error this package raises on purpose.
 
-All are children of :class:`AIMError`, and of the built-in error a caller would expect, so that both
+All are children of `AIMError`, and of the built-in error a caller would expect, so that both
 ``except aim.AIMError`` and ``except ValueError`` work.
 """
 

@@ -112,7 +112,7 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
 
 def print_trainable_parameters(model: nn.Module) -> None:
-    """Print the counts of :func:`count_parameters` in one line.
+    """Print the counts of `count_parameters` in one line.
 
     Args:
         model: A wrapped model.

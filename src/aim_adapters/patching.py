@@ -19,7 +19,7 @@ from aim_adapters.errors import StateError
 class Patched(nn.Module):
     """Base of every mixin. A mixin stands before the module's own class, so ``super()`` is the image model's.
 
-    Sub-classes may define :meth:`namespace` to add attributes that depend on ``spec``.
+    Sub-classes may define `namespace` to add attributes that depend on ``spec``.
     """
 
     aim_mixin: ClassVar[type[Patched]]

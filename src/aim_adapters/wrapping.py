@@ -57,7 +57,7 @@ def wrap_image_model(
     it returned for an image, once per clip.
 
     Args:
-        model: A supported image transformer (see :func:`list_backbones`), or a CLIP model that holds one.
+        model: A supported image transformer (see `list_backbones`), or a CLIP model that holds one.
         num_frames: Frames per input clip, T >= 1.
         bottleneck: Width of an adapter as a share of the model's width (Table 8).
         scale: Factor on the joint adapter (Eq. 5).
@@ -103,14 +103,14 @@ def wrap_image_model(
 
 
 def wrap_with_config(model: ModelT, config: AIMConfig) -> ModelT:
-    """Wrap as :func:`wrap_image_model` does, from a config.
+    """Wrap as `wrap_image_model` does, from a config.
 
     Args:
         model: The image model.
         config: The settings.
 
     Raises:
-        As :func:`wrap_image_model`.
+        As `wrap_image_model`.
     """
     require_wrappable(model)
     anatomy = read_anatomy(model)
@@ -123,7 +123,7 @@ def unwrap_image_model(model: ModelT) -> ModelT:
     """Give back exactly the image model that was wrapped: types, keys, flags, outputs. Adapters are dropped.
 
     Args:
-        model: The object that was given to :func:`wrap_image_model`, or a plain module that holds it.
+        model: The object that was given to `wrap_image_model`, or a plain module that holds it.
 
     Returns:
         The same object.

@@ -1,7 +1,7 @@
 """Find the descriptor that can read a model.
 
 Each file of this folder describes one family and is found by itself: it holds a ``BACKBONE``. Others add theirs
-with :func:`register_backbone` or the entry point group ``aim_adapters.backbones``. A descriptor is imported only
+with `register_backbone` or the entry point group ``aim_adapters.backbones``. A descriptor is imported only
 when the library it describes is, so that importing this package imports none of them.
 """
 
@@ -31,7 +31,7 @@ class Backbone:
         library: Top-level package of the models, or ``""`` for models of no library.
         describes: What it covers, in a phrase.
         read: ``(model) -> BackboneAnatomy``, or None when the model is not of this family. A model of this family
-            that cannot be adapted exactly raises :class:`UnsupportedModelError`.
+            that cannot be adapted exactly raises `UnsupportedModelError`.
     """
 
     name: str

@@ -31,7 +31,7 @@ def attention_weights(q: Tensor, k: Tensor, *, num_frames: int, scale: float, bi
 def temporal_attention(
     q: Tensor, k: Tensor, v: Tensor, *, num_frames: int, scale: float, bias: Tensor | None
 ) -> Tensor:
-    """Return :func:`attention_weights` applied to the values.
+    """Return `attention_weights` applied to the values.
 
     Args:
         q: Queries ``[B*T, N, H, d]``.
