@@ -1,7 +1,7 @@
 """Wrap every model of the supported families by name, on the meta device, and write what can be adapted.
 
-    python -m benchmarks.coverage            # prints the counts, exits non-zero when a family has gaps
-    python -m benchmarks.coverage --write    # also writes docs/supported-backbones.md
+python -m benchmarks.coverage            # prints the counts, exits non-zero when a family has gaps
+python -m benchmarks.coverage --write    # also writes docs/supported-backbones.md
 """
 
 from __future__ import annotations
@@ -83,7 +83,11 @@ def torchvision_models() -> Iterator[tuple[str, str, nn.Module]]:
 
 def build(make: Callable[[], nn.Module]) -> nn.Module:
     """Build a model without its memory."""
-    with torch.device("meta"), warnings.catch_warnings(), mock.patch("torch.nn.init.trunc_normal_", lambda t, *a, **k: t):
+    with (
+        torch.device("meta"),
+        warnings.catch_warnings(),
+        mock.patch("torch.nn.init.trunc_normal_", lambda t, *a, **k: t),
+    ):
         warnings.simplefilter("ignore")
         return make()
 

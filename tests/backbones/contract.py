@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -359,17 +360,21 @@ class Contract:
 
     # 7. PyTorch's own machinery
 
-    def test_compiles_into_one_graph(self, case: Case) -> None:
-        model, video = wake(aim.wrap_image_model(case.model(), FRAMES)), case.video()
-        grads = []
+    def test_compiles_into_one_graph_for_every_number_of_clips(self, case: Case) -> None:
+        model = wake(aim.wrap_image_model(case.model(), FRAMES)).train()
         torch._dynamo.reset()
-        for run in (case.call, torch.compile(case.call, fullgraph=True, backend="aot_eager")):
-            model.train().zero_grad()
-            out = run(model, video)
-            loss(out).backward()
-            grads.append([out.detach(), *(p.grad.clone() for p in aim.trainable_parameters(model))])
-        for eager, compiled in zip(*grads, strict=True):
-            torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
+        counter = CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(case.call, fullgraph=True, dynamic=True, backend=counter)
+        for clips in (2, 3):
+            video, grads = case.video(clips=clips), []
+            for run in (case.call, compiled):
+                model.zero_grad()
+                out = run(model, video)
+                loss(out).backward()
+                grads.append([out.detach(), *(p.grad.clone() for p in aim.trainable_parameters(model))])
+            for eager, compiled_one in zip(*grads, strict=True):
+                torch.testing.assert_close(compiled_one, eager, rtol=1e-4, atol=1e-5)
+        assert counter.frame_count == 1
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_autocast_agrees(self, case: Case, dtype: torch.dtype) -> None:
