@@ -108,8 +108,8 @@ def page(families: dict[str, Family]) -> str:
     lines = [
         "# Every supported backbone",
         "",
-        "Written by `python -m benchmarks.coverage --write`: each architecture was built by name and wrapped. The vision",
-        "models of transformers have no such list; [Supported backbones](backbones.md) names their classes.",
+        "Written by `python -m benchmarks.coverage --write`: each architecture was built by name and wrapped. The",
+        "vision models of transformers have no such list; [Supported backbones](backbones.md) names their classes.",
         "",
         "| family | adapted | refused |",
         "|---|---:|---:|",
