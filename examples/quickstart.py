@@ -151,14 +151,14 @@ def use_plain_attention(model: nn.Module) -> nn.Module:
 
 def load_clips(videos: Sequence[tuple[Path, int]], *, frames: int, size: int, device: torch.device, name: str) -> Clips:
     """Decode videos and keep them in memory."""
-
-    def load(path: Path) -> Tensor:
-        clip = decode(path, frames)  # [T, 3, H, W]
-        return F.interpolate(clip, size=(size, size), mode="bilinear", antialias=True)  # [T, 3, size, size]
-
     paths = [path for path, _ in videos]
+    clips = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        clips = list(tqdm(pool.map(load, paths), total=len(paths), desc=name, unit="clip"))
+        decoded = pool.map(functools.partial(decode, num_frames=frames), paths)
+        # Resized here and not by the pool: each thread that computes with PyTorch would start threads of its own, and
+        # they would be in the way of the training.
+        for clip in tqdm(decoded, total=len(paths), desc=name, unit="clip"):  # [T, 3, H, W]
+            clips.append(F.interpolate(clip, size=(size, size), mode="bilinear", antialias=True))
     labels = torch.tensor([label for _, label in videos])
     return Clips(paths, torch.stack(clips).to(device), labels.to(device))
 
