@@ -248,6 +248,7 @@ def test_existing_card_is_left_alone(tmp_path: Path) -> None:
     ("arguments", "labels", "message"),
     [
         ({"num_classes": 3}, ["a", "b"], "got 2 labels for a model with 3 classes"),
+        ({"num_classes": 5}, "abcde", "labels must be a sequence of names"),
         ({}, ["a"] * 6, "got 6 labels for a model with 5 classes"),
         ({"num_classes": 0}, ["a"], "got 1 labels for a model with no classification layer"),
     ],

@@ -54,13 +54,18 @@ def errors(got: list[Tensor], exact: list[Tensor]) -> list[float]:
     return [((g.double() - e.double()).norm() / e.double().norm()).item() for g, e in zip(got, exact, strict=True)]
 
 
+@pytest.fixture(autouse=True)
+def no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # on for convolutions unless told otherwise
+
+
 @pytest.mark.parametrize("make", [vit, swin])
 def test_the_gpu_agrees_with_float64(make: Any) -> None:
     model = wrapped(make)
     fused = results(model, model, video())
     model.double()
     exact = results(model, model, video().double())
-    assert error(fused, exact) < 1e-4  # float32, tf32 off
+    assert error(fused, exact) < 1e-4
 
 
 @pytest.mark.parametrize("make", [vit, swin])
@@ -78,7 +83,7 @@ def test_autocast_is_no_worse_than_the_eager_attention(make: Any, dtype: torch.d
     assert all(s < 2 * e + 1e-3 for s, e in zip(sdpa, eager, strict=True))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own imports
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # inductor's own
 @pytest.mark.parametrize("make", [vit, swin])
 def test_compiled_agrees(make: Any) -> None:
     model = wrapped(make)

@@ -133,7 +133,7 @@ def save_adapters(
     Raises:
         StateError: The model is not wrapped, or holds several wrapped models.
         CheckpointError: ``directory`` is a file.
-        ConfigError: ``labels`` does not have as many names as the model has classes.
+        ConfigError: ``labels`` is a string, or does not have as many names as the model has classes.
     """
     path = Path(directory)
     if path.exists() and not path.is_dir():
@@ -141,6 +141,8 @@ def save_adapters(
     _, root, shared = only_root(model)
     anatomy = shared.record.anatomy
     classifier = shared.classifier("head")
+    if isinstance(labels, str):
+        raise ConfigError(f"labels must be a sequence of names, got the string {labels!r}")
     if labels is not None and (classifier is None or len(labels) != classifier.out_features):
         outputs = "no classification layer" if classifier is None else f"{classifier.out_features} classes"
         raise ConfigError(f"got {len(labels)} labels for a model with {outputs}")

@@ -19,6 +19,8 @@ from torch import nn
 from aim_adapters.anatomy import BackboneAnatomy
 from aim_adapters.errors import ConfigError, UnsupportedModelError
 
+# Libraries that built-in families describe; a descriptor's file is named after its library.
+_LIBRARIES = ("open_clip", "timm", "torchvision", "transformers")
 ENTRY_POINT_GROUP = "aim_adapters.backbones"
 
 
@@ -90,12 +92,12 @@ def read_anatomy(model: nn.Module) -> BackboneAnatomy:
 
 
 def _built_in_names() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name.startswith(_LIBRARIES))
 
 
 def _library(name: str) -> str:
     """Return the package of a built-in family without importing its descriptor: names are ``library_family``."""
-    return next(p for p in ("timm", "open_clip", "transformers", "torchvision") if name.startswith(p))
+    return next(library for library in _LIBRARIES if name.startswith(library))
 
 
 def _built_in(name: str) -> Backbone:

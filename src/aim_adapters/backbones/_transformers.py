@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
 from aim_adapters.backbones._attention import num_heads, project_out, project_qkv, softmax_scale
+from aim_adapters.errors import UnsupportedModelError
 
 
 def block_anatomy(
@@ -95,6 +96,11 @@ def read_tower(
     for index, layer in enumerate(blocks):
         require_type(blocks, str(index), types[:1], where=at + layers)
         require_type(layer, block.attention, types[1:], where=f"{at}{layers}.{index}")
+        if not hasattr(getattr(layer, block.attention), "q_proj"):
+            raise UnsupportedModelError(
+                f"{at}{layers}.{index}.{block.attention} has no q_proj: this version of transformers builds "
+                f"{type(layer).__name__} otherwise than the newest; update transformers"
+            )
     size, patch = config.image_size, config.patch_size
     return BackboneAnatomy(
         family=family,
