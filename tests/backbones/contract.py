@@ -366,6 +366,7 @@ class Contract:
         torch._dynamo.reset()
         counter = CompileCounterWithBackend("aot_eager")
         compiled = torch.compile(case.call, fullgraph=True, dynamic=True, backend=counter)
+        compiles = []
         for clips in (6, 7):  # equal to no other size, which the tracer would take for the same
             video, grads = case.video(clips=clips), []
             for run in (case.call, compiled):
@@ -375,7 +376,8 @@ class Contract:
                 grads.append([out.detach(), *(p.grad.clone() for p in aim.trainable_parameters(model))])
             for eager, compiled_one in zip(*grads, strict=True):
                 torch.testing.assert_close(compiled_one, eager, rtol=1e-4, atol=1e-5)
-        assert counter.frame_count == 1
+            compiles.append(counter.frame_count)
+        assert compiles[0] == compiles[1] > 0
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_autocast_agrees(self, case: Case, dtype: torch.dtype) -> None:
