@@ -107,6 +107,8 @@ class BackboneAnatomy:
         image_size: Height and width of the images it was trained on, in pixels, if known.
         image_mean: Mean per channel that images are normalised by, for pixels in [0, 1], if known.
         image_std: The same for the standard deviation.
+        patch_inputs: Where the root reads patches cut beforehand (NaFlex) instead of images, the names of its further
+            inputs that have one row per frame.
         pooled_outputs: Where the root returns a record of several outputs (transformers), the names of those that
             are pooled over tokens: they are averaged over frames, and the others are left per frame.
         relabel: ``(root, labels) -> old``: change what the model itself knows of its classes, to a number of them when
@@ -135,6 +137,7 @@ class BackboneAnatomy:
     image_size: tuple[int, int] | None = None
     image_mean: tuple[float, ...] | None = None
     image_std: tuple[float, ...] | None = None
+    patch_inputs: tuple[str, ...] = ()
     pooled_outputs: tuple[str, ...] = ()
     relabel: Callable[[Any, Any], Any] | None = None
     whole_model: bool = False

@@ -14,7 +14,7 @@ from aim_adapters.errors import InputError, StateError, UnsupportedModelError
 from aim_adapters.layers.head import average_frames
 from aim_adapters.layers.state import AIMState, NormState, SharedState, states
 from aim_adapters.layers.temporal import add_temporal_embedding
-from aim_adapters.layers.video_input import flatten_video
+from aim_adapters.layers.video_input import flatten_patches, flatten_video
 from aim_adapters.patching import Patched, blocked, wrap_forward
 
 
@@ -65,7 +65,7 @@ class VideoRoot(Patched):
 
         Args:
             *args: The model's own arguments; the image argument takes ``[B, T, C, H, W]``, ``[B, C, T, H, W]`` or
-                ``[B*T, C, H, W]``, floating point.
+                ``[B*T, C, H, W]``, floating point; patches cut beforehand (NaFlex) ``[B, T, N, P]`` or ``[B*T, N, P]``.
             **kwargs: The same by name.
 
         Returns:
@@ -82,6 +82,9 @@ class VideoRoot(Patched):
         for name in anatomy.refused_inputs:
             if kwargs.get(name) is not None:
                 raise UnsupportedModelError(f"{name} has no meaning along time; call the wrapped model without it")
+        for name in anatomy.patch_inputs:
+            if name in kwargs and kwargs[name].ndim == 3:
+                kwargs[name] = kwargs[name].flatten(0, 1)  # [B, T, ...] to [B*T, ...]
         if args:
             out = super().forward(self._flatten(args[0]), *args[1:], **kwargs)
         elif anatomy.input_name in kwargs:
@@ -115,6 +118,8 @@ class VideoRoot(Patched):
 
     def _flatten(self, video: Tensor) -> Tensor:
         config = self.aim.config
+        if self.aim.record.anatomy.patch_inputs:
+            return flatten_patches(video, num_frames=config.num_frames)
         return flatten_video(
             video,
             num_frames=config.num_frames,

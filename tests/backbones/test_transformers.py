@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import aim_adapters as aim
 from aim_adapters.errors import ConfigError, InputError
-from tests.backbones.contract import FRAMES, Case, Contract, process_group
+from tests.backbones.contract import FRAMES, Case, Contract, process_group, scramble, wake
 
 __all__ = ["process_group"]
 
@@ -146,7 +146,63 @@ def test_classification_head_of_another_width_updates_the_loss() -> None:
     assert model.config.num_labels == 5
 
 
-def test_naflex_siglip_is_refused_and_says_what_to_load() -> None:
-    config = hf.Siglip2VisionConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
-    with pytest.raises(aim.UnsupportedModelError, match="SiglipModel"):
-        aim.wrap_image_model(hf.Siglip2VisionModel(config), FRAMES)
+NAFLEX = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+def naflex_inputs(clips: int = 2) -> dict[str, Tensor]:
+    """Return frames of 2 x 3 patches, padded to 8, for every clip."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "pixel_values": torch.randn(clips, FRAMES, 8, 3 * 4 * 4, generator=generator),
+        "pixel_attention_mask": (torch.arange(8) < 6).long().expand(clips, FRAMES, 8),
+        "spatial_shapes": torch.tensor([2, 3]).expand(clips, FRAMES, 2),
+    }
+
+
+@pytest.mark.parametrize("cls", [hf.Siglip2VisionModel, hf.Siglip2ForImageClassification, hf.Siglip2Model])
+def test_naflex_siglip_takes_patches_of_frames(cls: type[nn.Module]) -> None:
+    vision = {**NAFLEX, "num_patches": 16, "patch_size": 4}
+    whole_config = hf.Siglip2Config(vision_config=vision, text_config=TEXT, num_labels=5)
+    torch.manual_seed(0)
+    model = cls(hf.Siglip2VisionConfig(**vision) if cls is hf.Siglip2VisionModel else whole_config)
+    scramble(model).eval()
+
+    def call(inputs: dict[str, Tensor]) -> Tensor:
+        if cls is hf.Siglip2Model:
+            return model.get_image_features(**inputs).pooler_output
+        out = model(**inputs)
+        return out.logits if cls is hf.Siglip2ForImageClassification else out.pooler_output
+
+    clips = naflex_inputs()
+    flat = {name: tensor.flatten(0, 1) for name, tensor in clips.items()}
+    with torch.no_grad():
+        expected = call(flat).unflatten(0, (2, FRAMES)).mean(1)
+        wake_later = aim.wrap_image_model(model, FRAMES)
+        torch.testing.assert_close(call(clips), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(call(flat), expected, rtol=1e-5, atol=1e-6)
+        wake(wake_later)
+        adapted = call(clips)
+        assert not torch.allclose(adapted, expected)
+        clips["pixel_values"][:, :, 6:] = 100.0  # what lies under the mask is never seen
+        torch.testing.assert_close(call(clips), adapted, rtol=1e-5, atol=1e-6)
+        with aim.disable_adapters(model):
+            torch.testing.assert_close(call(naflex_inputs()), expected, rtol=1e-5, atol=1e-6)
+        with pytest.raises(InputError, match=rf"{FRAMES} frames, got \[2, {FRAMES - 1}, 8, 48\]"):
+            call({name: tensor[:, 1:] for name, tensor in clips.items()})
+
+
+def test_naflex_siglip_trains_what_is_declared() -> None:
+    model = aim.wrap_image_model(hf.Siglip2VisionModel(hf.Siglip2VisionConfig(**NAFLEX, patch_size=4)), FRAMES)
+    wake(model)
+    model.train()(**naflex_inputs()).pooler_output.square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in aim.trainable_parameters(model))
+
+
+def test_sub_classes_keep_working() -> None:
+    class Mine(hf.ViTForImageClassification):
+        pass
+
+    model = Mine(hf.ViTConfig(**SIZE))
+    aim.wrap_image_model(model, FRAMES)
+    assert isinstance(model, Mine)
+    assert model(torch.randn(2, FRAMES, 3, 16, 16)).logits.shape == (2, 5)

@@ -70,6 +70,7 @@ def read_tower(
     heads: tuple[HeadAnatomy, ...] = (),
     prefix_tokens: int,
     root: str = "",
+    patch_inputs: tuple[str, ...] = (),
 ) -> BackboneAnatomy:
     """Read a vision model of transformers.
 
@@ -84,6 +85,7 @@ def read_tower(
         norm: Path of the final norm inside the tower, or None where nothing reads it.
         heads: The classification layers.
         prefix_tokens: Tokens in front of the patches.
+        patch_inputs: Inputs beside patches cut beforehand, where the model reads those.
         root: Path of ``model`` in a whole model that compares its output with text.
 
     Raises:
@@ -101,7 +103,7 @@ def read_tower(
                 f"{at}{layers}.{index}.{block.attention} has no q_proj: this version of transformers builds "
                 f"{type(layer).__name__} otherwise than the newest; update transformers"
             )
-    size, patch = config.image_size, config.patch_size
+    size, patch = getattr(config, "image_size", None), config.patch_size
     return BackboneAnatomy(
         family=family,
         root=root,
@@ -118,7 +120,8 @@ def read_tower(
         prefix_tokens=prefix_tokens,
         library="transformers",
         model_name=getattr(model, "name_or_path", None) or None,
-        image_size=(size, size) if isinstance(size, int) else tuple(size),
+        image_size=(size, size) if isinstance(size, int) else size and tuple(size),
+        patch_inputs=patch_inputs,
         refused_inputs=("attention_mask", "bool_masked_pos"),
         pooled_outputs=("pooler_output", "image_embeds", "logits", "cls_logits", "distillation_logits"),
         relabel=relabel if heads else None,

@@ -1,4 +1,4 @@
-"""Describe CLIP and SigLIP of transformers: image towers, whole models, and image classifiers."""
+"""Describe CLIP, SigLIP and SigLIP 2 of transformers: image towers, whole models, and image classifiers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import nn
 from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy
 from aim_adapters.backbones import Backbone
 from aim_adapters.backbones._transformers import attend_self_attn, block_anatomy, read_tower
-from aim_adapters.errors import UnsupportedModelError
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
@@ -19,12 +18,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
     from transformers.models.siglip import modeling_siglip as siglip
     from transformers.models.siglip2 import modeling_siglip2 as siglip2
 
-    if isinstance(model, siglip2.Siglip2PreTrainedModel):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} reads patches cut beforehand (NaFlex), not images or video frames; "
-            "load a fixed-resolution SigLIP 2 checkpoint, which is a SiglipModel, instead"
-        )
-    for whole in (clip.CLIPModel, siglip.SiglipModel):
+    for whole in (clip.CLIPModel, siglip.SiglipModel, siglip2.Siglip2Model):
         if isinstance(model, whole):
             anatomy = read(model.vision_model)
             return anatomy and dataclasses.replace(anatomy, root="vision_model", whole_model=True)
@@ -52,6 +46,15 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
         return _read(model, "", **siglip_tower)
     if isinstance(model, siglip.SiglipForImageClassification):
         return _read(model, "vision_model", heads=head, **siglip_tower)
+    siglip2_tower: dict[str, Any] = {
+        **siglip_tower,
+        "types": (siglip2.Siglip2EncoderLayer, siglip2.Siglip2Attention),
+        "patch_inputs": ("pixel_attention_mask", "spatial_shapes"),
+    }
+    if isinstance(model, siglip2.Siglip2VisionModel):
+        return _read(model, "", **siglip2_tower)
+    if isinstance(model, siglip2.Siglip2ForImageClassification):
+        return _read(model, "vision_model", heads=head, **siglip2_tower)
     return None
 
 
@@ -62,5 +65,5 @@ def _read(model: Any, tower: str, **fields: Any) -> BackboneAnatomy:
 _BLOCK = block_anatomy(attend_self_attn, attention="self_attn", norms=("layer_norm1", "layer_norm2"))
 
 BACKBONE = Backbone(
-    name="transformers_clip", library="transformers", describes="CLIP and SigLIP of transformers", read=read
+    name="transformers_clip", library="transformers", describes="CLIP, SigLIP and SigLIP 2 of transformers", read=read
 )

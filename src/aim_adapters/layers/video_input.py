@@ -47,6 +47,29 @@ def flatten_video(
     return averaged
 
 
+def flatten_patches(patches: Tensor, *, num_frames: int) -> Tensor:
+    """Return the frames of all clips as one batch of patches that were cut beforehand.
+
+    Args:
+        patches: Floating point, ``[B, T, N, P]`` or already flat ``[B*T, N, P]``.
+        num_frames: T.
+
+    Returns:
+        Patches ``[B*T, N, P]``.
+
+    Raises:
+        InputError: The shape or dtype does not fit.
+    """
+    if not isinstance(patches, Tensor) or not patches.is_floating_point():
+        found = patches.dtype if isinstance(patches, Tensor) else type(patches).__name__
+        raise InputError(f"patches must be a floating-point tensor, got {found}")
+    if patches.ndim == 4 and patches.shape[1] == num_frames:
+        return patches.flatten(0, 1)
+    if patches.ndim == 3 and patches.shape[0] % num_frames == 0:
+        return patches
+    raise InputError(f"patches must be [B, T, N, P] or [B*T, N, P] with {num_frames} frames, got {list(patches.shape)}")
+
+
 def _channels_second(video: Tensor, num_frames: int, channels: int, layout: str, what: str) -> Tensor:
     """Return ``[B, T, C, H, W]``."""
     frames_first = video.shape[1] == num_frames and video.shape[2] == channels
