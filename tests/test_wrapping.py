@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import aim_adapters as aim
+from aim_adapters.backbones import read_anatomy
 from aim_adapters.errors import ConfigError, InputError, StateError
 from tests.backbones.contract import assert_same, scramble, snapshot, wake
 
@@ -287,3 +288,78 @@ def test_a_plain_training_loop_learns_order() -> None:
         for trained in (model.eval(), ema):
             assert (trained(clips).argmax(1) == labels).float().mean() > 0.95
     assert all(torch.equal(dict(model.named_parameters())[name], value) for name, value in frozen.items())
+
+
+def test_base_weights_loaded_after_wrapping_reach_untrained_copies() -> None:
+    other = scramble(image_model()).eval()
+    clips = video()
+    with torch.no_grad():
+        expected = other(clips.flatten(0, 1)).unflatten(0, (2, T)).mean(1)
+        model = aim.wrap_image_model(image_model(), T).eval()
+        model.load_state_dict(other.state_dict())
+        torch.testing.assert_close(model(clips), expected, rtol=1e-5, atol=1e-6)
+        wake(model)
+        trained = {key: tensor.clone() for key, tensor in aim.adapter_state_dict(model).items()}
+        model.load_state_dict(image_model().state_dict())
+    assert all(torch.equal(tensor, trained[key]) for key, tensor in aim.adapter_state_dict(model).items())
+
+
+def test_a_forward_of_its_own_is_refused() -> None:
+    model = image_model()
+    block = model.blocks[1]
+    block.forward = block.forward
+    with pytest.raises(StateError, match=r"blocks\.1 is given a forward of its own"):
+        aim.wrap_image_model(model, T)
+    del block.forward
+    aim.wrap_image_model(model, T)
+    model.blocks[1].forward = model.blocks[1].forward
+    with pytest.raises(StateError, match="forward of its own"):
+        aim.unwrap_image_model(model)
+
+
+def test_several_models_train_together() -> None:
+    pair = nn.ModuleList([aim.wrap_image_model(image_model(), T), aim.wrap_image_model(image_model(), T)])
+    alone = len(aim.trainable_parameters(pair[0]))
+    assert len(aim.trainable_parameters(pair)) == 2 * alone
+    assert sum(len(group["params"]) for group in aim.adapter_param_groups(pair, weight_decay=0.1)) == 2 * alone
+    assert aim.count_parameters(pair).trainable == 2 * aim.count_parameters(pair[0]).trainable
+
+
+def test_a_layer_in_place_of_the_packed_projection_is_called() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    model = image_model()
+    model.blocks[0].attn.qkv.__class__ = Doubled
+    attention = model.blocks[0].attn
+    h = torch.randn(2, 5, 32)
+    q, k, v = read_anatomy(model).blocks[0][1].project_qkv(attention, h)
+    assert torch.equal(torch.stack([q, k, v], 2).flatten(2), attention.qkv(h))
+
+
+def test_hooks_of_norm_and_head_fire_once() -> None:
+    model, seen = image_model(), []
+    for module in (model.norm, model.head):
+        module.register_forward_hook(lambda module, args, out: seen.append(tuple(out.shape)))
+    aim.wrap_image_model(model, T)(video())
+    assert seen == [(2 * T, 5, 32), (2, 5)]
+
+
+def test_a_head_put_in_after_wrapping_is_refused() -> None:
+    model = aim.wrap_image_model(image_model(), T)
+    model.head = nn.Linear(32, 7)
+    with pytest.raises(StateError, match="'head' was replaced after wrapping"):
+        model.train()
+
+
+def test_wrapping_in_inference_mode_is_refused() -> None:
+    with torch.inference_mode(), pytest.raises(StateError, match="inference_mode"):
+        aim.wrap_image_model(image_model(), T)
+
+
+def test_a_copy_made_while_adapters_are_disabled_has_them() -> None:
+    model, clips = wake(aim.wrap_image_model(image_model(), T)).eval(), video()
+    with aim.disable_adapters(model):
+        copied = copy.deepcopy(model)
+    assert torch.equal(copied(clips), model(clips))

@@ -19,9 +19,10 @@ from aim_adapters.anatomy import BackboneAnatomy, fingerprint
 from aim_adapters.backbones import read_anatomy
 from aim_adapters.config import AIMConfig
 from aim_adapters.errors import CheckpointError, ConfigError
-from aim_adapters.frames import is_temporal, resize_temporal
-from aim_adapters.guards import is_wrapped, only_root
+from aim_adapters.frames import resize_temporal
+from aim_adapters.guards import is_wrapped, only_root, require_wrappable
 from aim_adapters.layers.state import declared_tensors
+from aim_adapters.layers.temporal import is_temporal
 from aim_adapters.parameters import count_parameters
 from aim_adapters.root import RootState
 from aim_adapters.wrapping import unwrap_image_model, wrap_with_config
@@ -141,8 +142,8 @@ def save_adapters(
     _, root, shared = only_root(model)
     anatomy = shared.record.anatomy
     classifier = shared.classifier("head")
-    if isinstance(labels, str):
-        raise ConfigError(f"labels must be a sequence of names, got the string {labels!r}")
+    if isinstance(labels, (str, Mapping)):
+        raise ConfigError(f"labels must be a sequence of names, got the {type(labels).__name__} {labels!r}")
     if labels is not None and (classifier is None or len(labels) != classifier.out_features):
         outputs = "no classification layer" if classifier is None else f"{classifier.out_features} classes"
         raise ConfigError(f"got {len(labels)} labels for a model with {outputs}")
@@ -195,8 +196,8 @@ def load_adapters(
     Args:
         model: The base model, wrapped with the checkpoint's settings or not wrapped.
         source: The directory.
-        strict: Refuse whatever differs: another base, other settings, missing or extra tensors. Otherwise load what
-            fits, warn about settings and report the rest.
+        strict: Refuse whatever differs: a base of another name, other settings, missing or extra tensors. Otherwise
+            load what fits, warn about settings and report the rest. A base of other shapes is always refused.
         resize_frames: Let a wrapped model with another number of frames take the checkpoint: its temporal embedding
             or biases are interpolated linearly, which a warning says.
 
@@ -221,6 +222,7 @@ def load_adapters(
             aim_config = dataclasses.replace(aim_config, num_frames=shared.config.num_frames)
         _require_same_meaning(shared, aim_config, strict)
         return load_adapter_state_dict(model, state, strict)
+    require_wrappable(model)
     anatomy = read_anatomy(model)
     _require_same_base(model.get_submodule(anatomy.root), anatomy, config, strict)
     try:
@@ -348,16 +350,19 @@ def _require_same_meaning(shared: RootState, config: AIMConfig, strict: bool) ->
         blocks = config.adapted_blocks(depth)
     except ConfigError as error:
         raise CheckpointError(f"the checkpoint's settings do not fit this model: {error}") from error
+    # Without a layer of the image model in between, projected and unprojected features have the same tensors.
+    if not shared.record.anatomy.heads and (config.num_classes == 0) != (shared.config.num_classes == 0):
+        differs.append(f"num_classes={config.num_classes} (this model: {shared.config.num_classes})")
     if blocks != shared.config.adapted_blocks(depth):
         differs.append(f"layers={config.layers!r} (this model: {shared.config.layers!r})")
     if differs:
-        hint = "; resize_frames=True interpolates frames" if "num_frames" in differs[0] else ""
-        _refuse(f"the adapters were saved with {', '.join(differs)}{hint}", strict)
+        hint = ", or resize_frames=True to interpolate frames" if "num_frames" in differs[0] else ""
+        _refuse(f"the adapters were saved with {', '.join(differs)}", strict, hint)
 
 
-def _refuse(message: str, strict: bool) -> None:
+def _refuse(message: str, strict: bool, hint: str = "") -> None:
     if strict:
-        raise CheckpointError(f"{message}; nothing was loaded. Pass strict=False to load what fits all the same")
+        raise CheckpointError(f"{message}; nothing was loaded. Pass strict=False to load what fits all the same{hint}")
     warnings.warn(message, stacklevel=4)
 
 

@@ -8,9 +8,10 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from aim_adapters.errors import CheckpointError
 from aim_adapters.guards import only_root, require_bare
 from aim_adapters.layers.state import states
-from aim_adapters.layers.temporal import resize_temporal_bias, resize_temporal_embedding
+from aim_adapters.layers.temporal import is_temporal, resize_temporal_bias, resize_temporal_embedding
 
 
 def set_num_frames(model: nn.Module, num_frames: int) -> None:
@@ -48,11 +49,6 @@ def set_num_frames(model: nn.Module, num_frames: int) -> None:
     shared.config, shared.num_frames = config, config.attention_frames
 
 
-def is_temporal(key: str) -> bool:
-    """Tell whether the tensor under a key depends on the number of frames."""
-    return key.rpartition(".")[2] in ("temporal_embedding", "temporal_bias")
-
-
 def resize_temporal(key: str, tensor: Tensor, num_frames: int) -> Tensor:
     """Interpolate a tensor that depends on the number of frames.
 
@@ -60,7 +56,13 @@ def resize_temporal(key: str, tensor: Tensor, num_frames: int) -> Tensor:
         key: Its key, which tells what it is.
         tensor: ``[1, T, D]`` or ``[2T-1, H]``.
         num_frames: The new T, as attention sees it.
+
+    Raises:
+        CheckpointError: The tensor has another number of dimensions.
     """
+    rank = 3 if key.endswith("temporal_embedding") else 2
+    if tensor.ndim != rank:
+        raise CheckpointError(f"{key!r} must have {rank} dimensions, got the shape {list(tensor.shape)}")
     with torch.no_grad():
         resize = resize_temporal_embedding if key.endswith("temporal_embedding") else resize_temporal_bias
         return resize(tensor.detach(), num_frames)

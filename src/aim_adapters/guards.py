@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -50,6 +51,8 @@ def require_wrappable(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"wrap_image_model expects a torch.nn.Module, got {type(model).__name__}")
+    if torch.is_inference_mode_enabled():
+        raise StateError("new parameters made under torch.inference_mode() cannot train; wrap the model outside of it")
     if is_wrapped(model):
         raise StateError(
             f"this {type(model).__name__} is wrapped already; call unwrap_image_model(model) first to wrap it anew"
@@ -90,6 +93,9 @@ def require_bare(model: nn.Module, call: str, fix: str) -> None:
             "GraphModule",
         }
         compiled = getattr(module, "_compiled_call_impl", None) is not None
-        if foreign or compiled:
-            what = f"a {sorted(foreign)[0]}" if foreign else "compiled in place"
+        hooked = "forward" in vars(module)
+        if foreign or compiled or hooked:
+            # A forward on the instance would hide that of the class, which is the one that changes.
+            hook = "given a forward of its own (by accelerate, for instance)"
+            what = f"a {min(foreign)}" if foreign else "compiled in place" if compiled else hook
             raise StateError(f"{call}: {name or 'the model'} is {what}; {fix}")

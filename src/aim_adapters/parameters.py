@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from aim_adapters.errors import ConfigError, StateError
-from aim_adapters.layers.state import SharedState, declared_tensors
+from aim_adapters.layers.state import SharedState, states
+from aim_adapters.layers.temporal import is_temporal
 
 # Names that wrappers put into the middle of a parameter's path.
 _WRAPPER_PARTS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -44,9 +45,9 @@ def find_roots(model: nn.Module) -> dict[str, tuple[nn.Module, SharedState]]:
     return roots
 
 
-def declared_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return every parameter of ours by its key in a checkpoint, trainable or not."""
-    return {key: tensor for key, tensor in declared_tensors(model).items() if isinstance(tensor, nn.Parameter)}
+def declared_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return every parameter of ours with its key in a checkpoint, trainable or not, of every wrapped model inside."""
+    return [(state.key + name, parameter) for state in states(model) for name, parameter in state.named_parameters()]
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -59,7 +60,7 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
         StateError: The model is not wrapped.
     """
     find_roots(model)
-    return [parameter for parameter in declared_parameters(model).values() if parameter.requires_grad]
+    return [parameter for _, parameter in declared_parameters(model) if parameter.requires_grad]
 
 
 def adapter_param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -83,9 +84,9 @@ def adapter_param_groups(model: nn.Module, weight_decay: float) -> list[dict[str
         {"params": [], "weight_decay": float(weight_decay)},
         {"params": [], "weight_decay": 0.0},
     ]
-    for key, parameter in declared_parameters(model).items():
+    for key, parameter in declared_parameters(model):
         if parameter.requires_grad:
-            no_decay = parameter.ndim <= 1 or key.rpartition(".")[2] in ("temporal_embedding", "temporal_bias")
+            no_decay = parameter.ndim <= 1 or is_temporal(key)
             groups[no_decay]["params"].append(parameter)
     return [group for group in groups if group["params"]]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy
@@ -44,6 +46,7 @@ class VideoRoot(Patched):
     """Make the image model's own ``forward`` take videos."""
 
     aim: RootState
+    aim_inputs: ClassVar[tuple[str, ...]]  # names of the arguments of the model's own forward
 
     @classmethod
     def namespace(cls, base: type[nn.Module], spec: Any) -> dict[str, Any]:
@@ -56,6 +59,7 @@ class VideoRoot(Patched):
         hidden, methods = spec
         return {
             "forward": wrap_forward(base, cls.forward),
+            "aim_inputs": tuple(inspect.signature(base.forward).parameters)[1:],
             **{name: _hidden(name) for name in hidden},
             **{name: blocked(name) for name in methods},
         }
@@ -79,8 +83,9 @@ class VideoRoot(Patched):
         shared, anatomy = self.aim, self.aim.record.anatomy
         if getattr(self, "_is_replica", False):
             raise StateError("nn.DataParallel cannot replicate a wrapped model; use DistributedDataParallel")
+        given = {**dict(zip(self.aim_inputs, args, strict=False)), **kwargs}
         for name in anatomy.refused_inputs:
-            if kwargs.get(name) is not None:
+            if given.get(name) is not None:
                 raise UnsupportedModelError(f"{name} has no meaning along time; call the wrapped model without it")
         for name in anatomy.patch_inputs:
             if name in kwargs and kwargs[name].ndim == 3:
@@ -102,8 +107,21 @@ class VideoRoot(Patched):
         return shared.classify(out)
 
     def train(self, mode: bool = True) -> VideoRoot:
-        """Set the mode of what trains, and of the containers of blocks; all else that is frozen stays in eval."""
+        """Set the mode of what trains, and of the containers of blocks; all else that is frozen stays in eval.
+
+        Args:
+            mode: Training or evaluation.
+
+        Raises:
+            StateError: A classification layer was replaced after wrapping, so that it would see single frames.
+        """
         super().train(mode)
+        for head in self.aim.record.anatomy.heads:
+            if not isinstance(self.get_submodule(head.path), ClipHead):
+                raise StateError(
+                    f"{head.path!r} was replaced after wrapping: the new layer would classify single frames and would "
+                    "not be saved; unwrap the model and wrap it with num_classes=K"
+                )
         hold_frozen_in_eval(self, self.aim.record.anatomy)
         return self
 
@@ -128,9 +146,25 @@ class VideoRoot(Patched):
             tubelet_size=config.tubelet_size,
         )
 
+    def _untrained_copies(self) -> dict[str, str]:
+        """Return the names of our copies that still equal what they were copied from, with the names of that."""
+        anatomy, pairs = self.aim.record.anatomy, []
+        if anatomy.norm is not None:
+            pairs.append((f"{anatomy.norm}.aim.norm", anatomy.norm))
+        if self.aim.config.num_classes is None:
+            pairs += [(f"aim.{head.name}", head.path) for head in anatomy.heads if head.classifier]
+        tensors = dict(self.named_parameters())
+        return {
+            f"{copied}.{leaf}": f"{original}.{leaf}"
+            for copied, original in pairs
+            for leaf in ("weight", "bias")
+            if f"{copied}.{leaf}" in tensors and _same(tensors[f"{copied}.{leaf}"], tensors[f"{original}.{leaf}"])
+        }
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # A checkpoint of the image model holds none of our tensors: it loads strictly, and ours keep their values.
-        # A checkpoint that holds some but not all of them is still refused.
+        # A checkpoint of the image model holds none of our tensors: it loads strictly, and ours keep their values. Only
+        # copies of its norm and head that have not been trained yet follow what they are copies of.
+        # A checkpoint that holds some but not all of our tensors is still refused.
         ours = {
             prefix + f"{path}.{name}": tensor
             for path, module in self.named_modules()
@@ -138,6 +172,9 @@ class VideoRoot(Patched):
             for name, tensor in module.state_dict(keep_vars=True).items()
         }
         if not any(key in state_dict for key in ours):
+            for copied, original in self._untrained_copies().items():
+                if prefix + original in state_dict:
+                    ours[prefix + copied] = state_dict[prefix + original]
             state_dict.update(ours)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -235,6 +272,10 @@ def hold_frozen_in_eval(root: nn.Module, anatomy: BackboneAnatomy) -> None:
     for name, module in root.named_modules():
         if name and name not in kept and id(module) not in ours and not isinstance(module, AdaptedBlock):
             module.training = False
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.is_meta or b.is_meta or torch.equal(a, b)
 
 
 def _hidden(name: str) -> property:

@@ -168,6 +168,14 @@ def disable_adapters(model: nn.Module) -> Iterator[None]:
             s.enabled = enabled
 
 
+def _trainable_copy(module: nn.Module) -> nn.Module:
+    """Copy a norm or head; its hooks stay with the original, which is still called."""
+    copied = copy.deepcopy(module).requires_grad_(True)
+    for name in [name for name in vars(copied) if name.endswith("_hooks")]:
+        getattr(copied, name).clear()
+    return copied
+
+
 class _Place(TypedDict):
     device: torch.device
     dtype: torch.dtype
@@ -201,7 +209,7 @@ class _Plan:
             )
         adapted = config.adapted_blocks(len(anatomy.blocks)) if config.components else ()
         blocks = [(i, root.get_submodule(anatomy.blocks[i][0])) for i in adapted]
-        if len({id(block) for _, block in blocks}) != len(blocks):
+        if len({id(root.get_submodule(path)) for path, _ in anatomy.blocks}) != len(anatomy.blocks):
             raise UnsupportedModelError("the model runs one block at several depths; shared blocks cannot be adapted")
         embedding = None
         if "temporal" in config.components and not any(anatomy.blocks[i][1].temporal for i in adapted):
@@ -225,7 +233,7 @@ class _Plan:
         plan._add_head(anatomy, config)
         if config.train_norm and anatomy.norm is not None:
             norm = root.get_submodule(anatomy.norm)
-            trained = copy.deepcopy(norm).requires_grad_(True)
+            trained = _trainable_copy(norm)
             plan.containers.append((norm, NormState(trained, shared=state)))
             plan.patches.append((norm, TrainedNorm, None))
         if embedding is not None and anatomy.entry is not None and adapted[0] == 0:
@@ -270,7 +278,7 @@ class _Plan:
             own = self.root.get_submodule(head.path)
             copied = config.num_classes is None and head.classifier and isinstance(own, nn.Linear)
             if copied:
-                self.state.add_module(head.name, copy.deepcopy(own).requires_grad_(True))
+                self.state.add_module(head.name, _trainable_copy(own))
             self.holders.append(own)
             self.patches.append((own, ClipHead, (head.name, config.num_classes is None and not copied)))
         if config.num_classes:
@@ -327,14 +335,11 @@ def _bypassed(root: nn.Module, anatomy: BackboneAnatomy, config: AIMConfig) -> f
     return frozenset(names)
 
 
-def _roots(model: nn.Module) -> list[tuple[nn.Module, RootState]]:
-    found = [(module, module._modules.get("aim")) for module in model.modules()]
-    return [(module, state) for module, state in found if isinstance(state, RootState)]
-
-
 def _remove(model: nn.Module) -> None:
     """Take out everything of ours."""
-    for root, shared in _roots(model):
+    for root, shared in [(m, m._modules["aim"]) for m in model.modules() if "aim" in m._modules]:
+        if not isinstance(shared, RootState):
+            continue
         relabel = shared.record.anatomy.relabel
         if relabel is not None and shared.labels is not None:
             relabel(root, shared.labels)

@@ -46,6 +46,7 @@ class Case:
     tokens: tuple[int, ...] = (5,)  # shape of the tokens that a block reads
     plain_attention: Callable[[Any, Tensor], Tensor] | None = None  # the family's attention without spatial position
     checkpoints: bool = True  # the library can checkpoint activations itself
+    machinery: bool = False  # runs what takes seconds: compiling, exporting, sharding; some members of each family do
 
     def model(self) -> nn.Module:
         """Return a member with random weights everywhere, so that nothing is hidden behind a zero or a one.
@@ -331,6 +332,8 @@ class Contract:
         with torch.no_grad():
             expected = case.call(model, video)
         held: nn.Module = model
+        if holder in ("compiled", "ddp", "fsdp2"):
+            needs_machinery(case)
         if holder == "compiled":
             held = torch.compile(model, backend="eager")  # type: ignore[assignment]
         elif holder == "ddp":
@@ -362,6 +365,7 @@ class Contract:
     # 7. PyTorch's own machinery
 
     def test_compiles_into_one_graph_for_every_number_of_clips(self, case: Case) -> None:
+        needs_machinery(case)
         model = wake(aim.wrap_image_model(case.model(), FRAMES)).train()
         torch._dynamo.reset()
         counter = CompileCounterWithBackend("aot_eager")
@@ -412,6 +416,7 @@ class Contract:
             torch.testing.assert_close(case.call(model, flat), expected, rtol=1e-5, atol=1e-6)
 
     def test_exports(self, case: Case) -> None:
+        needs_machinery(case)
         model, video = wake(aim.wrap_image_model(case.model(), FRAMES)), case.video()
         tower = model.get_submodule(read_root(model))
         with torch.no_grad():
@@ -488,6 +493,7 @@ class Contract:
             model(case.video(), **case.mask)
 
     def test_wrapping_what_another_tool_holds_is_refused(self, case: Case, process_group: None) -> None:
+        needs_machinery(case)
         mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
         sharded, checkpointed, in_place, parametrised = (case.model() for _ in range(4))
         fully_shard(sharded.get_submodule(read_anatomy(sharded).root), mesh=mesh)
@@ -508,12 +514,19 @@ class Contract:
                 aim.wrap_image_model(model, FRAMES)
 
     def test_unwrapping_what_another_tool_holds_is_refused(self, case: Case, process_group: None) -> None:
+        needs_machinery(case)
         model = aim.wrap_image_model(case.model(), FRAMES)
         with pytest.raises(StateError, match="DistributedDataParallel"):
             aim.unwrap_image_model(DistributedDataParallel(model))
         fully_shard(model.get_submodule(read_root(model)), mesh=dist.device_mesh.init_device_mesh("cpu", (1,)))
         with pytest.raises(StateError, match="full state dict"):
             aim.unwrap_image_model(model)
+
+
+def needs_machinery(case: Case) -> None:
+    """Skip a test that takes seconds unless this member of its family runs it."""
+    if not case.machinery:
+        pytest.skip("another member of the family runs this")
 
 
 def set_checkpointing(model: nn.Module, enable: bool) -> None:

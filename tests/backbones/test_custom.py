@@ -27,7 +27,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def case() -> Case:
-    return Case("tiny_vit", TinyViT, checkpoints=False)
+    return Case("tiny_vit", TinyViT, checkpoints=False, machinery=True)
 
 
 class TestContract(Contract):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -94,9 +95,12 @@ CASES = [
 ]
 
 
+MACHINERY = ("class_token", "clip")
+
+
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
 def case(request: pytest.FixtureRequest) -> Case:
-    return request.param
+    return dataclasses.replace(request.param, machinery=request.param.name in MACHINERY)
 
 
 class TestContract(Contract):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -43,9 +44,12 @@ CASES = [
 ]
 
 
+MACHINERY = ("beit",)
+
+
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
 def case(request: pytest.FixtureRequest) -> Case:
-    return request.param
+    return dataclasses.replace(request.param, machinery=request.param.name in MACHINERY)
 
 
 class TestContract(Contract):

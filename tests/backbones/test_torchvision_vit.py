@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -29,9 +30,12 @@ def member(name: str, **kwargs: Any) -> Case:
 CASES = [member("vit"), member("representation", representation_size=24)]
 
 
+MACHINERY = ("vit",)
+
+
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
 def case(request: pytest.FixtureRequest) -> Case:
-    return request.param
+    return dataclasses.replace(request.param, machinery=request.param.name in MACHINERY)
 
 
 class TestContract(Contract):

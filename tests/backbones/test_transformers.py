@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -100,9 +101,12 @@ CASES = [
 ]  # fmt: skip
 
 
+MACHINERY = ("ViTForImageClassification", "Dinov2Model", "SiglipModel")
+
+
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
 def case(request: pytest.FixtureRequest) -> Case:
-    return request.param
+    return dataclasses.replace(request.param, machinery=request.param.name in MACHINERY)
 
 
 class TestContract(Contract):
@@ -206,3 +210,9 @@ def test_sub_classes_keep_working() -> None:
     aim.wrap_image_model(model, FRAMES)
     assert isinstance(model, Mine)
     assert model(torch.randn(2, FRAMES, 3, 16, 16)).logits.shape == (2, 5)
+
+
+def test_masks_are_refused_by_position_too() -> None:
+    model = aim.wrap_image_model(CASES[0].model(), FRAMES)
+    with pytest.raises(aim.UnsupportedModelError, match="bool_masked_pos"):
+        model(CASES[0].video(), torch.zeros(2 * FRAMES, 4, dtype=torch.bool))

@@ -58,9 +58,14 @@ def register_backbone(backbone: Backbone) -> Backbone:
     Raises:
         ConfigError: It is not a Backbone, or its name is taken.
     """
+    _load_entry_points()
+    return _add(backbone)
+
+
+def _add(backbone: Backbone) -> Backbone:
     if not isinstance(backbone, Backbone):
         raise ConfigError(f"register_backbone takes an aim_adapters.Backbone, got {type(backbone).__name__}")
-    if backbone.name in list_backbones():
+    if backbone.name in [*_built_in_names(), *_registered]:
         raise ConfigError(f"a backbone named {backbone.name!r} exists already; names must be unique")
     _registered[backbone.name] = backbone
     return backbone
@@ -109,9 +114,18 @@ def _load_entry_points() -> None:
     global _entry_points_loaded
     if _entry_points_loaded:
         return
-    _entry_points_loaded = True
+    _entry_points_loaded = True  # while they load, too: a package may register its backbone when it is imported
     for point in entry_points(group=ENTRY_POINT_GROUP):
-        register_backbone(point.load())
+        try:
+            backbone = point.load()
+        except ImportError as error:
+            _entry_points_loaded = False
+            raise UnsupportedModelError(
+                f"the backbone {point.name!r} that an installed package announces cannot be imported: {error}; "
+                "repair or remove that package"
+            ) from error
+        if backbone not in _registered.values():
+            _add(backbone)
 
 
 def _block_hint(model: nn.Module) -> str:

@@ -47,10 +47,10 @@ def project_qkv(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         Queries ``[B*T, N, H, d]``, keys and values ``[B*T, N, G, d]``.
     """
     if getattr(attn, "qkv", None) is not None:
-        bias = attn.qkv.bias
-        if getattr(attn, "q_bias", None) is not None:
-            bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
-        packed = F.linear(h, attn.qkv.weight, bias)  # [B*T, N, 3*H*d]
+        if getattr(attn, "q_bias", None) is None:
+            packed = attn.qkv(h)  # [B*T, N, 3*H*d]
+        else:
+            packed = F.linear(h, attn.qkv.weight, torch.cat((attn.q_bias, attn.k_bias, attn.v_bias)))
         q, k, v = packed.unflatten(-1, (3, attn.num_heads, -1)).unbind(-3)
     else:
         layers = (attn.q_proj, attn.k_proj, attn.v_proj)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,6 +52,10 @@ class SharedState(AIMState):
         self.attention: str = config.attention
         self.register_parameter("temporal_embedding", temporal_embedding)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state to copy: adapters disabled for a while are not disabled in a copy."""
+        return {**self.__dict__, "enabled": True}
+
     def classifier(self, name: str) -> nn.Module | None:
         """Return our classification layer of this name, or None."""
         return self._modules.get(name)
@@ -80,9 +85,9 @@ class BlockState(AIMState):
         key: ``"blocks.{i}."``.
         adapters: By name: ``"temporal"``, ``"temporal_input"``, ``"spatial"``, ``"joint"``.
         shared: The model's shared state.
-        temporal_bias: Relative bias along time ``[2T-1, H]``, or None.
         drop_path: Stochastic depth rate of this block.
         enters: The temporal embedding is added to this block's input.
+        temporal_bias: Relative bias along time ``[2T-1, H]``, or None.
     """
 
     temporal: Adapter | None
@@ -97,9 +102,9 @@ class BlockState(AIMState):
         adapters: dict[str, Adapter],
         *,
         shared: SharedState,
-        temporal_bias: nn.Parameter | None,
         drop_path: float,
         enters: bool,
+        temporal_bias: nn.Parameter | None = None,
     ) -> None:
         super().__init__(key)
         self.shared = (shared,)

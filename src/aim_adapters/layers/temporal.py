@@ -14,6 +14,11 @@ def new_temporal_embedding(
     return nn.Parameter(torch.zeros(1, num_frames, dim, device=device, dtype=dtype))
 
 
+def is_temporal(key: str) -> bool:
+    """Tell by its key whether a tensor holds temporal positions, and so depends on the number of frames."""
+    return key.rpartition(".")[2] in ("temporal_embedding", "temporal_bias")
+
+
 def add_temporal_embedding(x: Tensor, embedding: Tensor) -> Tensor:
     """Add each frame's embedding to all its tokens, [class] included.
 
