@@ -92,7 +92,8 @@ def read_anatomy(model: nn.Module) -> BackboneAnatomy:
     name = f"{type(model).__module__}.{type(model).__qualname__}"
     raise UnsupportedModelError(
         f"{name} is not an image transformer that can be adapted{_block_hint(model)}. Supported families: "
-        f"{', '.join(list_backbones())}; describe another one with aim_adapters.register_backbone"
+        f"{', '.join(list_backbones())}, the nearest is {_nearest(name)}; describe another one with "
+        "aim_adapters.register_backbone"
     )
 
 
@@ -126,6 +127,15 @@ def _load_entry_points() -> None:
             ) from error
         if backbone not in _registered.values():
             _add(backbone)
+
+
+def _nearest(name: str) -> str:
+    """Return the family most like a model's class: of its kind and library, of its kind, or a plain ViT."""
+    families, library = list_backbones(), name.partition(".")[0]
+    kind = [family for family in families if family.rpartition("_")[2] in name.lower()]
+    here = [family for family in kind if family.startswith(library)]
+    plain = [family for family in (f"{library}_vit", "timm_vit") if family in families]
+    return (here or kind or plain)[0]
 
 
 def _block_hint(model: nn.Module) -> str:

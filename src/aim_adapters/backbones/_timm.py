@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from torch import nn
+
+from aim_adapters.anatomy import Attend, BlockAnatomy
+from aim_adapters.backbones._attention import num_heads, project_out, project_qkv, softmax_scale
 
 
 def final_norm(model: Any) -> str | None:
@@ -32,3 +36,30 @@ def facts(model: Any) -> dict[str, Any]:
         "image_mean": cfg.get("mean"),
         "image_std": cfg.get("std"),
     }
+
+
+def block_anatomy(attend: Attend, *, scales: tuple[str, str]) -> BlockAnatomy:
+    """Describe a pre-norm block.
+
+    Args:
+        attend: The block's own attention.
+        scales: Attributes of the LayerScales behind attention and MLP.
+    """
+    return BlockAnatomy(
+        attention="attn",
+        mlp="mlp",
+        pre_attention="norm1",
+        post_attention=scales[0],
+        pre_mlp="norm2",
+        post_mlp=scales[1],
+        project_qkv=project_qkv,
+        project_out=project_out,
+        attend=attend,
+        softmax_scale=softmax_scale,
+        heads=num_heads,
+    )
+
+
+def post_norm(block: BlockAnatomy) -> BlockAnatomy:
+    """Describe the same block with its norms behind attention and MLP, and without LayerScale."""
+    return dataclasses.replace(block, pre_attention=None, post_attention="norm1", pre_mlp=None, post_mlp="norm2")

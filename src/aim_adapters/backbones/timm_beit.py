@@ -6,10 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
+from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy, require_type
 from aim_adapters.backbones import Backbone
-from aim_adapters.backbones._attention import num_heads, project_out, project_qkv, softmax_scale
-from aim_adapters.backbones._timm import facts, final_norm
+from aim_adapters.backbones._timm import block_anatomy, facts, final_norm
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
@@ -40,18 +39,6 @@ def _attend(block: Any, h: Tensor, shared_rel_pos_bias: Tensor | None = None) ->
     return out
 
 
-_BLOCK = BlockAnatomy(
-    attention="attn",
-    mlp="mlp",
-    pre_attention="norm1",
-    post_attention="gamma_1",
-    pre_mlp="norm2",
-    post_mlp="gamma_2",
-    project_qkv=project_qkv,
-    project_out=project_out,
-    attend=_attend,
-    softmax_scale=softmax_scale,
-    heads=num_heads,
-)
+_BLOCK = block_anatomy(_attend, scales=("gamma_1", "gamma_2"))
 
 BACKBONE = Backbone(name="timm_beit", library="timm", describes="timm Beit (BEiT, BEiT v2)", read=read)

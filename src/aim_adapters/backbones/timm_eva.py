@@ -6,15 +6,14 @@ there.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
 from aim_adapters.backbones import Backbone
-from aim_adapters.backbones._attention import num_heads, project_out, project_qkv, refuse_masks, softmax_scale
-from aim_adapters.backbones._timm import facts, final_norm
+from aim_adapters.backbones._attention import refuse_masks
+from aim_adapters.backbones._timm import block_anatomy, facts, final_norm, post_norm
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
@@ -50,22 +49,8 @@ def _attend(
     return out
 
 
-_BLOCK = BlockAnatomy(
-    attention="attn",
-    mlp="mlp",
-    pre_attention="norm1",
-    post_attention="gamma_1",
-    pre_mlp="norm2",
-    post_mlp="gamma_2",
-    project_qkv=project_qkv,
-    project_out=project_out,
-    attend=_attend,
-    softmax_scale=softmax_scale,
-    heads=num_heads,
-)
-_POST_NORM_BLOCK = dataclasses.replace(
-    _BLOCK, pre_attention=None, post_attention="norm1", pre_mlp=None, post_mlp="norm2"
-)
+_BLOCK = block_anatomy(_attend, scales=("gamma_1", "gamma_2"))
+_POST_NORM_BLOCK = post_norm(_BLOCK)
 
 BACKBONE = Backbone(
     name="timm_eva",
