@@ -14,7 +14,7 @@ from typing import TypedDict, TypeVar
 import torch
 from torch import nn
 
-from aim_adapters.anatomy import BackboneAnatomy
+from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy
 from aim_adapters.backbones import read_anatomy
 from aim_adapters.block import AdaptedBlock
 from aim_adapters.config import COMPONENTS, AIMConfig, Attention, InputLayout
@@ -276,7 +276,7 @@ class _Plan:
         place = _place_of(self.root.get_submodule(anatomy.blocks[-1][0]))
         for head in anatomy.heads:
             own = self.root.get_submodule(head.path)
-            copied = config.num_classes is None and head.classifier and isinstance(own, nn.Linear)
+            copied = config.num_classes is None and _has_classifier(head, self.root)
             if copied:
                 self.state.add_module(head.name, _trainable_copy(own))
             self.holders.append(own)
@@ -321,12 +321,16 @@ def _place_of(module: nn.Module) -> _Place:
     return {"device": chosen.device, "dtype": chosen.dtype}
 
 
+def _has_classifier(head: HeadAnatomy, root: nn.Module) -> bool:
+    """Tell whether there is a classification layer at this head to make a trained copy of."""
+    return head.classifier and isinstance(root.get_submodule(head.path), nn.Linear)
+
+
 def _bypassed(root: nn.Module, anatomy: BackboneAnatomy, config: AIMConfig) -> frozenset[str]:
     paths = [anatomy.norm] if config.train_norm and anatomy.norm is not None else []
     names: list[str] = []
     for head in anatomy.heads:
-        copied = head.classifier and isinstance(root.get_submodule(head.path), nn.Linear)
-        if config.num_classes is not None or copied:
+        if config.num_classes is not None or _has_classifier(head, root):
             paths.append(head.path)
     if config.num_classes is not None:
         names += [name for name in anatomy.hidden_when_headed if root._parameters.get(name) is not None]

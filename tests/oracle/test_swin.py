@@ -14,6 +14,7 @@ from torchvision.models import swin_transformer as torchvision_swin
 
 import aim_adapters as aim
 from tests.backbones.contract import scramble, wake
+from tests.oracle.agreement import assert_agree
 from tests.oracle.swin import aim_swin
 from tests.oracle.vit import Weights
 
@@ -68,16 +69,7 @@ def test_forward_and_every_gradient(library: str, frames: int, tubelet: int) -> 
     ours, theirs = (video_of(frames).requires_grad_() for _ in range(2))
     out = model(ours)
     expected = aim_swin(w, a, theirs, depths=DEPTHS, heads=HEADS, window=WINDOW, tubelet=tubelet)
-    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
-    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
-    (out * weights).sum().backward()
-    (expected * weights).sum().backward()
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-10)
-    by_id = {t.data_ptr(): key for key, t in aim.adapter_state_dict(model).items()}
-    grads = {by_id[p.data_ptr()]: p.grad for p in aim.trainable_parameters(model)}
-    assert grads.keys() == a.keys()
-    for key, tensor in a.items():
-        torch.testing.assert_close(grads[key], tensor.grad, rtol=1e-9, atol=1e-10, msg=lambda m, k=key: f"{k}: {m}")
+    assert_agree(model, a, out, expected, ours, theirs)
 
 
 def test_one_adapter_file_serves_timm_and_torchvision(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import aim_adapters as aim
 from tests.backbones.contract import wake
 from tests.oracle import holders
+from tests.oracle.agreement import assert_agree
 from tests.oracle.vit import Size, Weights, aim_vit, random_weights
 
 Holder = Callable[[Weights, Size], nn.Module]
@@ -59,16 +60,7 @@ def test_forward_and_every_gradient(holder: Holder, size: Size, frames: int, fla
     a = {key: tensor.clone().requires_grad_() for key, tensor in aim.adapter_state_dict(model).items()}
     ours, theirs = (video_of(frames).requires_grad_() for _ in range(2))
     out, expected = output(model, ours.flatten(0, 1) if flat else ours), expected_output(model, w, a, theirs, size)
-    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
-    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
-    (out * weights).sum().backward()
-    (expected * weights).sum().backward()
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-10)
-    by_id = {t.data_ptr(): key for key, t in aim.adapter_state_dict(model).items()}
-    grads = {by_id[p.data_ptr()]: p.grad for p in aim.trainable_parameters(model)}
-    assert grads.keys() == a.keys()
-    for key, tensor in a.items():
-        torch.testing.assert_close(grads[key], tensor.grad, rtol=1e-9, atol=1e-10, msg=lambda m, k=key: f"{k}: {m}")
+    assert_agree(model, a, out, expected, ours, theirs)
 
 
 @HOLDERS
