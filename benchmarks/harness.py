@@ -98,25 +98,36 @@ def record() -> dict[str, Any]:
     }
 
 
-def report(name: str, question: str, *, seconds: float, target: float, details: dict[str, Timing]) -> int:
+def report(
+    name: str,
+    question: str,
+    *,
+    target: float,
+    details: dict[str, Timing],
+    seconds: float | None = None,
+    ratio: float | None = None,
+) -> int:
     """Write ``benchmarks/results/<name>.json``, print the outcome, and return the exit status.
 
     Args:
         name: Name of the benchmark, that of its file.
         question: What was measured, in words.
-        seconds: The number that is held against the target.
-        target: What ``seconds`` must stay below.
-        details: The timings that ``seconds`` comes from.
+        target: What the number must stay below.
+        details: The timings that it comes from.
+        seconds: The number that is held against the target, a time.
+        ratio: The same, as a multiple of a peer's time in the same run.
 
     Returns:
         0 when the target is met, 1 when not.
     """
-    met = seconds < target
+    value = ratio if seconds is None else seconds
+    assert value is not None
+    met = value < target
     result = {
         "benchmark": name,
         "command": f"python -m benchmarks.{name}",
         "question": question,
-        "seconds": seconds,
+        "seconds" if ratio is None else "ratio": value,
         "target": target,
         "met": met,
         "timings": {key: asdict(timing) for key, timing in details.items()},
@@ -126,5 +137,6 @@ def report(name: str, question: str, *, seconds: float, target: float, details: 
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     for key, timing in details.items():
         print(f"  {key:<32} {1e3 * timing.median:9.2f} ms  ({1e3 * timing.p10:.2f}–{1e3 * timing.p90:.2f})")
-    print(f"{question}: {1e3 * seconds:.1f} ms, target below {1e3 * target:.0f} ms: {'met' if met else 'MISSED'}")
+    number, limit = (f"{1e3 * x:.1f} ms" if ratio is None else f"{x:.2f} ×" for x in (value, target))
+    print(f"{question}: {number}, target below {limit}: {'met' if met else 'MISSED'}")
     return 0 if met else 1

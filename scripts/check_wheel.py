@@ -53,13 +53,13 @@ assert torch.equal(model(video), again.eval()(video))
 
 def source_version() -> str:
     """Read ``__version__`` from the source without importing it."""
-    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    tree = ast.parse((PACKAGE / "version.py").read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.Assign) and any(
             isinstance(t, ast.Name) and t.id == "__version__" for t in node.targets
         ):
             return str(ast.literal_eval(node.value))
-    raise SystemExit("src/aim_adapters/__init__.py has no `__version__ = ...`")
+    raise SystemExit("src/aim_adapters/version.py has no `__version__ = ...`")
 
 
 def check_contents(wheel: Path, version: str) -> None:

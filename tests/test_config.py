@@ -26,7 +26,7 @@ def configs(draw: st.DrawFn) -> AIMConfig:
     rates = st.floats(0, 1, exclude_max=True)
     return AIMConfig(
         num_frames=tubelet * draw(st.integers(1, 64)),
-        bottleneck=draw(st.floats(0, 1e6, exclude_min=True)),
+        bottleneck=draw(st.floats(0, 65535, exclude_min=True)),
         scale=draw(st.floats(allow_nan=False, allow_infinity=False)),
         num_classes=draw(st.none() | st.integers(0, 10_000)),
         components=tuple(components),
@@ -112,6 +112,9 @@ def test_edges_of_each_domain_are_taken(name: str, value: object) -> None:
         ("num_frames", 0, "got 0", "an integer >= 1"),
         ("num_frames", -8, "got -8", "an integer >= 1"),
         ("num_classes", -1, "got -1", "an integer >= 0"),
+        ("num_classes", 2**31, "got 2147483648", "at most 2147483647"),
+        ("num_frames", 10**30, "got 1000000000000000000000000000000", "at most 2147483647"),
+        ("bottleneck", 1e12, "got 1000000000000.0", "a finite number > 0.0 and < 65536.0"),
         ("tubelet_size", 0, "got 0", "an integer >= 1"),
         ("tubelet_size", None, "None of type NoneType", "an integer >= 1"),
         ("tubelet_size", 3, "8 frames in tubelets of 3", "num_frames must be a multiple of tubelet_size"),

@@ -1,14 +1,9 @@
 """Adapt any pre-trained image transformer to video by training a few per cent of its weights (AIM, ICLR 2023)."""
 
+from aim_adapters.adapters import add_adapter, average_adapters, delete_adapter, list_adapters, set_adapter
 from aim_adapters.analysis.complexity import FlopCount, count_flops
 from aim_adapters.backbones import Backbone, list_backbones, register_backbone
-from aim_adapters.checkpoint import (
-    LoadReport,
-    adapter_state_dict,
-    load_adapter_state_dict,
-    load_adapters,
-    save_adapters,
-)
+from aim_adapters.checkpoint import load_adapters, save_adapters
 from aim_adapters.config import AIMConfig
 from aim_adapters.errors import AIMError, CheckpointError, UnsupportedKernelError, UnsupportedModelError
 from aim_adapters.frames import set_num_frames
@@ -20,9 +15,9 @@ from aim_adapters.parameters import (
     print_trainable_parameters,
     trainable_parameters,
 )
+from aim_adapters.state_dict import LoadReport, adapter_state_dict, load_adapter_state_dict
+from aim_adapters.version import __version__ as __version__
 from aim_adapters.wrapping import disable_adapters, unwrap_image_model, wrap_image_model
-
-__version__ = "0.1.0.dev0"
 
 __all__ = [
     "AIMConfig",
@@ -36,16 +31,21 @@ __all__ = [
     "UnsupportedModelError",
     "adapter_param_groups",
     "adapter_state_dict",
+    "add_adapter",
+    "average_adapters",
     "count_flops",
     "count_parameters",
+    "delete_adapter",
     "disable_adapters",
     "is_wrapped",
+    "list_adapters",
     "list_backbones",
     "load_adapter_state_dict",
     "load_adapters",
     "print_trainable_parameters",
     "register_backbone",
     "save_adapters",
+    "set_adapter",
     "set_num_frames",
     "trainable_parameters",
     "unwrap_image_model",

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -104,6 +104,8 @@ class BackboneAnatomy:
         blocked_methods: Methods that would replace or bypass what is ours; they raise while wrapped.
         library: Library the model comes from.
         model_name: Name under which that library rebuilds the base model, or None when unknown.
+        model_revision: Revision of the weights under that name, or None when unknown.
+        build_arguments: What, beside the name, rebuilds the same architecture: values that JSON can hold.
         image_size: Height and width of the images it was trained on, in pixels, if known.
         image_mean: Mean per channel that images are normalised by, for pixels in [0, 1], if known.
         image_std: The same for the standard deviation.
@@ -134,6 +136,8 @@ class BackboneAnatomy:
     blocked_methods: tuple[str, ...] = ()
     library: str = ""
     model_name: str | None = None
+    model_revision: str | None = None
+    build_arguments: Mapping[str, Any] = field(default_factory=dict)
     image_size: tuple[int, int] | None = None
     image_mean: tuple[float, ...] | None = None
     image_std: tuple[float, ...] | None = None

@@ -17,6 +17,12 @@ LAYER_CHOICES = ("all", "bottom_half", "top_half", "alternate")
 ATTENTION_CHOICES = ("auto", "triton", "sdpa", "eager")
 LAYOUT_CHOICES = ("auto", "BTCHW", "BCTHW")
 
+# Settings that change what the same tensors compute, beside those that show in the tensors' names and shapes.
+MEANING = ("num_frames", "tubelet_size", "scale", "components", "temporal_input_adapter")
+
+# Far beyond any use, and small enough that a product of sizes stays a size: settings also come from files.
+_MOST = 2**31 - 1
+
 Attention = Literal["auto", "triton", "sdpa", "eager"]
 InputLayout = Literal["auto", "BTCHW", "BCTHW"]
 
@@ -65,7 +71,7 @@ class AIMConfig:
         """Normalise and validate every field."""
         put = object.__setattr__  # the dataclass is frozen; this is its constructor
         put(self, "num_frames", _integer("num_frames", self.num_frames, low=1))
-        put(self, "bottleneck", _number("bottleneck", self.bottleneck, low=0.0, open_low=True))
+        put(self, "bottleneck", _number("bottleneck", self.bottleneck, low=0.0, high=65536.0, open_low=True))
         put(self, "scale", _number("scale", self.scale))
         if self.num_classes is not None:
             put(self, "num_classes", _integer("num_classes", self.num_classes, low=0))
@@ -180,6 +186,8 @@ def _integer(name: str, value: object, *, low: int) -> int:
         raise ConfigError(f"{name} must be an integer >= {low}, got {value!r} of type {type(value).__name__}")
     if value < low:
         raise ConfigError(f"{name} must be an integer >= {low}, got {value}")
+    if int(value) > _MOST:
+        raise ConfigError(f"{name} must be at most {_MOST}, got {value}")
     return int(value)
 
 

@@ -4,6 +4,9 @@ All are children of `AIMError`, and of the built-in error a caller would expect,
 ``except aim.AIMError`` and ``except ValueError`` work.
 """
 
+import sys
+import warnings
+
 
 class AIMError(Exception):
     """Base of every error raised on purpose by this package."""
@@ -31,3 +34,18 @@ class UnsupportedKernelError(AIMError, RuntimeError):
 
 class CheckpointError(AIMError, RuntimeError):
     """A checkpoint that is damaged, foreign, or does not fit the model."""
+
+
+def warn(message: str) -> None:
+    """Warn at the line outside this package that led here, however deep the call.
+
+    Args:
+        message: What to say.
+    """
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
+
+
+_INSIDE = {__name__.partition(".")[0], "contextlib"}

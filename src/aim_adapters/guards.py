@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
+
 import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -69,6 +71,11 @@ def require_wrappable(model: nn.Module) -> None:
         )
 
 
+# Tools that spread parameters or gradients over processes or devices, by the name of the class around the module.
+_DISTRIBUTED = {"DistributedDataParallel", "DataParallel", "FSDPModule", "FullyShardedDataParallel"}
+_FOREIGN = _DISTRIBUTED | {"OptimizedModule", "CheckpointWrapper", "ScriptModule", "GraphModule"}
+
+
 def require_bare(model: nn.Module, call: str, fix: str) -> None:
     """Refuse modules that another tool has wrapped, compiled or sharded.
 
@@ -80,22 +87,27 @@ def require_bare(model: nn.Module, call: str, fix: str) -> None:
     Raises:
         StateError: Such a module is found.
     """
+    require_local(model, call, fix, kinds=_FOREIGN)
     for name, module in model.named_modules():
-        kinds = {cls.__name__ for cls in type(module).__mro__}
-        foreign = kinds & {
-            "DistributedDataParallel",
-            "DataParallel",
-            "FSDPModule",
-            "FullyShardedDataParallel",
-            "OptimizedModule",
-            "CheckpointWrapper",
-            "ScriptModule",
-            "GraphModule",
-        }
         compiled = getattr(module, "_compiled_call_impl", None) is not None
-        hooked = "forward" in vars(module)
-        if foreign or compiled or hooked:
+        if compiled or "forward" in vars(module):
             # A forward on the instance would hide that of the class, which is the one that changes.
-            hook = "given a forward of its own (by accelerate, for instance)"
-            what = f"a {min(foreign)}" if foreign else "compiled in place" if compiled else hook
+            what = "compiled in place" if compiled else "given a forward of its own (by accelerate, for instance)"
             raise StateError(f"{call}: {name or 'the model'} is {what}; {fix}")
+
+
+def require_local(model: nn.Module, call: str, fix: str, *, kinds: AbstractSet[str] = _DISTRIBUTED) -> None:
+    """Refuse modules that another tool has sharded or distributed; compiled ones pass.
+
+    Args:
+        model: Any module.
+        call: Name of the call, for the message.
+        fix: What to do instead.
+        kinds: Names of the refused classes.
+
+    Raises:
+        StateError: Such a module is found.
+    """
+    for name, module in model.named_modules():
+        if found := {cls.__name__ for cls in type(module).__mro__} & kinds:
+            raise StateError(f"{call}: {name or 'the model'} is a {min(found)}; {fix}")

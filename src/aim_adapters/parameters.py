@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from aim_adapters.errors import ConfigError, StateError
-from aim_adapters.layers.state import SharedState, states
+from aim_adapters.layers.state import AIMState, SharedState, states
 from aim_adapters.layers.temporal import is_temporal
 
 # Names that wrappers put into the middle of a parameter's path.
@@ -46,8 +47,13 @@ def find_roots(model: nn.Module) -> dict[str, tuple[nn.Module, SharedState]]:
 
 
 def declared_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return every parameter of ours with its key in a checkpoint, trainable or not, of every wrapped model inside."""
-    return [(state.key + name, parameter) for state in states(model) for name, parameter in state.named_parameters()]
+    """Return every parameter of the adapters that run, with its key in a checkpoint, of every wrapped model inside."""
+    return [
+        (key, tensor)
+        for state in states(model)
+        for key, tensor in state.declared().items()
+        if isinstance(tensor, nn.Parameter)
+    ]
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -95,7 +101,8 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     """Count the active parameters of a wrapped model.
 
     Active: the image model's, except those in whose place our copies run, and ours. So the frozen norm and head
-    that a trained copy replaces are not counted twice, as in the paper's tables.
+    that a trained copy replaces are not counted twice, as in the paper's tables, and of several adapters only the one
+    that runs counts.
 
     Args:
         model: A wrapped model.
@@ -103,13 +110,31 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     Raises:
         StateError: The model is not wrapped.
     """
-    bypassed = {
-        canonical_path(f"{path}.{name}" if path else name)
-        for path, (_, shared) in find_roots(model).items()
-        for name in shared.bypassed
-    }
-    active = [p.numel() for name, p in model.named_parameters() if canonical_path(name) not in bypassed]
-    return ParameterCount(sum(p.numel() for p in trainable_parameters(model)), sum(active))
+    bypassed = [f"{path}.{name}" for path, (_, shared) in find_roots(model).items() for name in shared.bypassed]
+    ours = sum(parameter.numel() for _, parameter in declared_parameters(model))
+    return ParameterCount(sum(p.numel() for p in trainable_parameters(model)), ours + _count_base(model, bypassed))
+
+
+def count_adapter(model: nn.Module, shared: SharedState, tensors: Mapping[str, Tensor]) -> ParameterCount:
+    """Count the parameters that are active when one adapter runs, whether it does or not, as if all of it trained.
+
+    Args:
+        model: A wrapped model with one root.
+        shared: The adapter's shared state.
+        tensors: Its tensors.
+    """
+    ((path, _),) = find_roots(model).items()
+    ours = sum(tensor.numel() for tensor in tensors.values() if isinstance(tensor, nn.Parameter))
+    return ParameterCount(ours, ours + _count_base(model, [f"{path}.{name}" for name in shared.bypassed]))
+
+
+def _count_base(model: nn.Module, bypassed: Iterable[str]) -> int:
+    """Count the image model's parameters, except those in whose place copies run."""
+    ours = {id(p) for each in model.modules() if isinstance(each, AIMState) for p in each.parameters()}
+    skipped = {canonical_path(name.lstrip(".")) for name in bypassed}
+    return sum(
+        p.numel() for name, p in model.named_parameters() if id(p) not in ours and canonical_path(name) not in skipped
+    )
 
 
 def print_trainable_parameters(model: nn.Module) -> None:

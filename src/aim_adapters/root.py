@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -35,11 +36,30 @@ class WrapRecord:
     training: frozenset[str]
 
 
-class RootState(SharedState):
-    """Add to the shared state what only the root needs: the record to unwrap by."""
+@dataclass(frozen=True)
+class Layout:
+    """Say where the parts of one adapter go. Paths are relative to the root.
 
+    Args:
+        containers: Modules that hold a container of ours, the root first.
+        holders: Modules that hold the shared state beside their own.
+        patches: Modules whose class is swapped, with the mixin and what it is told.
+    """
+
+    containers: tuple[str, ...]
+    holders: tuple[str, ...]
+    patches: tuple[tuple[str, type[Patched], Hashable], ...]
+
+
+class RootState(SharedState):
+    """Add to the shared state what only the root needs: the adapter's name and layout, the record to unwrap by."""
+
+    name: str
+    layout: Layout
     record: WrapRecord
     labels: Any = None  # what the anatomy's `relabel` returned
+    trains: frozenset[str] | None = None  # keys that train when the adapter runs; None: all
+    origin: Mapping[str, Any] = MappingProxyType({})  # config of the checkpoint that the adapter was made from
 
 
 class VideoRoot(Patched):

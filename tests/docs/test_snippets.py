@@ -48,6 +48,8 @@ def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_clip, "create_model_and_transforms", create_model_and_transforms)
 
 
+# What the pages save has not been trained, as training takes longer than reading.
+@pytest.mark.filterwarnings("ignore:every up-projection in:UserWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_blocks_run(
     page: Path, small_models: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -7,12 +7,16 @@ when the library it describes is, so that importing this package imports none of
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import os
 import pkgutil
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -25,6 +29,37 @@ ENTRY_POINT_GROUP = "aim_adapters.backbones"
 
 
 @dataclass(frozen=True)
+class BaseRequest:
+    """Say which image model to build, and how its files may be fetched.
+
+    Name, revision and arguments may come from a file that somebody else wrote: they never name a path, and whoever
+    builds checks the arguments.
+
+    Args:
+        name: The model's name in its library: an entry of its registry, or a repository on the Hub; ``""`` when only
+            a directory is known.
+        directory: A directory that holds the model, in place of what name and revision would fetch.
+        revision: Revision of the weights; one that cannot be honoured is an error.
+        arguments: `BackboneAnatomy.build_arguments` of the model that is wanted.
+        pretrained: False: leave the weights as the library starts them, and fetch none.
+        cache_dir: Where downloads are kept; None: where huggingface_hub keeps them.
+        token: As huggingface_hub takes it.
+        local_files_only: Fetch nothing.
+        force_download: Fetch again what the cache holds.
+    """
+
+    name: str
+    directory: Path | None = None
+    revision: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: bool = True
+    cache_dir: str | os.PathLike[str] | None = None
+    token: str | bool | None = field(default=None, repr=False)
+    local_files_only: bool = False
+    force_download: bool = False
+
+
+@dataclass(frozen=True)
 class Backbone:
     """Describe a family of image transformers.
 
@@ -34,12 +69,15 @@ class Backbone:
         describes: What it covers, in a phrase.
         read: ``(model) -> BackboneAnatomy``, or None when the model is not of this family. A model of this family
             that cannot be adapted exactly raises `UnsupportedModelError`.
+        build: ``(BaseRequest) -> image model``, for every model of the library, or None where it cannot be rebuilt
+            from a name.
     """
 
     name: str
     library: str
     describes: str
     read: Callable[[nn.Module], BackboneAnatomy | None]
+    build: Callable[[BaseRequest], nn.Module] | None = None
 
 
 _registered: dict[str, Backbone] = {}
@@ -88,13 +126,38 @@ def read_anatomy(model: nn.Module) -> BackboneAnatomy:
     for backbone in [*reversed(_registered.values()), *built_in]:
         anatomy = backbone.read(model)
         if anatomy is not None:
-            return anatomy
+            return dataclasses.replace(anatomy, **getattr(model, "aim_source", {}))
     name = f"{type(model).__module__}.{type(model).__qualname__}"
     raise UnsupportedModelError(
         f"{name} is not an image transformer that can be adapted{_block_hint(model)}. Supported families: "
         f"{', '.join(list_backbones())}, the nearest is {_nearest(name)}; describe another one with "
         "aim_adapters.register_backbone"
     )
+
+
+def build_base(library: str, request: BaseRequest) -> nn.Module:
+    """Build an image model by name.
+
+    Args:
+        library: The library it comes from, as `BackboneAnatomy.library` has it.
+        request: Which model.
+
+    Returns:
+        The model, which remembers the name it was built by.
+
+    Raises:
+        UnsupportedModelError: No family of that library can be built from a name.
+        As the library: it does not know the name, or cannot fetch or read the files.
+    """
+    _load_entry_points()
+    built_in = [_built_in(name) for name in _built_in_names() if _library(name) == library]
+    for backbone in [*reversed(_registered.values()), *built_in]:
+        if backbone.library == library and backbone.build is not None:
+            model = backbone.build(request)
+            pinned = {} if request.revision is None else {"model_revision": request.revision}
+            model.aim_source = {"model_name": request.name or None, **pinned}  # type: ignore[assignment]
+            return model
+    raise UnsupportedModelError(f"models of {library or 'no library'} cannot be built from a name")
 
 
 def _built_in_names() -> list[str]:

@@ -8,7 +8,11 @@ from typing import Any
 from torch import nn
 
 from aim_adapters.anatomy import Attend, BlockAnatomy
+from aim_adapters.backbones import BaseRequest
+from aim_adapters.backbones._assign import read_once
 from aim_adapters.backbones._attention import num_heads, project_out, project_qkv, softmax_scale
+from aim_adapters.backbones._fetch import Kind, checked_arguments, fetch, hub_id
+from aim_adapters.errors import ConfigError
 
 
 def final_norm(model: Any) -> str | None:
@@ -19,23 +23,102 @@ def final_norm(model: Any) -> str | None:
 def facts(model: Any) -> dict[str, Any]:
     """Return the fields of a BackboneAnatomy that every timm transformer states in the same way."""
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    name, tag = cfg.get("architecture"), cfg.get("tag")
     patch_embed = model.patch_embed
     # The first convolution: hybrids have a whole network in front of the patches.
     stem = next((module for module in patch_embed.modules() if isinstance(module, nn.Conv2d)), None)
     size = getattr(patch_embed, "img_size", None)
+    channels = model.in_chans if stem is None else stem.in_channels
+    arguments: dict[str, Any] = {
+        "num_classes": model.num_classes,
+        "in_chans": channels,
+        "global_pool": model.global_pool,
+    }
+    if size:
+        arguments["img_size"] = list(size)
+    if getattr(model, "dynamic_img_size", False):
+        arguments["dynamic_img_size"] = True
     return {
         "root": "",
         "input_name": "x",
-        "in_channels": model.in_chans if stem is None else stem.in_channels,
+        "in_channels": channels,
         "patch_size": tuple(patch_embed.patch_size),
         "blocked_methods": ("reset_classifier",),
         "library": "timm",
-        "model_name": f"{name}.{tag}" if name and tag else name,
+        **_name(cfg),
+        "build_arguments": arguments,
         "image_size": tuple(size) if size else None,
         "image_mean": cfg.get("mean"),
         "image_std": cfg.get("std"),
     }
+
+
+def _name(cfg: dict[str, Any]) -> dict[str, str | None]:
+    """Return name and revision of a model: its entry in timm's registry, or its repository on the Hub."""
+    architecture, tag, source = cfg.get("architecture"), cfg.get("tag"), cfg.get("source")
+    name, revision = f"{architecture}.{tag}" if architecture and tag else architecture, None
+    if source == "local-dir":
+        name = None
+    elif source == "hf-hub":
+        repo_id, _, pinned = cfg["hf_hub_id"].partition("@")
+        name, revision = name if repo_id == f"timm/{name}" else f"hf-hub:{repo_id}", pinned or None
+    return {"model_name": name, "model_revision": revision}
+
+
+def build(request: BaseRequest) -> nn.Module:
+    """Build a timm model from a name in its registry, a repository on the Hub, or a directory.
+
+    Args:
+        request: ``vit_base_patch16_clip_224.openai`` or ``hf-hub:user/name``. Weights are read from safetensors only.
+
+    Raises:
+        ConfigError: The directory has no safetensors, the registry no weights on the Hub under that name, or an
+            argument is unknown.
+        CheckpointError: The Hub does not give the files.
+        As timm: it does not know the name, or cannot read the files.
+    """
+    import timm
+
+    arguments = checked_arguments(request, _ARGUMENTS)
+    repo_id, directory, name = hub_id(request.name), request.directory, request.name
+    if directory is None and repo_id is not None:
+        directory = fetch(request, repo_id, "config.json").parent
+    source: dict[str, Any] = {}
+    if directory is not None:
+        name, source = f"local-dir:{directory}", {"source": ""}
+    if request.pretrained:
+        if request.directory is None:
+            weights = fetch(request, repo_id or _weights_of(name), _WEIGHTS)
+        else:
+            weights = request.directory / _WEIGHTS
+            if not weights.is_file():
+                raise ConfigError(f"{request.directory} holds no {_WEIGHTS}")
+        # The file is named outright: left to look for one, timm would also read pickles.
+        source |= {"file": str(weights), "custom_load": False}
+
+    def create() -> nn.Module:
+        return timm.create_model(name, pretrained=request.pretrained, pretrained_cfg_overlay=source, **arguments)
+
+    return read_once(create) if request.pretrained else create()
+
+
+def _weights_of(name: str) -> str:
+    """Return the repository that holds the weights of a registered model."""
+    from timm.models import get_pretrained_cfg
+
+    cfg = get_pretrained_cfg(name)
+    if cfg is None or not cfg.hf_hub_id:
+        raise ConfigError(f"timm has no pre-trained weights on the Hub for {name!r}")
+    return str(cfg.hf_hub_id)
+
+
+_WEIGHTS = "model.safetensors"
+_ARGUMENTS: dict[str, Kind] = {
+    "num_classes": "classes",
+    "in_chans": "channels",
+    "img_size": "size",
+    "global_pool": "word",
+    "dynamic_img_size": "flag",
+}
 
 
 def block_anatomy(attend: Attend, *, scales: tuple[str, str]) -> BlockAnatomy:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
+from aim_adapters.backbones import BaseRequest
+from aim_adapters.backbones._assign import warn_random
 from aim_adapters.backbones._attention import num_heads, project_out, project_qkv, softmax_scale
-from aim_adapters.errors import UnsupportedModelError
+from aim_adapters.backbones._fetch import Kind, checked_arguments
+from aim_adapters.errors import ConfigError, UnsupportedModelError
 
 
 def block_anatomy(
@@ -119,7 +123,7 @@ def read_tower(
         patch_size=(patch, patch) if isinstance(patch, int) else tuple(patch),
         prefix_tokens=prefix_tokens,
         library="transformers",
-        model_name=getattr(model, "name_or_path", None) or None,
+        **identity(model, classes=bool(heads)),
         image_size=(size, size) if isinstance(size, int) else size and tuple(size),
         patch_inputs=patch_inputs,
         refused_inputs=("attention_mask", "bool_masked_pos"),
@@ -127,6 +131,67 @@ def read_tower(
         relabel=relabel if heads else None,
         whole_model=root != "",
     )
+
+
+def identity(model: Any, *, classes: bool = False) -> dict[str, Any]:
+    """Return the fields of a BackboneAnatomy that say how the model is built again.
+
+    Args:
+        model: The whole model.
+        classes: It classifies images.
+    """
+    arguments: dict[str, Any] = {"architecture": type(model).__name__}
+    if classes:
+        arguments["num_labels"] = model.config.num_labels
+    name = model.name_or_path
+    return {
+        "model_name": name if name and not Path(name).exists() else None,
+        "build_arguments": arguments,
+    }
+
+
+def build(request: BaseRequest) -> nn.Module:
+    """Build a model of transformers from a repository on the Hub or a directory, without running code found there.
+
+    Args:
+        request: ``user/name`` and the name of the model's class.
+
+    Raises:
+        ConfigError: The class is not one of those that can be adapted, or the name is also that of a local path.
+        As transformers: it cannot get or read the files.
+    """
+    import transformers
+
+    arguments = checked_arguments(request, _ARGUMENTS)
+    architecture = arguments.pop("architecture", "")
+    cls: Any = getattr(transformers, architecture, None)
+    known = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
+    if not known or _FAMILIES.isdisjoint(cls.__module__.split(".")):
+        raise ConfigError(f"{architecture!r} is not an image transformer of transformers that can be adapted")
+    source = request.directory or request.name
+    if request.directory is None and Path(request.name).exists():
+        raise ConfigError(f"{request.name!r} is a local path as well; pass it as base_model to build from it")
+    where: dict[str, Any] = {
+        "revision": request.revision or "main",
+        "cache_dir": request.cache_dir,
+        "token": request.token,
+        "local_files_only": request.local_files_only,
+        "force_download": request.force_download,
+    }
+    if not request.pretrained:
+        untrained: nn.Module = cls(cls.config_class.from_pretrained(source, **where, **arguments))
+        return untrained
+    model: nn.Module
+    model, report = cls.from_pretrained(
+        source, **where, **arguments, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
+    warn_random(model, [*report["missing_keys"], *mismatched])
+    return model
+
+
+_ARGUMENTS: dict[str, Kind] = {"architecture": "word", "num_labels": "classes"}
+_FAMILIES = {"clip", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "siglip", "siglip2", "vit"}
 
 
 def relabel(model: Any, labels: Any) -> Any:

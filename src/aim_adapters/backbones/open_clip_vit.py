@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import posixpath
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
-from aim_adapters.backbones import Backbone, read_anatomy
+from aim_adapters.backbones import Backbone, BaseRequest, read_anatomy
+from aim_adapters.backbones._assign import read_once
 from aim_adapters.backbones._attention import (
     inverse_root_scale,
     num_heads,
@@ -17,7 +21,8 @@ from aim_adapters.backbones._attention import (
     refuse_masks,
     require_plain_multi_head,
 )
-from aim_adapters.errors import UnsupportedModelError
+from aim_adapters.backbones._fetch import Kind, checked_arguments, fetch, hub_id
+from aim_adapters.errors import ConfigError, UnsupportedModelError
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
@@ -33,7 +38,8 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
                 f"the image tower of this {type(model).__name__} is a {type(model.visual).__name__}, not a vision "
                 "transformer; AIM adapts transformers only"
             )
-        return dataclasses.replace(tower, root="visual", whole_model=True)
+        arguments = {**tower.build_arguments, "part": "model"}
+        return dataclasses.replace(tower, root="visual", whole_model=True, build_arguments=arguments)
     if isinstance(model, TimmModel):
         return _read_timm_tower(model)
     return _read_vit(model) if isinstance(model, VisionTransformer) else None
@@ -60,8 +66,7 @@ def _read_vit(model: Any) -> BackboneAnatomy:
         patch_size=tuple(model.patch_size),
         prefix_tokens=1,
         hidden_when_headed=("proj",),
-        library="open_clip",
-        **_preprocessing(model),
+        **_facts(model),
     )
 
 
@@ -82,10 +87,18 @@ def _read_block(layers: Any, index: int, *, where: str) -> BlockAnatomy:
     return _CUSTOM_BLOCK if isinstance(block, CustomResidualAttentionBlock) else _OWN_ATTENTION_BLOCK
 
 
-def _preprocessing(model: Any) -> dict[str, Any]:
+def _facts(model: Any) -> dict[str, Any]:
+    from open_clip.transformer import QuickGELU
+
     cfg = getattr(model, "preprocess_cfg", None) or {}
     size = cfg.get("size", model.image_size)
+    arguments: dict[str, Any] = {"part": "visual", "image_size": list(model.image_size)}
+    if any(isinstance(module, QuickGELU) for module in model.modules()):
+        arguments["quick_gelu"] = True
     return {
+        "library": "open_clip",
+        "model_name": None,  # open_clip's models do not know it
+        "build_arguments": arguments,
         "image_size": (size, size) if isinstance(size, int) else tuple(size),
         "image_mean": tuple(cfg["mean"]) if "mean" in cfg else None,
         "image_std": tuple(cfg["std"]) if "std" in cfg else None,
@@ -105,10 +118,79 @@ def _read_timm_tower(model: Any) -> BackboneAnatomy:
         norm=None if trunk.norm is None else f"trunk.{trunk.norm}",
         heads=tuple(dataclasses.replace(head, classifier=False) for head in heads),
         blocked_methods=(),
-        library="open_clip",
-        model_name=None,
-        **_preprocessing(model),
+        **_facts(model),
     )
+
+
+def build(request: BaseRequest) -> nn.Module:
+    """Build an open_clip model, or its image tower, from a name and tag, a repository on the Hub, or a directory.
+
+    Args:
+        request: ``ViT-B-16:openai`` or ``hf-hub:user/name``. Pickles are read without executing anything.
+
+    Raises:
+        ConfigError: The name has no such weights, or an argument is unknown.
+        CheckpointError: The Hub does not give the files.
+        As open_clip: it cannot read the files.
+    """
+    import open_clip
+
+    arguments = checked_arguments(request, _ARGUMENTS)
+    repo_id = hub_id(request.name)
+    options: dict[str, Any] = {}
+    name, _, tag = request.name.partition(":")
+    if request.directory is not None or repo_id is not None:
+        directory = request.directory or _fetch_folder(request, str(repo_id))
+        name = f"local-dir:{directory}"
+    else:
+        cfg = open_clip.get_pretrained_cfg(name, tag)
+        options["force_preprocess_cfg"] = cfg
+        if request.pretrained:
+            if not cfg.get("hf_hub"):
+                tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+                raise ConfigError(f"open_clip has no weights {request.name!r}; expected name:tag, tags it has: {tags}")
+            options["pretrained"] = str(_fetch_weights(request, *posixpath.split(cfg["hf_hub"])))
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise ConfigError(f"open_clip has no model {name!r}")
+    size = arguments.get("image_size")
+    if size is not None and size != _pair(config["vision_cfg"].get("image_size", 224)):
+        options["force_image_size"] = size
+
+    def create() -> nn.Module:
+        model: nn.Module = open_clip.create_model(
+            name,
+            **options,
+            force_quick_gelu=arguments.get("quick_gelu", False),
+            load_weights=request.pretrained,
+            require_pretrained=request.pretrained,
+            pretrained_text=False,
+            weights_only=True,
+        )
+        return model
+
+    model: Any = read_once(create) if request.pretrained else create()
+    built: nn.Module = model.visual if arguments.get("part") == "visual" else model
+    return built
+
+
+def _fetch_folder(request: BaseRequest, repo_id: str) -> Path:
+    if request.pretrained:
+        _fetch_weights(request, repo_id, "")
+    return fetch(request, repo_id, "open_clip_config.json").parent
+
+
+def _fetch_weights(request: BaseRequest, repo_id: str, filename: str) -> Path:
+    if filename:
+        return fetch(request, repo_id, posixpath.splitext(filename)[0] + ".safetensors", filename)
+    return fetch(request, repo_id, "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+_ARGUMENTS: dict[str, Kind] = {"part": "word", "image_size": "size", "quick_gelu": "flag"}
 
 
 def _attend(
@@ -168,4 +250,5 @@ BACKBONE = Backbone(
     library="open_clip",
     describes="open_clip VisionTransformer and timm ViT towers, alone or inside CLIP and CustomTextCLIP",
     read=read,
+    build=build,
 )

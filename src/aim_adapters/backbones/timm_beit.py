@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy, require_type
 from aim_adapters.backbones import Backbone
-from aim_adapters.backbones._timm import block_anatomy, facts, final_norm
+from aim_adapters.backbones._timm import block_anatomy, build, facts, final_norm
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
@@ -41,4 +41,4 @@ def _attend(block: Any, h: Tensor, shared_rel_pos_bias: Tensor | None = None) ->
 
 _BLOCK = block_anatomy(_attend, scales=("gamma_1", "gamma_2"))
 
-BACKBONE = Backbone(name="timm_beit", library="timm", describes="timm Beit (BEiT, BEiT v2)", read=read)
+BACKBONE = Backbone(name="timm_beit", library="timm", describes="timm Beit (BEiT, BEiT v2)", read=read, build=build)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
 from aim_adapters.backbones import Backbone
 from aim_adapters.backbones._swin import block_anatomy
-from aim_adapters.backbones._timm import facts
+from aim_adapters.backbones._timm import build, facts
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
@@ -52,4 +52,6 @@ def _attend(block: Any, h: Tensor) -> Tensor:
     return out
 
 
-BACKBONE = Backbone(name="timm_swin", library="timm", describes="timm Swin Transformer v1 and v2", read=read)
+BACKBONE = Backbone(
+    name="timm_swin", library="timm", describes="timm Swin Transformer v1 and v2", read=read, build=build
+)

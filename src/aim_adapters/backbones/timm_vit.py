@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
 from aim_adapters.backbones import Backbone
 from aim_adapters.backbones._attention import refuse_masks
-from aim_adapters.backbones._timm import block_anatomy, facts, final_norm, post_norm
+from aim_adapters.backbones._timm import block_anatomy, build, facts, final_norm, post_norm
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
@@ -56,4 +56,5 @@ BACKBONE = Backbone(
     library="timm",
     describes="timm VisionTransformer with Block (ViT, DeiT, CLIP, SigLIP, DINOv2)",
     read=read,
+    build=build,
 )

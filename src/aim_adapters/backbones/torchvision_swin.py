@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
 from aim_adapters.backbones import Backbone
 from aim_adapters.backbones._swin import block_anatomy
+from aim_adapters.backbones._torchvision import build
 from aim_adapters.errors import UnsupportedModelError
 
 
@@ -52,6 +53,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
         patch_size=tuple(stem.kernel_size),
         prefix_tokens=0,
         library="torchvision",
+        build_arguments={"num_classes": model.head.out_features},
     )
 
 
@@ -61,5 +63,9 @@ def _attend(block: Any, h: Tensor) -> Tensor:
 
 
 BACKBONE = Backbone(
-    name="torchvision_swin", library="torchvision", describes="torchvision SwinTransformer v1 and v2", read=read
+    name="torchvision_swin",
+    library="torchvision",
+    describes="torchvision SwinTransformer v1 and v2",
+    read=read,
+    build=build,
 )

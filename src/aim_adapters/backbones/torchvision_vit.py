@@ -15,6 +15,7 @@ from aim_adapters.backbones._attention import (
     project_packed_weights,
     require_plain_multi_head,
 )
+from aim_adapters.backbones._torchvision import build
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
@@ -46,6 +47,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
         patch_size=(model.patch_size, model.patch_size),
         prefix_tokens=1,
         library="torchvision",
+        build_arguments={"num_classes": model.num_classes, "image_size": model.image_size},
         image_size=(model.image_size, model.image_size),
     )
 
@@ -70,4 +72,6 @@ _BLOCK = BlockAnatomy(
     fused_spatial=True,
 )
 
-BACKBONE = Backbone(name="torchvision_vit", library="torchvision", describes="torchvision VisionTransformer", read=read)
+BACKBONE = Backbone(
+    name="torchvision_vit", library="torchvision", describes="torchvision VisionTransformer", read=read, build=build
+)

@@ -9,7 +9,7 @@ from torch import nn
 
 from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy
 from aim_adapters.backbones import Backbone
-from aim_adapters.backbones._transformers import attend_self_attn, block_anatomy, read_tower
+from aim_adapters.backbones._transformers import attend_self_attn, block_anatomy, build, identity, read_tower
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
@@ -21,7 +21,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
     for whole in (clip.CLIPModel, siglip.SiglipModel, siglip2.Siglip2Model):
         if isinstance(model, whole):
             anatomy = read(model.vision_model)
-            return anatomy and dataclasses.replace(anatomy, root="vision_model", whole_model=True)
+            return anatomy and dataclasses.replace(anatomy, root="vision_model", whole_model=True, **identity(model))
     head = (HeadAnatomy("classifier"),)
     clip_tower: dict[str, Any] = {
         "types": (clip.CLIPEncoderLayer, clip.CLIPAttention),
@@ -65,5 +65,9 @@ def _read(model: Any, tower: str, **fields: Any) -> BackboneAnatomy:
 _BLOCK = block_anatomy(attend_self_attn, attention="self_attn", norms=("layer_norm1", "layer_norm2"))
 
 BACKBONE = Backbone(
-    name="transformers_clip", library="transformers", describes="CLIP, SigLIP and SigLIP 2 of transformers", read=read
+    name="transformers_clip",
+    library="transformers",
+    describes="CLIP, SigLIP and SigLIP 2 of transformers",
+    read=read,
+    build=build,
 )

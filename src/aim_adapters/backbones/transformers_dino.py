@@ -6,7 +6,7 @@ from torch import nn
 
 from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy
 from aim_adapters.backbones import Backbone
-from aim_adapters.backbones._transformers import attend_attention, block_anatomy, read_tower
+from aim_adapters.backbones._transformers import attend_attention, block_anatomy, build, read_tower
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
@@ -52,5 +52,9 @@ _BLOCK = block_anatomy(
 )
 
 BACKBONE = Backbone(
-    name="transformers_dino", library="transformers", describes="DINOv2 and DINOv3 ViT of transformers", read=read
+    name="transformers_dino",
+    library="transformers",
+    describes="DINOv2 and DINOv3 ViT of transformers",
+    read=read,
+    build=build,
 )

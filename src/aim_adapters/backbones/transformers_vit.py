@@ -6,7 +6,7 @@ from torch import nn
 
 from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy
 from aim_adapters.backbones import Backbone
-from aim_adapters.backbones._transformers import attend_attention, block_anatomy, read_tower
+from aim_adapters.backbones._transformers import attend_attention, block_anatomy, build, read_tower
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
@@ -46,5 +46,5 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
 _BLOCK = block_anatomy(attend_attention, attention="attention", norms=("layernorm_before", "layernorm_after"))
 
 BACKBONE = Backbone(
-    name="transformers_vit", library="transformers", describes="ViT and DeiT of transformers", read=read
+    name="transformers_vit", library="transformers", describes="ViT and DeiT of transformers", read=read, build=build
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from aim_adapters.config import AIMConfig
 from aim_adapters.layers.adapter import Adapter
 from aim_adapters.layers.head import average_frames
+
+# Name of the child of the root's container that holds the adapters that do not run.
+IDLE = "idle"
 
 
 class AIMState(nn.Module):
@@ -25,6 +28,30 @@ class AIMState(nn.Module):
     def __init__(self, key: str = "") -> None:
         super().__init__()
         self.key = key
+
+    def declared(self) -> dict[str, Tensor]:
+        """Return what belongs to the adapter that runs, by its key in a checkpoint."""
+        return {
+            self.key + name: tensor
+            for name, tensor in self.state_dict(keep_vars=True).items()
+            if not name.startswith(f"{IDLE}.")
+        }
+
+
+class AdapterSet(nn.Module):
+    """Hold one whole adapter that does not run at the moment: its containers, taken out of the image model.
+
+    Args:
+        containers: The container of the root first, then those of blocks and norm.
+    """
+
+    def __init__(self, containers: Sequence[AIMState]) -> None:
+        super().__init__()
+        self.containers = nn.ModuleList(containers)
+
+    def declared(self) -> dict[str, Tensor]:
+        """Return every declared tensor by its key in a checkpoint."""
+        return _merge(container for container in self.containers if isinstance(container, AIMState))
 
 
 class SharedState(AIMState):
@@ -130,14 +157,23 @@ class NormState(AIMState):
 
 
 def states(model: nn.Module) -> Iterator[AIMState]:
-    """Yield every container of ours in ``model``, in the order of its modules."""
+    """Yield every container of the adapters that run in ``model``, in the order of its modules."""
+    idle = {id(module) for each in model.modules() if isinstance(each, AdapterSet) for module in each.modules()}
     for module in model.modules():
-        if isinstance(module, AIMState):
+        if isinstance(module, AIMState) and id(module) not in idle:
             yield module
 
 
+def idle_adapters(shared: SharedState) -> dict[str, AdapterSet]:
+    """Return the adapters that a wrapped model holds beside the one that runs, by name."""
+    shelf = shared._modules.get(IDLE)
+    return {} if shelf is None else {name: each for name, each in shelf._modules.items() if isinstance(each, AdapterSet)}
+
+
 def declared_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return every declared tensor by its key in a checkpoint, whatever wraps the model."""
-    return {
-        state.key + name: tensor for state in states(model) for name, tensor in state.state_dict(keep_vars=True).items()
-    }
+    """Return every declared tensor of the adapter that runs by its key in a checkpoint, whatever wraps the model."""
+    return _merge(states(model))
+
+
+def _merge(containers: Iterable[AIMState]) -> dict[str, Tensor]:
+    return {key: tensor for container in containers for key, tensor in container.declared().items()}

@@ -1,0 +1,300 @@
+"""Read and write the files of a checkpoint: safetensors and JSON, written atomically, read as if by an enemy.
+
+The reader takes the bytes of each tensor from an open file, once, into the tensor's own memory. Mapping the file
+instead would let whoever truncates it meanwhile kill the process. A file is accepted only if the safetensors
+library accepts it too (the tests hold one against the other).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from aim_adapters.errors import CheckpointError
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+CONFIG_NAME = "adapter_config.json"
+CARD_NAME = "README.md"
+
+# What is parsed of JSON: bytes, values (a short one takes sixty bytes of memory), and lists and objects inside each
+# other, which printing and comparing follow down the stack. 22,000 labels take 2 MB and some 50,000 commas.
+MOST_JSON = 8 * 2**20
+_MOST_VALUES = 2**18
+_DEEPEST = 16
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_HALF_PAIR = re.compile("[\ud800-\udfff]")  # of surrogates, which no UTF-8 text holds, but JSON may
+_LENGTH = 8  # bytes of the header's length
+_SECONDS_IN_USE = 3600  # what is older and temporary was left by a save that was killed
+
+# How other files begin that are found under our name.
+_PICKLE = "it looks like a pickle, which is never read; save it as safetensors"
+_BEGINNINGS = {
+    b"PK": _PICKLE,
+    b"\x80": _PICKLE,
+    b"version ": "it looks like a Git LFS pointer; run `git lfs pull` where it was cloned",
+}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class WeightsFile:
+    """Give access to an open safetensors file whose header has been validated.
+
+    Args:
+        file: The file, open for reading.
+        path: Its path, for messages.
+
+    Raises:
+        CheckpointError: The header does not describe the file.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self.path, self._file = path, file
+        self._version = self._read_version()
+        size = self._version[0]
+        beginning = file.read(_LENGTH)
+        length = int.from_bytes(beginning, "little")
+        if size < _LENGTH or length > size - _LENGTH:
+            guess = next((f"; {what}" for each, what in _BEGINNINGS.items() if beginning.startswith(each)), "")
+            raise self._damaged(f"its header should have {length:,} bytes, the whole file has {size:,}{guess}")
+        if length > MOST_JSON:
+            raise self._damaged(f"its header has {length:,} bytes, the most that is read is {MOST_JSON:,}")
+        header = parse_json(file.read(length), f"the header of {path}")
+        self.metadata = self._metadata(header.pop("__metadata__", {}))
+        self._data = _LENGTH + length
+        self._entries = {key: self._entry(key, value) for key, value in header.items()}
+        position = 0
+        for key, entry in sorted(self._entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+            if entry.begin != position:
+                raise self._damaged(f"{key!r:.80} begins at byte {entry.begin} of the data, expected {position}")
+            position = entry.end
+        if position != size - self._data:
+            raise self._damaged(f"its tensors take {position:,} bytes, it holds {size - self._data:,}")
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor by key."""
+        return {key: entry.shape for key, entry in self._entries.items()}
+
+    def read(self, key: str) -> Tensor:
+        """Read a tensor into memory of its own.
+
+        Args:
+            key: One of `shapes`.
+
+        Raises:
+            CheckpointError: The file was changed meanwhile, or memory does not suffice.
+        """
+        entry = self._entries[key]
+        try:
+            tensor = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")  # whatever the default device is
+        except RuntimeError as error:
+            size = entry.end - entry.begin
+            raise CheckpointError(f"no memory for {key!r:.80} in {self.path}, which takes {size:,} bytes") from error
+        into = tensor.view(-1).view(torch.uint8).numpy().data
+        self._file.seek(self._data + entry.begin)
+        while into:
+            count = self._file.readinto(into)  # type: ignore[attr-defined]
+            if not count:
+                raise CheckpointError(f"{self.path} was changed while it was read: it ended within {key!r:.80}")
+            into = into[count:]
+        if self._read_version() != self._version:
+            raise CheckpointError(f"{self.path} was changed while it was read")
+        return tensor
+
+    def _metadata(self, value: Any) -> dict[str, str]:
+        if not isinstance(value, dict) or not all(_is_text(each) for each in (*value, *value.values())):
+            raise self._damaged("its metadata is not an object of strings")
+        return value
+
+    def _read_version(self) -> tuple[int, int]:
+        state = os.fstat(self._file.fileno())
+        return state.st_size, state.st_mtime_ns
+
+    def _entry(self, key: str, value: Any) -> _Entry:
+        if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"} or not _is_text(key):
+            raise self._damaged(f"{key!r:.80} is not described by dtype, shape and data_offsets")
+        dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in _DTYPES:
+            found = f"{key!r:.80} in {self.path}"
+            raise CheckpointError(f"{found} must be a floating-point tensor, got the dtype {dtype!r:.80}")
+        if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
+            raise self._damaged(f"shape and data_offsets of {key!r:.80} are not lists of sizes")
+        begin, end = offsets
+        # An empty tensor may have other dimensions, but no strides may overflow.
+        too_large = math.prod(each or 1 for each in shape) >= 2**60
+        if too_large or math.prod(shape) * _DTYPES[dtype].itemsize != end - begin:
+            raise self._damaged(f"{key!r:.80} of shape {shape} and dtype {dtype} cannot take {end - begin} bytes")
+        return _Entry(_DTYPES[dtype], tuple(shape), begin, end)
+
+    def _damaged(self, what: str) -> CheckpointError:
+        return CheckpointError(f"{self.path} is damaged or not a safetensors file: {what}")
+
+
+@contextmanager
+def open_weights(path: Path) -> Iterator[WeightsFile]:
+    """Open a safetensors file and validate its header.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: It cannot be read, or its header does not describe it.
+    """
+    with _open(path) as file:
+        yield WeightsFile(file, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: It cannot be read, is larger than any config, or is no JSON object.
+    """
+    with _open(path) as file:
+        text = file.read(MOST_JSON + 1)
+    if len(text) > MOST_JSON:
+        raise CheckpointError(f"{path} is larger than {MOST_JSON:,} bytes; it is not the config of an adapter")
+    return parse_json(text, str(path))
+
+
+def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
+    """Parse a JSON object, each of whose keys may come once.
+
+    Args:
+        text: The object.
+        where: Where it stands, for messages.
+
+    Raises:
+        CheckpointError: It is something else.
+    """
+    try:
+        text = text.decode() if isinstance(text, bytes) else text  # json would guess other encodings too
+        if sum(map(text.count, "[{,")) > _MOST_VALUES:  # one of them stands before each value
+            raise ValueError(f"it holds more than {_MOST_VALUES:,} values")
+        value = json.loads(text, object_pairs_hook=_unique, parse_int=_integer, parse_constant=_refuse_constant)
+        _require_shallow(value)
+    except (ValueError, RecursionError) as error:  # also: not UTF-8, integers too long to convert, nesting too deep
+        raise CheckpointError(f"{where} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where} must be a JSON object, got {type(value).__name__}")
+    return value
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file atomically.
+
+    Args:
+        path: The file; what it held stays until the new one is whole on the disk.
+        state: Contiguous tensors.
+        metadata: Strings for the header.
+    """
+    _replace(path, lambda temporary: save_file(dict(state), temporary, metadata=dict(metadata)))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file atomically, with its line ends as they are; one that is so already is left alone.
+
+    Args:
+        path: The file.
+        text: Its content.
+    """
+    content = text.encode("utf-8")
+    if not path.is_file() or path.read_bytes() != content:
+        _replace(path, lambda temporary: temporary.write_bytes(content))
+
+
+def _replace(target: Path, write: Callable[[Path], object]) -> None:
+    _remove_leftovers(target)
+    # A directory, as safetensors writes to a temporary file of its own beside the one that it is given.
+    with TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as folder:
+        temporary = Path(folder, target.name)
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        write(temporary)
+        with temporary.open("r+b") as file:  # Windows syncs only what is open for writing
+            os.fsync(file.fileno())
+        temporary.chmod(mode)  # as any other file here; safetensors lets nobody else read its own
+        temporary.replace(target)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what saves that were killed have left of this file."""
+    for path in target.parent.glob(f".{target.name}.*.tmp"):
+        with suppress(OSError):  # another save may remove it as well
+            if time.time() - path.stat().st_mtime > _SECONDS_IN_USE:
+                shutil.rmtree(path)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file; a pipe or device of that name would block or never end."""
+    try:
+        # Opening a pipe would wait for a writer; the flag is missing on some systems.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise CheckpointError(f"{path} is not a regular file")
+            yield file
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _is_sizes(value: Any) -> bool:
+    # Bounded in number and size, so that their product is one that a machine can form.
+    return (
+        isinstance(value, list) and len(value) <= 16 and all(type(each) is int and 0 <= each < 2**63 for each in value)
+    )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not _HALF_PAIR.search(value)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key comes twice in one object")
+    return result
+
+
+def _integer(digits: str) -> float:
+    return int(digits) if digits != "-0" else -0.0  # as safetensors reads it
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _require_shallow(value: Any) -> None:
+    level = [value]
+    for _ in range(_DEEPEST):
+        inside = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, (dict, list))]
+        level = list(chain.from_iterable(inside))
+    if level:
+        raise ValueError(f"lists and objects lie more than {_DEEPEST} deep inside each other")

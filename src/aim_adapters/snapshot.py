@@ -1,0 +1,123 @@
+"""Gather one adapter with everything that a checkpoint says of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from aim_adapters.adapters import state_of, tensors_of
+from aim_adapters.anatomy import fingerprint
+from aim_adapters.errors import ConfigError
+from aim_adapters.format import FORMAT_VERSION
+from aim_adapters.guards import only_root
+from aim_adapters.parameters import ParameterCount, count_adapter
+from aim_adapters.root import RootState
+from aim_adapters.state_dict import adapter_state_dict
+from aim_adapters.version import __version__
+
+
+class Snapshot(NamedTuple):
+    """One adapter, ready to be written: what goes into the config, the tensors, and their numbers."""
+
+    config: dict[str, Any]
+    state: dict[str, Tensor]
+    parameters: ParameterCount
+
+    def metadata(self) -> dict[str, str]:
+        """Return what goes into the header of the weights, so that they load alone."""
+        return {
+            "format": "pt",
+            "format_version": str(FORMAT_VERSION),
+            "aim_version": self.config["aim_version"],
+            "aim_config": json.dumps(self.config),
+        }
+
+    def config_text(self) -> str:
+        """Return the content of the config file."""
+        return json.dumps(self.config, indent=2) + "\n"
+
+
+def take_snapshot(
+    model: nn.Module,
+    *,
+    name: str | None = None,
+    base_model_name_or_path: str | None = None,
+    base_model_revision: str | None = None,
+    frame_stride: int | None = None,
+    labels: Sequence[str] | None = None,
+) -> Snapshot | None:
+    """Gather one adapter with everything a checkpoint says of it.
+
+    Args:
+        model: A wrapped model.
+        name: Which adapter, of several; by default the one that runs.
+        base_model_name_or_path: Name of the base model; by default the one its library knows.
+        base_model_revision: Revision of the base model's weights.
+        frame_stride: Frames from one sampled frame to the next.
+        labels: Names of the classes in the order of the outputs.
+
+    Returns:
+        The adapter; None on all processes but the first where the model is sharded.
+
+    Raises:
+        ConfigError: There is no adapter of this name; ``labels`` is a string, or does not have as many names as the
+            adapter has classes; or ``frame_stride`` is no number of frames.
+        StateError: The model is not wrapped, or holds several wrapped models.
+    """
+    _, root, _ = only_root(model)
+    shared = state_of(model, name)
+    anatomy, origin = shared.record.anatomy, shared.origin
+    said = origin.get("clip", {})
+    require_labels(labels, shared)
+    labels = said.get("labels") if labels is None else labels
+    if frame_stride is not None and (type(frame_stride) is not int or frame_stride < 1):
+        raise ConfigError(f"frame_stride must be an integer >= 1, got {frame_stride!r}")
+    sharded = any(hasattr(tensor, "full_tensor") for tensor in tensors_of(model, name).values())
+    state = {key: tensor.contiguous() for key, tensor in adapter_state_dict(model, name=name).items()}
+    if sharded and torch.distributed.get_rank() != 0:
+        return None
+    config = {
+        "library_name": "aim-adapters",
+        "peft_type": "AIM",
+        "format_version": FORMAT_VERSION,
+        "aim_version": __version__,
+        **shared.config.to_dict(),
+        "base_model_name_or_path": base_model_name_or_path
+        or origin.get("base_model_name_or_path")
+        or anatomy.model_name,
+        "base_model_library": anatomy.library,
+        "base_model_revision": base_model_revision or origin.get("base_model_revision"),
+        "base_model_arguments": dict(anatomy.build_arguments),
+        "base_fingerprint": fingerprint(root, anatomy),
+        "clip": {
+            "frames": shared.config.num_frames,
+            "stride": said.get("stride") if frame_stride is None else frame_stride,
+            "size": anatomy.image_size,
+            "mean": anatomy.image_mean,
+            "std": anatomy.image_std,
+            "labels": None if labels is None else list(labels),
+        },
+    }
+    return Snapshot(config, state, count_adapter(model, shared, tensors_of(model, name)))
+
+
+def require_labels(labels: Sequence[str] | None, shared: RootState) -> None:
+    """Refuse names of classes that are not those of an adapter.
+
+    Args:
+        labels: The names, or None.
+        shared: The adapter's shared state.
+
+    Raises:
+        ConfigError: They are a string, or not as many as the adapter has classes.
+    """
+    classifier = shared.classifier("head")
+    if isinstance(labels, (str, Mapping)):
+        raise ConfigError(f"labels must be a sequence of names, got the {type(labels).__name__} {labels!r}")
+    if labels is not None and (classifier is None or len(labels) != classifier.out_features):
+        outputs = "no classification layer" if classifier is None else f"{classifier.out_features} classes"
+        raise ConfigError(f"got {len(labels)} labels for a model with {outputs}")

@@ -1,0 +1,139 @@
+"""Name the tensors of an adapter independently of library and wrapper, and copy them in, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from aim_adapters.adapters import tensors_of
+from aim_adapters.errors import CheckpointError
+
+
+class LoadReport(NamedTuple):
+    """Keys that did not load: absent from the file, unknown to the model, of another shape."""
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+
+
+def adapter_state_dict(model: nn.Module, *, name: str | None = None) -> dict[str, Tensor]:
+    """Return what was trained, under keys that depend on neither library nor wrapper.
+
+    Args:
+        model: A wrapped model, itself possibly in DDP, FSDP2 (every rank must call: shards are gathered),
+            ``torch.compile``, activation checkpointing or a moving average.
+        name: Which adapter, of several; by default the one that runs.
+
+    Returns:
+        ``blocks.{i}.temporal.down_proj.weight``, ``temporal_embedding``, ``norm.*``, ``head.*``; detached, sharing
+        memory with the model unless sharded.
+
+    Raises:
+        ConfigError: There is no adapter of this name.
+        StateError: The model is not wrapped, or holds several wrapped models.
+    """
+    return {key: _gather(tensor.detach()) for key, tensor in tensors_of(model, name).items()}
+
+
+def load_adapter_state_dict(
+    model: nn.Module, state: Mapping[str, Tensor], strict: bool = True, *, name: str | None = None
+) -> LoadReport:
+    """Copy tensors into a wrapped model, all or (when ``strict``) none.
+
+    Args:
+        model: A wrapped model.
+        state: Tensors under the keys of `adapter_state_dict`; cast to the model's dtype and device.
+        strict: Refuse missing, unexpected and misshapen tensors; otherwise load what fits and report the rest.
+        name: Into which adapter, of several; by default the one that runs.
+
+    Raises:
+        CheckpointError: ``strict``, and something does not fit, or an entry is not a floating-point tensor; the model
+            is unchanged.
+        ConfigError: There is no adapter of this name.
+        StateError: The model is not wrapped, or holds several wrapped models.
+    """
+    targets = tensors_of(model, name)
+    for key, tensor in state.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise CheckpointError(f"{key!r} must be a floating-point tensor, got {found}; nothing was loaded")
+    report = compare(targets, {key: tuple(tensor.shape) for key, tensor in state.items()}, strict=strict)
+    copy_tensors(targets, {key: state[key] for key in fitting(targets, report)})
+    return report
+
+
+def compare(targets: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]], *, strict: bool) -> LoadReport:
+    """Compare what a checkpoint holds with what an adapter takes.
+
+    Args:
+        targets: The adapter's tensors.
+        found: Shapes in the checkpoint.
+        strict: Refuse every difference.
+
+    Raises:
+        CheckpointError: ``strict``, and there is one.
+    """
+    report = LoadReport(
+        missing=tuple(key for key in targets if key not in found),
+        unexpected=tuple(key for key in found if key not in targets),
+        mismatched=tuple(key for key in targets if key in found and found[key] != tuple(targets[key].shape)),
+    )
+    if strict and any(report):
+        problems = (
+            _named("missing", report.missing),
+            _named("unexpected", report.unexpected),
+            _named(
+                "of another shape",
+                [f"{key} ({list(found[key])} for {list(targets[key].shape)})" for key in report.mismatched],
+            ),
+        )
+        raise CheckpointError(
+            f"the checkpoint does not fit the model, nothing was loaded: {'; '.join(filter(None, problems))}. "
+            "Wrap the model with the checkpoint's own settings, or pass strict=False to load what fits"
+        )
+    return report
+
+
+def fitting(targets: Mapping[str, Tensor], report: LoadReport) -> list[str]:
+    """Return the keys that load.
+
+    Args:
+        targets: The adapter's tensors.
+        report: What `compare` found.
+    """
+    return [key for key in targets if key not in report.missing and key not in report.mismatched]
+
+
+def copy_tensors(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Copy values into an adapter in place, so that optimisers, graphs and views keep what they hold.
+
+    Args:
+        targets: The adapter's tensors.
+        state: Values for some of them, of the same shapes.
+    """
+    with torch.no_grad():
+        for key, source in state.items():
+            target = targets[key]
+            if hasattr(target, "full_tensor"):
+                from torch.distributed.tensor import DTensor, distribute_tensor
+
+                assert isinstance(target, DTensor)
+                source = source.to(target.device, target.dtype)
+                source = distribute_tensor(source, target.device_mesh, target.placements)
+            target.copy_(source)
+
+
+def _gather(tensor: Tensor) -> Tensor:
+    full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full
+
+
+def _named(what: str, keys: Sequence[str], most: int = 5) -> str:
+    if not keys:
+        return ""
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return f"{len(keys)} {what}: {', '.join(key[:200] for key in keys[:most])}{more}"

@@ -1,0 +1,130 @@
+"""The keys of an adapter are the same whatever wraps the model, and so are the values, gathered where sharded."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import aim_adapters as aim
+from tests.backbones.contract import process_group
+from tests.test_checkpoint import base, run, trained, wrapped
+
+__all__ = ["process_group"]
+
+
+def checkpointed(model: nn.Module) -> nn.Module:
+    apply_activation_checkpointing(model, check_fn=lambda module: module in list(model.blocks))
+    return model
+
+
+def sharded(model: nn.Module) -> nn.Module:
+    if not hasattr(torch.cpu.Stream, "record_event"):
+        pytest.skip("this version of torch cannot run FSDP2 on a CPU")
+    for block in model.blocks:
+        fully_shard(block)
+    return fully_shard(model)
+
+
+def compiled_in_place(model: nn.Module) -> nn.Module:
+    model.compile(backend="eager")
+    return model
+
+
+def compiled_by_block(model: nn.Module) -> nn.Module:
+    for index, block in enumerate(model.blocks):
+        model.blocks[index] = torch.compile(block, backend="eager")
+    return model
+
+
+def averaged(model: nn.Module) -> nn.Module:
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    average.update_parameters(model)
+    return average
+
+
+def averaged_by_timm(model: nn.Module) -> nn.Module:
+    average = ModelEmaV3(model, decay=0.5)
+    average.update(model)
+    return average
+
+
+def distributed(model: nn.Module) -> nn.Module:
+    return DistributedDataParallel(model)
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(model, backend="eager")
+
+
+HOLDERS: dict[str, list[Callable[[nn.Module], Any]]] = {
+    "nothing": [],
+    "compile": [compiled],
+    "compile in place": [compiled_in_place],
+    "compile by block": [compiled_by_block],
+    "checkpointing": [checkpointed],
+    "DDP": [distributed],
+    "FSDP2": [sharded],
+    "EMA of torch": [averaged],
+    "EMA of timm": [averaged_by_timm],
+    "a copy": [copy.deepcopy],
+    "a larger model": [lambda model: nn.ModuleDict({"video": nn.Sequential(model), "text": nn.Linear(2, 2)})],
+    "compile, checkpointing": [checkpointed, compiled],
+    "DDP, compile, checkpointing": [checkpointed, compiled, distributed],
+    "FSDP2, checkpointing": [checkpointed, sharded],
+    "compile, FSDP2, checkpointing": [checkpointed, sharded, compiled],
+    "EMA of DDP": [distributed, averaged],
+}
+
+
+def held(model: nn.Module, holder: str) -> nn.Module:
+    for wrap in HOLDERS[holder]:
+        model = wrap(model)
+    return model
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_keys_and_values_are_the_same_through_any_holder(holder: str, process_group: None, tmp_path: Path) -> None:
+    model = trained()
+    aim.add_adapter(model, "other", aim.AIMConfig(num_frames=2, num_classes=3))
+    expected = {
+        name: {key: tensor.clone() for key, tensor in aim.adapter_state_dict(model, name=name).items()}
+        for name in ("default", "other")
+    }
+    out = run(model)
+    model = held(model, holder)
+    for name, state in expected.items():
+        found = aim.adapter_state_dict(model, name=name)
+        assert list(found) == list(state)
+        assert all(type(tensor) is torch.Tensor and torch.equal(tensor, state[key]) for key, tensor in found.items())
+        saved = load_file(aim.save_adapters(model, tmp_path / name, name=name) / "adapter_model.safetensors")
+        assert saved.keys() == state.keys()
+        assert all(torch.equal(tensor, state[key]) for key, tensor in saved.items())
+    fresh = base()
+    aim.load_adapters(fresh, tmp_path / "default")
+    assert torch.equal(run(fresh), out)
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_values_go_in_through_any_holder(holder: str, process_group: None, tmp_path: Path) -> None:
+    aim.save_adapters(trained(), tmp_path)
+    expected = aim.adapter_state_dict(trained())
+    for load in (
+        lambda model: aim.load_adapters(model, tmp_path),
+        lambda model: aim.load_adapter_state_dict(model, expected),
+    ):
+        model = held(wrapped(), holder)
+        assert not any(load(model))
+        found = aim.adapter_state_dict(model)
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
