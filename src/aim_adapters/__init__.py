@@ -5,6 +5,7 @@ from aim_adapters.analysis.complexity import FlopCount, count_flops
 from aim_adapters.backbones import Backbone, list_backbones, register_backbone
 from aim_adapters.checkpoint import load_adapters, save_adapters
 from aim_adapters.config import AIMConfig
+from aim_adapters.convert import convert_official_checkpoint, load_official_checkpoint
 from aim_adapters.errors import AIMError, CheckpointError, UnsupportedKernelError, UnsupportedModelError
 from aim_adapters.frames import set_num_frames
 from aim_adapters.guards import is_wrapped
@@ -33,6 +34,7 @@ __all__ = [
     "adapter_state_dict",
     "add_adapter",
     "average_adapters",
+    "convert_official_checkpoint",
     "count_flops",
     "count_parameters",
     "delete_adapter",
@@ -42,6 +44,7 @@ __all__ = [
     "list_backbones",
     "load_adapter_state_dict",
     "load_adapters",
+    "load_official_checkpoint",
     "print_trainable_parameters",
     "register_backbone",
     "save_adapters",

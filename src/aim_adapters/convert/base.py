@@ -1,0 +1,183 @@
+"""Find the tensors of an image model by their role, whatever library holds it; compare and fill them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from aim_adapters.anatomy import BackboneAnatomy
+from aim_adapters.errors import CheckpointError
+
+# Names of the projections of every library, in the order in which a packed one holds queries, keys and values.
+_ATTENTION = {
+    "qkv": "qkv", "in_proj": "qkv", "q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv",
+    "proj": "out", "out_proj": "out", "o_proj": "out",
+}  # fmt: skip
+
+Roles = dict[str, list[str]]
+
+
+def find_roles(root: nn.Module, anatomy: BackboneAnatomy) -> Roles:
+    """Return the names of the parameters in each role; several where one is split in queries, keys and values.
+
+    The final norm and the classification layers have none: the reference trained its own. A parameter whose role is
+    not known is returned under its own name.
+
+    Args:
+        root: The module that the anatomy describes.
+        anatomy: Its anatomy.
+    """
+    apart = [path for path in (anatomy.norm, *(head.path for head in anatomy.heads)) if path]
+    found: list[tuple[str, int, str]] = []
+    for name, parameter in root.named_parameters():
+        if name in anatomy.hidden_when_headed or name.startswith(tuple(f"{path}." for path in apart)):
+            continue
+        inside = next((i for i, (path, _) in enumerate(anatomy.blocks) if name.startswith(f"{path}.")), None)
+        role, rank = (
+            (_outer_role(root, anatomy, name, parameter), 0)
+            if inside is None
+            else _block_role(root, anatomy, inside, name)
+        )
+        found.append((role, rank, name))
+    roles: Roles = {}
+    for role, _, name in sorted(found, key=lambda entry: entry[1]):  # stable: as registered, but queries, keys, values
+        one_only = role in ("class", "position") and role in roles  # a second one is something else: registers, a mask
+        roles.setdefault(name if one_only else role, []).append(name)
+    return roles
+
+
+def _block_role(root: nn.Module, anatomy: BackboneAnatomy, index: int, name: str) -> tuple[str, int]:
+    """Return the role of a block's parameter, and its place among several of one role."""
+    path, block = anatomy.blocks[index]
+    rest = name[len(path) + 1 :]
+    part, _, inner = rest.partition(".")
+    at = f"blocks.{index}."
+    module, _, leaf = inner.replace("in_proj_", "in_proj.").rpartition(".")
+    if part == block.attention and module in _ATTENTION:
+        return f"{at}{_ATTENTION[module]}.{leaf}", list(_ATTENTION).index(module)
+    if part == block.attention and inner == "relative_position_bias_table":
+        return f"{at}spatial_bias", 0
+    if part == block.mlp:
+        mlp = root.get_submodule(f"{path}.{part}")
+        linear = [name for name, child in mlp.named_modules() if isinstance(child, nn.Linear)]
+        if module in linear and len(linear) == 2:
+            return f"{at}fc{linear.index(module) + 1}.{leaf}", 0
+    norms = {block.pre_attention: "norm1", block.pre_mlp: "norm2"}
+    if part in norms and inner in ("weight", "bias"):
+        return f"{at}{norms[part]}.{inner}", 0
+    return f"{at}{rest}", 0
+
+
+def _outer_role(root: nn.Module, anatomy: BackboneAnatomy, name: str, parameter: nn.Parameter) -> str:
+    path, _, leaf = name.rpartition(".")
+    owner, widths = root.get_submodule(path), sorted(set(anatomy.block_widths))
+    merged = {4 * width: stage for stage, width in enumerate(widths[:-1])}
+    if isinstance(owner, nn.Conv2d):
+        return f"patch.{leaf}"
+    if isinstance(owner, nn.LayerNorm):
+        width = parameter.shape[-1]
+        if path == anatomy.entry:
+            return f"pre_norm.{leaf}"
+        return f"merge.{merged[width]}.norm.{leaf}" if width in merged else f"patch_norm.{leaf}"
+    if isinstance(owner, nn.Linear):
+        stage = merged.get(owner.in_features)
+        return name if stage is None else f"merge.{stage}.reduction.{leaf}"
+    if parameter.ndim == 0 or parameter.shape[-1] != widths[0]:
+        return name
+    return "class" if parameter.numel() == widths[0] else "position"
+
+
+def require_same_shapes(root: nn.Module, roles: Roles, base: Mapping[str, Tensor], hint: str) -> None:
+    """Refuse a model that is not of the checkpoint's architecture.
+
+    Args:
+        root: The model's root.
+        roles: Its parameters by role.
+        base: The checkpoint's tensors by role.
+        hint: Which models are.
+
+    Raises:
+        CheckpointError: A role is filled on one side only, or by another shape.
+    """
+    lacking = [role for role in roles if role not in base]
+    extra = [role for role in base if role not in roles]
+    if lacking or extra:
+        raise CheckpointError(
+            f"the backbone in the checkpoint and this model are not built alike: "
+            f"{_list('only the model has', lacking)}{_list('only the checkpoint has', extra)}it fits {hint}"
+        )
+    for role, names in roles.items():
+        parts = [root.get_parameter(name) for name in names]
+        rows, file = sum(part.shape[0] for part in parts), base[role]
+        shape = list(parts[0].shape) if len(parts) == 1 else [rows, *parts[0].shape[1:]]
+        if _squeezed(shape) != _squeezed(file.shape):
+            why = ""
+            if role == "position":
+                why = "; the position table belongs to one image size: build the model for the checkpoint's"
+            raise CheckpointError(
+                f"{role} is {list(file.shape)} in the checkpoint and {shape} in the model ({names[0]}){why}. The "
+                f"checkpoint fits {hint}"
+            )
+
+
+def _squeezed(shape: Sequence[int]) -> list[int]:
+    """Return a shape without the leading ones that libraries give a [class] token or a table of positions."""
+    sizes = list(shape)
+    while len(sizes) > 1 and sizes[0] == 1:
+        sizes.pop(0)
+    return sizes
+
+
+def _list(what: str, roles: Sequence[str]) -> str:
+    return f"{what} {', '.join(roles[:5])}{f' and {len(roles) - 5} more' * (len(roles) > 5)}; " if roles else ""
+
+
+def split(root: nn.Module, roles: Roles, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the checkpoint's tensors by the names and in the shapes of the model's parameters."""
+    values: dict[str, Tensor] = {}
+    for role, names in roles.items():
+        shapes = [root.get_parameter(name).shape for name in names]
+        pieces = [base[role]] if len(names) == 1 else base[role].split([shape[0] for shape in shapes])
+        values |= {name: piece.reshape(shape) for name, piece, shape in zip(names, pieces, shapes, strict=True)}
+    return values
+
+
+def require_same_values(root: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Refuse a model whose weights are not those of the checkpoint.
+
+    Equal to half precision is enough: some libraries publish in it what others publish in full.
+
+    Args:
+        root: The model's root.
+        values: The checkpoint's tensors by the names of the model's parameters.
+
+    Raises:
+        CheckpointError: Some differ; the worst are named.
+    """
+    differing: dict[str, float] = {}
+    for name, value in values.items():
+        own, value = root.get_parameter(name).detach(), value.to(root.get_parameter(name).device)
+        if torch.equal(own, value):
+            continue
+        largest = float(value.abs().max())
+        error = float((own - value).abs().max()) / largest if largest else math.inf
+        if not error <= max(2**-11, torch.finfo(own.dtype).eps, torch.finfo(value.dtype).eps):
+            differing[name] = error
+    if differing:
+        worst = sorted(differing, key=lambda name: -differing[name])[:5]
+        raise CheckpointError(
+            f"{len(differing)} of {len(values)} backbone tensors of this model are not those of the checkpoint; the "
+            f"worst, by relative difference: {', '.join(f'{name} ({differing[name]:.2g})' for name in worst)}. Load "
+            "the model's pre-trained weights, those the checkpoint was trained on, or pass backbone='fill' to take "
+            "the weights in the checkpoint"
+        )
+
+
+def fill(root: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Write tensors into the model's parameters, which keep their dtype and device."""
+    with torch.no_grad():
+        for name, value in values.items():
+            root.get_parameter(name).copy_(value)
