@@ -8,7 +8,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -106,6 +106,7 @@ def report(
     details: dict[str, Timing],
     seconds: float | None = None,
     ratio: float | None = None,
+    also: Mapping[str, Any] | None = None,
 ) -> int:
     """Write ``benchmarks/results/<name>.json``, print the outcome, and return the exit status.
 
@@ -115,7 +116,8 @@ def report(
         target: What the number must stay below.
         details: The timings that it comes from.
         seconds: The number that is held against the target, a time.
-        ratio: The same, as a multiple of a peer's time in the same run.
+        ratio: The same, as a multiple of what a peer takes in the same run.
+        also: Further entries of the file.
 
     Returns:
         0 when the target is met, 1 when not.
@@ -131,6 +133,7 @@ def report(
         "target": target,
         "met": met,
         "timings": {key: asdict(timing) for key, timing in details.items()},
+        **(also or {}),
         "ran_on": record(),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)

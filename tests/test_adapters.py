@@ -375,14 +375,16 @@ def test_names_that_a_module_cannot_hold_are_refused(name: Any) -> None:
         (
             lambda m: aim.add_adapter(m, "new", aim.AIMConfig(num_frames=4, attention="triton")),
             aim.UnsupportedKernelError,
-            "triton",
+            "Triton's kernels need a GPU",
         ),
         (lambda m: aim.save_adapters(m, "never_made", name="absent"), ConfigError, "no adapter is named 'absent'"),
         (lambda m: aim.adapter_state_dict(m, name="absent"), ConfigError, "no adapter is named 'absent'"),
         (lambda m: aim.load_adapter_state_dict(m, {}, name="absent"), ConfigError, "no adapter is named 'absent'"),
     ],
 )
-def test_refusals_change_nothing(call: Callable[[nn.Module], object], error: type[Exception], message: str) -> None:
+def test_refusals_change_nothing(
+    call: Callable[[nn.Module], object], error: type[Exception], message: str, no_triton: None
+) -> None:
     model = several()
     before = snapshot(model)
     with pytest.raises(error, match=message):

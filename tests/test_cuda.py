@@ -72,10 +72,9 @@ def test_the_gpu_agrees_with_float64(make: Any) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_is_no_worse_than_the_eager_attention(make: Any, dtype: torch.dtype) -> None:
     model = wrapped(make)
-    shared = model.get_submodule("aim")
     low = {}
     for attention in ("sdpa", "eager"):
-        shared.attention = attention
+        aim.set_attention(model, attention)
         with torch.autocast("cuda", dtype):
             low[attention] = results(model, model, video())
     exact = results(model.double(), model, video().double())

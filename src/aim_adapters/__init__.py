@@ -2,13 +2,15 @@
 
 from aim_adapters.adapters import add_adapter, average_adapters, delete_adapter, list_adapters, set_adapter
 from aim_adapters.analysis.complexity import FlopCount, count_flops
-from aim_adapters.backbones import Backbone, list_backbones, register_backbone
+from aim_adapters.attention import BlockAttention, explain_attention, set_attention
+from aim_adapters.backbones import Backbone, BaseRequest, list_backbones, register_backbone
 from aim_adapters.checkpoint import load_adapters, save_adapters
 from aim_adapters.config import AIMConfig
 from aim_adapters.convert import convert_official_checkpoint, load_official_checkpoint
 from aim_adapters.errors import AIMError, CheckpointError, UnsupportedKernelError, UnsupportedModelError
 from aim_adapters.frames import set_num_frames
 from aim_adapters.guards import is_wrapped
+from aim_adapters.hub import push_to_hub
 from aim_adapters.parameters import (
     ParameterCount,
     adapter_param_groups,
@@ -18,12 +20,15 @@ from aim_adapters.parameters import (
 )
 from aim_adapters.state_dict import LoadReport, adapter_state_dict, load_adapter_state_dict
 from aim_adapters.version import __version__ as __version__
+from aim_adapters.video_model import load_video_model
 from aim_adapters.wrapping import disable_adapters, unwrap_image_model, wrap_image_model
 
 __all__ = [
     "AIMConfig",
     "AIMError",
     "Backbone",
+    "BaseRequest",
+    "BlockAttention",
     "CheckpointError",
     "FlopCount",
     "LoadReport",
@@ -39,16 +44,20 @@ __all__ = [
     "count_parameters",
     "delete_adapter",
     "disable_adapters",
+    "explain_attention",
     "is_wrapped",
     "list_adapters",
     "list_backbones",
     "load_adapter_state_dict",
     "load_adapters",
     "load_official_checkpoint",
+    "load_video_model",
     "print_trainable_parameters",
+    "push_to_hub",
     "register_backbone",
     "save_adapters",
     "set_adapter",
+    "set_attention",
     "set_num_frames",
     "trainable_parameters",
     "unwrap_image_model",

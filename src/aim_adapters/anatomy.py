@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from aim_adapters.errors import UnsupportedModelError
 
 ProjectQKV = Callable[[Any, Tensor], tuple[Tensor, Tensor, Tensor]]
+ProjectPacked = Callable[[Any, Tensor], Tensor | None]
 ProjectOut = Callable[[Any, Tensor, Tensor], Tensor]
 Attend = Callable[..., Tensor]
 
@@ -44,6 +45,8 @@ class BlockAnatomy:
             extra arguments; refuses the arguments it cannot honour.
         softmax_scale: ``(attention) -> float``: factor on the attention's scores.
         heads: ``(attention) -> int``: number of query heads.
+        project_packed: ``(attention, h) -> qkv``: the same as ``project_qkv`` as one tensor ``[B*T, N, 3, H, d]`` where
+            the family writes one, so that a kernel can return one gradient; or None, for one attention or for all.
         fused_spatial: Run the spatial pass as ``project_out(sdpa(project_qkv(h)))`` instead of ``attend``: the same
             numbers, where the family's own call would not always take a fused kernel.
         temporal: The block also attends over time (Swin: only where windows are not shifted).
@@ -60,6 +63,7 @@ class BlockAnatomy:
     attend: Attend
     softmax_scale: Callable[[Any], float]
     heads: Callable[[Any], int]
+    project_packed: ProjectPacked | None = None
     fused_spatial: bool = False
     temporal: bool = True
 

@@ -11,7 +11,7 @@ from aim_adapters.anatomy import BlockAnatomy, apply_part
 from aim_adapters.layers.adapter import drop_path
 from aim_adapters.layers.state import AIMState, BlockState
 from aim_adapters.layers.temporal import add_temporal_embedding, relative_temporal_bias
-from aim_adapters.ops.temporal_attention import temporal_attention
+from aim_adapters.ops.temporal_attention import temporal_attention, temporal_attention_packed
 from aim_adapters.patching import Patched
 
 
@@ -67,16 +67,17 @@ class AdaptedBlock(Patched):
         if aim.temporal_input is not None:
             h = aim.temporal_input(h)
         attention = getattr(self, anatomy.attention)
-        q, k, v = anatomy.project_qkv(attention, h)  # [B*T, N, H, d]
-        o = temporal_attention(
-            q,
-            k,
-            v,
-            num_frames=shared.num_frames,
-            scale=anatomy.softmax_scale(attention),
-            bias=None if aim.temporal_bias is None else relative_temporal_bias(aim.temporal_bias),
-            implementation=shared.attention,
-        )
+        options: dict[str, Any] = {
+            "num_frames": shared.num_frames,
+            "scale": anatomy.softmax_scale(attention),
+            "bias": None if aim.temporal_bias is None else relative_temporal_bias(aim.temporal_bias),
+            "implementation": shared.config.attention,
+        }
+        qkv = None if anatomy.project_packed is None else anatomy.project_packed(attention, h)
+        if qkv is None:
+            o = temporal_attention(*anatomy.project_qkv(attention, h), **options)  # [B*T, N, H, d]
+        else:
+            o = temporal_attention_packed(qkv, **options)  # [B*T, N, H, d]
         return apply_part(self, anatomy.post_attention, anatomy.project_out(attention, o, h))
 
     def _attend_over_tokens(self, h: Tensor, *args: Any, **kwargs: Any) -> Tensor:

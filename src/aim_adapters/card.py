@@ -50,9 +50,9 @@ def make_card(
 ) -> str:
     """Return the text of a README.
 
-    Of an existing one, every word stays. Metadata that it lacks is added; lists are united; ``license`` and
-    ``metrics`` given here replace its own. Our section, between two comments that Markdown does not show, is replaced
-    where there is one, else added at the end.
+    Of an existing one, every word stays. Metadata that it lacks is added; lists are united; the base model, and
+    ``license`` and ``metrics`` given here, replace its own. Our section, between two comments that Markdown does not
+    show, is replaced where there is one, else added at the end.
 
     Args:
         config: Content of ``adapter_config.json``.
@@ -77,7 +77,7 @@ def make_card(
     text = existing or ""
     mark = "\ufeff" if text.startswith("\ufeff") else ""
     line = "\r\n" if "\r\n" in text else "\n"
-    front, rest = _merge_metadata(text[len(mark) :], metadata, line=line, ours=("license", "model-index"))
+    front, rest = _merge_metadata(text[len(mark) :], metadata, line=line, ours=("base_model", "license", "model-index"))
     titled = re.search(r"^# ", _SECTION.sub("", rest), re.MULTILINE)
     where = {"subfolder": subfolder, "revision": revision}
     source = [json.dumps(repo_id or "."), *(f"{name}={json.dumps(value)}" for name, value in where.items() if value)]
@@ -149,43 +149,53 @@ def _merge_metadata(text: str, fields: dict[str, Any], *, line: str, ours: Seque
     import yaml  # type: ignore[import-untyped]
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-    def dump(value: Any) -> str:
-        text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, line_break=line)
-        if yaml.safe_load(text) != value:  # some line ends of Unicode do not survive unescaped
-            text = yaml.safe_dump(value, sort_keys=False, line_break=line)
-        return text.rstrip("\r\n")
-
     match = REGEX_YAML_BLOCK.search(text)
     if match is None or not match.group(2).strip():
-        return line.join(("---", dump(fields), "---", "")), text[match.end() :] if match else text
-    before, block, after = text[: match.start(2)], match.group(2), text[match.end(2) : match.end()]
+        return line.join(("---", _dump(fields, line), "---", "")), text[match.end() :] if match else text
+    block, rest = match.group(2), text[match.end() :]
     try:
-        theirs, root = yaml.safe_load(block), yaml.compose(block, Loader=yaml.SafeLoader)
+        theirs = yaml.safe_load(block)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
-        theirs, root = error, None
+        theirs = error
     theirs = {} if theirs is None else theirs
     if not isinstance(theirs, dict):
         warn(f"the README's metadata is not a YAML mapping and was left as it is: {theirs}")
-        return text[: match.end()], text[match.end() :]
-    changed = {name: _merged(theirs.get(name), value, ours=name in ours) for name, value in fields.items()}
-    changed = {name: value for name, value in changed.items() if value != theirs.get(name)}
+        return match.group(0), rest
+    merged = {name: _merged(theirs.get(name), value, ours=name in ours) for name, value in fields.items()}
+    changed = {name: value for name, value in merged.items() if value != theirs.get(name)}
+    edited, expected = _edited(block, theirs, changed, line), {**theirs, **changed}
+    if not _reads_as(edited, expected):
+        edited = _dump(expected, line)  # anchors and the like cannot be edited in place
+    return text[: match.start(2)] + edited + text[match.end(2) : match.end()], rest
+
+
+def _edited(block: str, theirs: Mapping[str, Any], changed: Mapping[str, Any], line: str) -> str:
+    """Return YAML with some values changed and added, and every other character as it is."""
+    import yaml
+
+    root = yaml.compose(block, Loader=yaml.SafeLoader)
     edited = block
     for key, value in reversed(root.value if root else []):  # from the end, so that positions stay right
         if key.value not in changed:
             continue
         old, new = theirs[key.value], changed[key.value]
-        start, end, text_ = key.start_mark.index, _end(value, block), dump({key.value: new})
-        grown = isinstance(old, list) and old and new[: len(old)] == old
-        if grown and not value.flow_style:  # add to its lines, behind a comment on the last one
-            start = end = re.compile(r"[^\r\n]*").match(block, end).end()  # type: ignore[union-attr]
-            text_ = "".join(line + " " * value.start_mark.column + dump([item]) for item in new[len(old) :])
-        edited = edited[:start] + text_ + edited[end:]
+        start, end, written = key.start_mark.index, _end(value, block), _dump({key.value: new}, line)
+        if isinstance(old, list) and old and new[: len(old)] == old and not value.flow_style:
+            indent = line + " " * value.start_mark.column
+            start = end = end + len(re.split(r"[\r\n]", block[end:])[0])  # behind a comment on the last item
+            written = "".join(indent + _dump([item], line) for item in new[len(old) :])
+        edited = edited[:start] + written + edited[end:]
     added = {name: value for name, value in changed.items() if name not in theirs}
-    edited = line.join(part for part in (edited, dump(added) if added else "") if part)
-    expected = {**theirs, **changed}
-    if not _reads_as(edited, expected):
-        edited = dump(expected)  # anchors and the like cannot be edited in place
-    return before + edited + after, text[match.end() :]
+    return line.join((edited, _dump(added, line))) if added else edited
+
+
+def _dump(value: Any, line: str) -> str:
+    import yaml
+
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, line_break=line)
+    if yaml.safe_load(text) != value:  # some line ends of Unicode do not survive unescaped
+        text = yaml.safe_dump(value, sort_keys=False, line_break=line)
+    return text.rstrip("\r\n")
 
 
 def _merged(theirs: Any, value: Any, *, ours: bool) -> Any:
@@ -293,9 +303,9 @@ def _classes(config: Mapping[str, Any]) -> int | None:
 
 def _body(config: Mapping[str, Any], facts: Mapping[str, str], source: str, *, level: str) -> str:
     name, hub_id = _base_name(config), _hub_id(config)
-    shown = f"`{_plain(name)}`" if name else "an image model"
+    shown = f"`{_plain(name.removeprefix('hf-hub:'))}`" if name else "an image model"
     linked = f"[{shown}](https://huggingface.co/{hub_id})" if hub_id else shown
-    purpose = "a video feature extractor" if config["num_classes"] == 0 else "a video classifier"
+    purpose = "a video classifier" if _classes(config) else "a video model"
     rows = "\n".join(f"| {_plain(fact)} | {_plain(value)} |" for fact, value in facts.items())
     return f"""{level} AIM adapters for {shown}
 
@@ -351,6 +361,6 @@ def _call(config: Mapping[str, Any]) -> str:
     if layout != "auto" or config["num_frames"] != sizes["channels"]:  # else the two layouts cannot be told apart
         sizes = {"clips": 1, **sizes}
     shape, names = ", ".join(map(str, sizes.values())), ", ".join(sizes)
-    return f"""video = torch.rand({shape})  # [{names}]; a real one is normalised with mean and std
+    return f"""video = torch.rand({shape})  # [{names}]; normalise yours
 with torch.no_grad():
     output = {_CALLS.get(part, "model")}(video)"""

@@ -17,7 +17,7 @@ from aim_adapters.agreement import require_reasonable, require_same_base, requir
 from aim_adapters.backbones import read_anatomy
 from aim_adapters.card import make_card
 from aim_adapters.config import AIMConfig
-from aim_adapters.errors import CheckpointError, ConfigError, warn
+from aim_adapters.errors import CheckpointError, ConfigError, UnsupportedKernelError, warn
 from aim_adapters.files import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, WeightsFile, replace_text, write_weights
 from aim_adapters.format import open_checkpoint, settings_of
 from aim_adapters.frames import resize_temporal
@@ -148,7 +148,6 @@ def load_adapters(
             fit the model.
         ConfigError: ``name`` cannot be the name of an adapter.
         UnsupportedModelError: The model is not wrapped and cannot be adapted.
-        UnsupportedKernelError: The attention named in the checkpoint cannot run here.
         StateError: The model holds several wrapped models, or is compiled, sharded or distributed where an adapter has
             to be added.
     """
@@ -271,7 +270,7 @@ def _load_new(
 
         put = wrap_with_adapter
     require_same_base(root, anatomy, config, strict=strict)
-    choose(settings.attention)
+    settings = _runnable(settings)
     try:
         adapter = build(True)
     except ConfigError as error:
@@ -288,6 +287,16 @@ def _load_new(
     _require_own_labels(root_state(adapter), reader.path)
     put(model, adapter)
     return report
+
+
+def _runnable(settings: AIMConfig) -> AIMConfig:
+    """Leave the choice of a kernel to this machine where the one a checkpoint was trained with cannot run."""
+    try:
+        choose(settings.attention)
+    except UnsupportedKernelError as error:
+        warn(f"saved with attention={settings.attention!r}, which cannot run here; 'auto' takes its place: {error}")
+        return dataclasses.replace(settings, attention="auto")
+    return settings
 
 
 def _require_own_labels(shared: RootState, path: Path) -> None:

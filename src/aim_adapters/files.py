@@ -196,8 +196,8 @@ def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
     """
     try:
         text = text.decode() if isinstance(text, bytes) else text  # json would guess other encodings too
-        if sum(map(text.count, "[{,")) > _MOST_VALUES:  # one of them stands before each value
-            raise ValueError(f"it holds more than {_MOST_VALUES:,} values")
+        if len(text) > MOST_JSON or sum(map(text.count, "[{,")) > _MOST_VALUES:  # one of them stands before each value
+            raise ValueError(f"it holds more than {MOST_JSON:,} bytes or {_MOST_VALUES:,} values")
         value = json.loads(text, object_pairs_hook=_unique, parse_int=_integer, parse_constant=_refuse_constant)
         _require_shallow(value)
     except (ValueError, RecursionError) as error:  # also: not UTF-8, integers too long to convert, nesting too deep

@@ -90,7 +90,7 @@ def take_snapshot(
         or origin.get("base_model_name_or_path")
         or anatomy.model_name,
         "base_model_library": anatomy.library,
-        "base_model_revision": base_model_revision or origin.get("base_model_revision"),
+        "base_model_revision": base_model_revision or origin.get("base_model_revision") or anatomy.model_revision,
         "base_model_arguments": dict(anatomy.build_arguments),
         "base_fingerprint": fingerprint(root, anatomy),
         "clip": {

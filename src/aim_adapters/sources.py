@@ -199,7 +199,7 @@ def _fetch(
         library_name=LIBRARY_NAME,
         library_version=__version__,
     )
-    with _explained(repo_id, folder + CONFIG_NAME, revision):
+    with explained(repo_id, folder + CONFIG_NAME, revision):
         try:
             config = Path(download(folder + CONFIG_NAME, revision=revision))
         except LocalEntryNotFoundError:
@@ -215,7 +215,7 @@ def _fetch(
         if try_to_load_from_cache(repo_id, folder + WEIGHTS_NAME, cache, revision) is None:
             with suppress(*_failures()):
                 download(COUNTED_NAME, revision=revision)
-    with _explained(repo_id, folder + WEIGHTS_NAME, revision):
+    with explained(repo_id, folder + WEIGHTS_NAME, revision):
         weights = Path(download(folder + WEIGHTS_NAME, revision=revision))
     _require_intact(weights, repo_id)
     return weights.parent
@@ -230,7 +230,7 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def _explained(repo_id: str, file: str, revision: str | None) -> Iterator[None]:
+def explained(repo_id: str, file: str, revision: str | None) -> Iterator[None]:
     """Turn the Hub's errors into one that says what was asked, what happened and what helps."""
     try:
         yield
@@ -269,18 +269,11 @@ def _require_intact(file: Path, repo_id: str) -> None:
     if not file.is_symlink():
         return  # the cache of a file system without links does not keep the digest
     announced = file.readlink().name
-    hashes = {
-        64: [hashlib.sha256()],  # a large file; a small one is named as git does, or by a mirror
-        40: [
-            hashlib.sha1(b"blob %d\0" % file.stat().st_size, usedforsecurity=False),
-            hashlib.sha1(usedforsecurity=False),
-        ],
-    }.get(len(announced), [])
-    with file.open("rb") as stream:
-        while hashes and (chunk := stream.read(1 << 20)):
-            for each in hashes:
-                each.update(chunk)
-    if not hashes or announced in [each.hexdigest() for each in hashes]:
+    try:
+        digests = _digests(file, len(announced))
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    if not digests or announced in digests:
         return
     with suppress(OSError):  # a cache that cannot be written
         (file.parent / file.readlink()).unlink()
@@ -289,3 +282,16 @@ def _require_intact(file: Path, repo_id: str) -> None:
         f"{file.name} of {repo_id} is damaged: its content has not the digest {announced} that the Hub announced; it "
         "was taken out of the cache, so try again"
     )
+
+
+def _digests(file: Path, length: int) -> list[str]:
+    """Return what a digest of this length can be: SHA-256 of a large file, git's SHA-1 of a small one or the plain."""
+    hashes = {
+        64: [hashlib.sha256()],
+        40: [hashlib.sha1(start, usedforsecurity=False) for start in (b"blob %d\0" % file.stat().st_size, b"")],
+    }.get(length, [])  # else a mirror's own tag, which says nothing of the content
+    with file.open("rb") as stream:
+        while hashes and (chunk := stream.read(1 << 20)):
+            for each in hashes:
+                each.update(chunk)
+    return [each.hexdigest() for each in hashes]

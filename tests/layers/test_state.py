@@ -53,7 +53,6 @@ def test_shared_state_starts_enabled_with_the_settings() -> None:
     shared = shared_state()
     assert shared.enabled
     assert shared.num_frames == 2  # what attention sees, after tubelets
-    assert shared.attention == "eager"
     assert shared.bypassed == {"norm.weight"}
     assert list(shared.state_dict()) == ["temporal_embedding"]
     assert list(SharedState(AIMConfig(4), None).state_dict()) == []

@@ -110,9 +110,11 @@ class _StayEmpty(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func == _DEVICE and args[0].is_meta:
             return torch.device("cpu")
-        if func is torch.Tensor.to and args[0].is_meta:
+        if func in _IDLE and args[0].is_meta:
             return args[0]
         return func(*args, **(kwargs or {}))
 
 
 _DEVICE = torch.Tensor.device.__get__  # what reads the attribute
+# Moving, which is refused where there is no storage, and drawing from a truncated normal, slow where nothing is drawn.
+_IDLE = {Tensor.to, Tensor.uniform_, Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_}

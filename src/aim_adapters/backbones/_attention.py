@@ -47,11 +47,7 @@ def project_qkv(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         Queries ``[B*T, N, H, d]``, keys and values ``[B*T, N, G, d]``.
     """
     if getattr(attn, "qkv", None) is not None:
-        if getattr(attn, "q_bias", None) is None:
-            packed = attn.qkv(h)  # [B*T, N, 3*H*d]
-        else:
-            packed = F.linear(h, attn.qkv.weight, torch.cat((attn.q_bias, attn.k_bias, attn.v_bias)))
-        q, k, v = packed.unflatten(-1, (3, attn.num_heads, -1)).unbind(-3)
+        q, k, v = _project_fused(attn, h).unbind(-3)
     else:
         layers = (attn.q_proj, attn.k_proj, attn.v_proj)
         q, k, v = (layer(h).unflatten(-1, (-1, attn.head_dim)) for layer in layers)
@@ -59,6 +55,31 @@ def project_qkv(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # Under autocast a norm returns float32; the family's own attention call casts it back.
         q, k = attn.q_norm(q).to(v.dtype), attn.k_norm(k).to(v.dtype)
     return q, k, v
+
+
+def project_packed(attn: Any, h: Tensor) -> Tensor | None:
+    """Project as `project_qkv` does, without taking the three apart; None where they are not written as one.
+
+    Args:
+        attn: The attention.
+        h: Tokens ``[B*T, N, D]``.
+
+    Returns:
+        ``[B*T, N, 3, H, d]``.
+    """
+    norms = (getattr(attn, "q_norm", None), getattr(attn, "k_norm", None))
+    if getattr(attn, "qkv", None) is None or not all(isinstance(norm, (nn.Identity, type(None))) for norm in norms):
+        return None
+    return _project_fused(attn, h)
+
+
+def _project_fused(attn: Any, h: Tensor) -> Tensor:
+    if getattr(attn, "q_bias", None) is None:
+        packed = attn.qkv(h)  # [B*T, N, 3*H*d]
+    else:
+        packed = F.linear(h, attn.qkv.weight, torch.cat((attn.q_bias, attn.k_bias, attn.v_bias)))
+    out: Tensor = packed.unflatten(-1, (3, attn.num_heads, -1))  # [B*T, N, 3, H, d]
+    return out
 
 
 def project_out(attn: Any, o: Tensor, h: Tensor) -> Tensor:
@@ -95,9 +116,23 @@ def project_packed_weights(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor
     Returns:
         Queries, keys and values ``[B*T, N, H, d]``, views of one tensor.
     """
-    packed = F.linear(h, attn.in_proj_weight, attn.in_proj_bias)  # [B*T, N, 3*D]
-    q, k, v = packed.unflatten(-1, (3, attn.num_heads, -1)).unbind(-3)
+    q, k, v = packed_weights(attn, h).unbind(-3)
     return q, k, v
+
+
+def packed_weights(attn: Any, h: Tensor) -> Tensor:
+    """Project as `project_packed_weights` does, without taking the three apart.
+
+    Args:
+        attn: The attention.
+        h: Tokens ``[B*T, N, D]``.
+
+    Returns:
+        ``[B*T, N, 3, H, d]``.
+    """
+    packed = F.linear(h, attn.in_proj_weight, attn.in_proj_bias)  # [B*T, N, 3*D]
+    out: Tensor = packed.unflatten(-1, (3, attn.num_heads, -1))  # [B*T, N, 3, H, d]
+    return out
 
 
 def inverse_root_scale(attn: Any) -> float:

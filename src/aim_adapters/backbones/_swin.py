@@ -17,14 +17,19 @@ from aim_adapters.anatomy import Attend, BlockAnatomy
 from aim_adapters.backbones._attention import num_heads, project_out, unit_scale
 
 
-def _split(attn: Any, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Split ``[B*T, h, w, 3*D]`` into queries, keys and values ``[B*T, h*w, H, d]``."""
-    q, k, v = packed.flatten(1, 2).unflatten(-1, (3, attn.num_heads, -1)).unbind(-3)
-    return q, k, v
+def _split(attn: Any, packed: Tensor) -> Tensor:
+    """Turn ``[B*T, h, w, 3*D]`` into ``[B*T, h*w, 3, H, d]``."""
+    out: Tensor = packed.flatten(1, 2).unflatten(-1, (3, attn.num_heads, -1))
+    return out
+
+
+def _project_packed(attn: Any, h: Tensor) -> Tensor:
+    return _split(attn, attn.qkv(h))
 
 
 def _project_qkv(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _split(attn, attn.qkv(h))
+    q, k, v = _project_packed(attn, h).unbind(-3)
+    return q, k, v
 
 
 def _project_qkv_cosine(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,7 +41,7 @@ def _project_qkv_cosine(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if bias is not None:
             q_bias, k_bias, v_bias = bias.chunk(3)
             bias = torch.cat((q_bias, torch.zeros_like(k_bias), v_bias))
-    q, k, v = _split(attn, F.linear(h, attn.qkv.weight, bias))
+    q, k, v = _split(attn, F.linear(h, attn.qkv.weight, bias)).unbind(-3)
     scale = attn.logit_scale.clamp(max=math.log(100.0)).exp().squeeze(-1)  # [H, 1]
     return (F.normalize(q, dim=-1) * scale).to(v.dtype), F.normalize(k, dim=-1).to(v.dtype), v
 
@@ -62,6 +67,7 @@ def block_anatomy(version: int, attend: Attend, *, shifted: bool) -> BlockAnatom
         post_mlp=None if version == 1 else "norm2",
         project_qkv=_project_qkv if version == 1 else _project_qkv_cosine,
         project_out=project_out,
+        project_packed=_project_packed if version == 1 else None,
         attend=attend,
         softmax_scale=_scale if version == 1 else unit_scale,
         heads=num_heads,

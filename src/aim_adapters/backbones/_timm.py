@@ -10,7 +10,7 @@ from torch import nn
 from aim_adapters.anatomy import Attend, BlockAnatomy
 from aim_adapters.backbones import BaseRequest
 from aim_adapters.backbones._assign import read_once
-from aim_adapters.backbones._attention import num_heads, project_out, project_qkv, softmax_scale
+from aim_adapters.backbones._attention import num_heads, project_out, project_packed, project_qkv, softmax_scale
 from aim_adapters.backbones._fetch import Kind, checked_arguments, fetch, hub_id
 from aim_adapters.errors import ConfigError
 
@@ -137,6 +137,7 @@ def block_anatomy(attend: Attend, *, scales: tuple[str, str]) -> BlockAnatomy:
         post_mlp=scales[1],
         project_qkv=project_qkv,
         project_out=project_out,
+        project_packed=project_packed,
         attend=attend,
         softmax_scale=softmax_scale,
         heads=num_heads,

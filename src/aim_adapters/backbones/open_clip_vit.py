@@ -16,6 +16,7 @@ from aim_adapters.backbones._assign import read_once
 from aim_adapters.backbones._attention import (
     inverse_root_scale,
     num_heads,
+    packed_weights,
     project_out,
     project_packed_weights,
     refuse_masks,
@@ -210,6 +211,7 @@ _BLOCK = BlockAnatomy(
     post_mlp="ls_2",
     project_qkv=project_packed_weights,
     project_out=project_out,
+    project_packed=packed_weights,
     attend=_attend,
     softmax_scale=inverse_root_scale,
     heads=num_heads,
@@ -240,6 +242,7 @@ _OWN_ATTENTION_BLOCK = dataclasses.replace(
     _BLOCK,
     project_qkv=_project_own,
     project_out=_project_own_out,
+    project_packed=None,
     attend=_attend_own,
     fused_spatial=False,
 )

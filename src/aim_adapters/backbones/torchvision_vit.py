@@ -11,6 +11,7 @@ from aim_adapters.backbones import Backbone
 from aim_adapters.backbones._attention import (
     inverse_root_scale,
     num_heads,
+    packed_weights,
     project_out,
     project_packed_weights,
     require_plain_multi_head,
@@ -66,6 +67,7 @@ _BLOCK = BlockAnatomy(
     post_mlp=None,
     project_qkv=project_packed_weights,
     project_out=project_out,
+    project_packed=packed_weights,
     attend=_attend,
     softmax_scale=inverse_root_scale,
     heads=num_heads,

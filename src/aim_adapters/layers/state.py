@@ -76,7 +76,6 @@ class SharedState(AIMState):
         self.bypassed = bypassed
         self.enabled = True
         self.num_frames = config.attention_frames
-        self.attention: str = config.attention
         self.register_parameter("temporal_embedding", temporal_embedding)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -167,7 +166,8 @@ def states(model: nn.Module) -> Iterator[AIMState]:
 def idle_adapters(shared: SharedState) -> dict[str, AdapterSet]:
     """Return the adapters that a wrapped model holds beside the one that runs, by name."""
     shelf = shared._modules.get(IDLE)
-    return {} if shelf is None else {name: each for name, each in shelf._modules.items() if isinstance(each, AdapterSet)}
+    modules = {} if shelf is None else shelf._modules
+    return {name: each for name, each in modules.items() if isinstance(each, AdapterSet)}
 
 
 def declared_tensors(model: nn.Module) -> dict[str, Tensor]:

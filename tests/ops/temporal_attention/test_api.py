@@ -10,12 +10,14 @@ from torch import Tensor
 
 from aim_adapters.errors import AIMError, ConfigError, InputError, UnsupportedKernelError
 from aim_adapters.ops.temporal_attention import (
+    Case,
     Choice,
     api,
     choose,
     reference,
     sdpa,
     temporal_attention,
+    temporal_attention_packed,
     temporal_attention_weights,
 )
 from tests.ops.temporal_attention.cases import Sizes, inputs
@@ -30,26 +32,93 @@ def qkv(dtype: torch.dtype = torch.float64) -> list[Tensor]:
 # The table
 
 
+GPU = Case("cuda", torch.bfloat16, head_dim=64, num_frames=8, missing=None)
+
+
 @pytest.mark.parametrize(
-    ("requested", "expected"),
+    ("case", "implementation", "reason"),
     [
-        ("auto", Choice("sdpa", "fused by PyTorch on every device")),
-        ("sdpa", Choice("sdpa", "asked for by name")),
-        ("eager", Choice("eager", "asked for by name")),
+        (GPU, "triton", "reads and writes what the projections do"),
+        (GPU._replace(dtype=torch.float16), "triton", "reads and writes"),
+        (GPU._replace(dtype=torch.float32), "triton", "reads and writes"),
+        (GPU._replace(num_frames=1), "triton", "reads and writes"),
+        (GPU._replace(num_frames=128, head_dim=128), "triton", "reads and writes"),
+        (GPU._replace(num_frames=129), "sdpa", "up to 128 frames, got 129"),
+        (GPU._replace(head_dim=129), "sdpa", "heads up to 128 wide, got 129"),
+        (GPU._replace(dtype=torch.float64), "sdpa", "got torch.float64"),
+        (GPU._replace(missing="Triton is not installed"), "sdpa", "Triton is not installed"),
+        (GPU._replace(exporting=True), "sdpa", "an exported model must run without this package"),
+        (GPU._replace(device="cpu"), "sdpa", "Triton only interprets its kernels on this device"),
+        (GPU._replace(device="cpu", missing="Triton does not run on a CPU"), "sdpa", "Triton does not run on a CPU"),
     ],
 )
-def test_choice(requested: str, expected: Choice) -> None:
-    assert choose(requested) == expected
+def test_table(case: Case, implementation: str, reason: str) -> None:
+    choice = choose("auto", case)
+    assert choice.implementation == implementation
+    assert reason in choice.reason
+    for name in ("sdpa", "eager"):
+        assert choose(name, case) == Choice(name, "asked for by name")
+    fits = choice.implementation == "triton" or case.exporting or (case.device == "cpu" and case.missing is None)
+    if fits:
+        assert choose("triton", case) == Choice("triton", "asked for by name")
+    else:
+        with pytest.raises(UnsupportedKernelError, match=reason):
+            choose("triton", case)
+
+
+def test_while_only_the_name_is_known() -> None:
+    assert choose("auto") == Choice("auto", "chosen at each call")
+    assert choose("sdpa") == Choice("sdpa", "asked for by name")
+
+
+@pytest.mark.parametrize(
+    ("device", "reason"),
+    [
+        ("cpu", "Triton does not run on a CPU"),
+        ("cuda", "need a GPU, got cuda"),
+        ("any", "need a GPU, got none"),
+        ("mps", "need a GPU, got mps"),
+    ],
+)
+def test_triton_without_a_gpu(device: str, reason: str, no_triton: None) -> None:
+    found = api.triton_missing(device)
+    assert found is not None
+    assert reason in found
+
+
+@pytest.mark.parametrize(("capability", "runs"), [((7, 5), False), ((8, 0), True), ((8, 9), True), ((9, 0), True)])
+def test_triton_needs_ampere(
+    capability: tuple[int, int], runs: bool, no_triton: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    api._missing.clear()
+    assert (api.triton_missing("cuda") is None) is runs
 
 
 @pytest.mark.parametrize("call", [choose, lambda name: temporal_attention(*qkv(), num_frames=4, implementation=name)])
-def test_a_name_never_falls_back(call: Any) -> None:
+def test_a_name_never_falls_back(call: Any, no_triton: None) -> None:
     with pytest.raises(
-        UnsupportedKernelError, match=r"attention='triton' was asked for.*use 'auto', 'sdpa' or 'eager'"
+        UnsupportedKernelError,
+        match=r"attention='triton' was asked for, but .*; use 'auto', which falls back, 'sdpa' or",
     ):
         call("triton")
     with pytest.raises(ConfigError, match=r"'auto', 'triton', 'sdpa' or 'eager', got 'flash'"):
         call("flash")
+
+
+@pytest.mark.parametrize("implementation", ["auto", "sdpa", "eager"])
+def test_packed_form_is_the_same(implementation: str) -> None:
+    packed = torch.randn(8, 3, 3, 2, 6, dtype=torch.float64)
+    out = temporal_attention_packed(packed, num_frames=4, scale=0.3, implementation=implementation)
+    expected = temporal_attention(*packed.unbind(2), num_frames=4, scale=0.3, implementation=implementation)
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 2, 6), (8, 3, 2, 2, 6), (8, 3, 3, 2, 6, 1)])
+def test_what_is_not_packed_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="a packed projection is"):
+        temporal_attention_packed(torch.randn(shape), num_frames=4)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +134,7 @@ def test_the_chosen_implementation_is_the_one_that_runs(
         raise AssertionError("the other implementation ran")
 
     name = {sdpa: "sdpa", reference: "eager"}[rests]
-    monkeypatch.setitem(api._IMPLEMENTATIONS, name, fail)
+    monkeypatch.setitem(api._PLAIN, name, fail)
     assert torch.equal(temporal_attention(*qkv(), num_frames=4, implementation=requested), expected)
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from aim_adapters.errors import ConfigError, InputError, UnsupportedKernelError
 from aim_adapters.ops.temporal_attention import reference, sdpa
 
-_IMPLEMENTATIONS = {"sdpa": sdpa.temporal_attention, "eager": reference.temporal_attention}
+_PLAIN = {"sdpa": sdpa.temporal_attention, "eager": reference.temporal_attention}
+# What the Triton kernels take.
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_MAX_FRAMES, _MAX_HEAD_DIM = 128, 128
 
 
 class Choice(NamedTuple):
@@ -19,27 +25,114 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(requested: str) -> Choice:
+class Case(NamedTuple):
+    """What the choice depends on.
+
+    Args:
+        device: Type of the device: ``"cuda"``, ``"cpu"``.
+        dtype: Dtype of queries, keys and values.
+        head_dim: d.
+        num_frames: T.
+        missing: Why Triton cannot run here at all, or None.
+        exporting: The model is being exported, for a place that need not know our operators.
+    """
+
+    device: str
+    dtype: torch.dtype
+    head_dim: int
+    num_frames: int
+    missing: str | None
+    exporting: bool = False
+
+
+def choose(requested: str, case: Case | None = None) -> Choice:
     """Pick the implementation.
 
     ``"auto"`` may fall back; a name never does.
 
     Args:
-        requested: ``"auto"``, ``"sdpa"``, ``"eager"`` or ``"triton"``.
+        requested: ``"auto"``, ``"triton"``, ``"sdpa"`` or ``"eager"``.
+        case: What is to be computed, or None while only the name is known.
 
     Raises:
         ConfigError: The name is unknown.
-        UnsupportedKernelError: The implementation cannot run here.
+        UnsupportedKernelError: The named implementation cannot run here, or cannot compute this.
     """
-    if requested == "auto":
-        return Choice("sdpa", "fused by PyTorch on every device")
-    if requested in _IMPLEMENTATIONS:
+    if requested in _PLAIN:
         return Choice(requested, "asked for by name")
+    if requested not in ("auto", "triton"):
+        raise ConfigError(f"attention must be 'auto', 'triton', 'sdpa' or 'eager', got {requested!r}")
+    unfit = triton_missing("any") if case is None else _unfit(case)
     if requested == "triton":
-        raise UnsupportedKernelError(
-            "attention='triton' was asked for, but this version has no Triton kernel; use 'auto', 'sdpa' or 'eager'"
-        )
-    raise ConfigError(f"attention must be 'auto', 'triton', 'sdpa' or 'eager', got {requested!r}")
+        if unfit is not None:
+            raise UnsupportedKernelError(
+                f"attention='triton' was asked for, but {unfit}; use 'auto', which falls back, 'sdpa' or 'eager'"
+            )
+        return Choice("triton", "asked for by name")
+    if case is None:
+        return Choice("auto", "chosen at each call")
+    if unfit is not None:
+        return Choice("sdpa", unfit)
+    if case.device != "cuda":
+        return Choice("sdpa", "Triton only interprets its kernels on this device")
+    if case.exporting:
+        return Choice("sdpa", "an exported model must run without this package")
+    return Choice("triton", "reads and writes what the projections do, without a copy")
+
+
+def _unfit(case: Case) -> str | None:
+    """Say why the Triton kernels cannot compute this, or None."""
+    if case.missing is not None:
+        return case.missing
+    if case.dtype not in _DTYPES:
+        return f"its kernels compute in {', '.join(map(str, _DTYPES))}, got {case.dtype}"
+    if case.head_dim > _MAX_HEAD_DIM:
+        return f"its kernels take heads up to {_MAX_HEAD_DIM} wide, got {case.head_dim}"
+    if case.num_frames > _MAX_FRAMES:
+        return f"its kernels take up to {_MAX_FRAMES} frames, got {case.num_frames}"
+    return None
+
+
+def triton_missing(device: str) -> str | None:
+    """Say why Triton's kernels cannot run on a type of device, or None.
+
+    Looked up once, at the latest when a model is wrapped: ``torch.compile`` then finds the answer and need not trace
+    how it came about.
+
+    Args:
+        device: ``"cuda"``, ``"cpu"``, another type, or ``"any"`` while it is not known.
+    """
+    if not _missing:
+        _missing.update({each: _why_missing(each) for each in ("any", "cpu", "cuda")})
+    return _missing.get(device, f"Triton's kernels need a GPU, got {device}")
+
+
+_missing: dict[str, str | None] = {}
+
+
+def _why_missing(device: str) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device == "cpu" or (device == "any" and interpreted):
+        return None if interpreted else "Triton does not run on a CPU"
+    if not torch.cuda.is_available():
+        return f"Triton's kernels need a GPU, got {'none' if device == 'any' else device}"
+    if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
+        return "its kernels need a GPU of compute capability 8.0 or more (Ampere)"
+    return None
+
+
+def case_of(device: str, dtype: torch.dtype, head_dim: int, num_frames: int) -> Case:
+    """Gather what the choice depends on.
+
+    Args:
+        device: Type of the device.
+        dtype: Dtype of queries, keys and values.
+        head_dim: d.
+        num_frames: T.
+    """
+    return Case(device, dtype, head_dim, num_frames, triton_missing(device), torch.compiler.is_exporting())
 
 
 def temporal_attention(
@@ -63,7 +156,7 @@ def temporal_attention(
         num_frames: T >= 1.
         scale: Factor on the scores; ``d ** -0.5`` when None.
         bias: Added to the scores before the softmax, ``[H, T, T]``, or None.
-        implementation: ``"auto"``, ``"sdpa"`` or ``"eager"``.
+        implementation: ``"auto"``, ``"triton"``, ``"sdpa"`` or ``"eager"``.
 
     Returns:
         ``[B*T, N, H, d]`` in the dtype of ``q``.
@@ -71,11 +164,52 @@ def temporal_attention(
     Raises:
         InputError: Shapes, dtypes or the number of frames do not fit together.
         ConfigError: The implementation's name is unknown.
-        UnsupportedKernelError: The named implementation cannot run here.
+        UnsupportedKernelError: The named implementation cannot run here, or cannot compute this.
     """
     _validate(q, k, v, num_frames, bias)
-    run = _IMPLEMENTATIONS[choose(implementation).implementation]
-    return run(q, k, v, num_frames=num_frames, scale=_scale(q, scale), bias=bias)
+    name = choose(implementation, case_of(q.device.type, q.dtype, q.shape[-1], num_frames)).implementation
+    if name == "triton":
+        from aim_adapters.ops.temporal_attention import triton  # not at the top: it imports Triton
+
+        return triton.temporal_attention(q, k, v, num_frames=num_frames, scale=_scale(q, scale), bias=bias)
+    return _PLAIN[name](q, k, v, num_frames=num_frames, scale=_scale(q, scale), bias=bias)
+
+
+def temporal_attention_packed(
+    qkv: Tensor,
+    *,
+    num_frames: int,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    implementation: str = "auto",
+) -> Tensor:
+    """Do the same for one packed projection, whose gradient a kernel returns packed.
+
+    Args:
+        qkv: Queries, keys and values ``[B*T, N, 3, H, d]``, floating point.
+        num_frames: T >= 1.
+        scale: Factor on the scores; ``d ** -0.5`` when None.
+        bias: Added to the scores before the softmax, ``[H, T, T]``, or None.
+        implementation: ``"auto"``, ``"triton"``, ``"sdpa"`` or ``"eager"``.
+
+    Returns:
+        ``[B*T, N, H, d]`` in the dtype of ``qkv``.
+
+    Raises:
+        InputError: Shapes, dtypes or the number of frames do not fit together.
+        ConfigError: The implementation's name is unknown.
+        UnsupportedKernelError: The named implementation cannot run here, or cannot compute this.
+    """
+    if qkv.ndim != 5 or qkv.shape[2] != 3:
+        raise InputError(f"a packed projection is [B*T, N, 3, H, d], got {tuple(qkv.shape)}")
+    q, k, v = qkv.unbind(2)
+    name = choose(implementation, case_of(q.device.type, q.dtype, q.shape[-1], num_frames)).implementation
+    if name != "triton":
+        return temporal_attention(q, k, v, num_frames=num_frames, scale=scale, bias=bias, implementation=name)
+    _validate(q, k, v, num_frames, bias)
+    from aim_adapters.ops.temporal_attention import triton  # not at the top: it imports Triton
+
+    return triton.temporal_attention_packed(qkv, num_frames=num_frames, scale=_scale(q, scale), bias=bias)
 
 
 def temporal_attention_weights(

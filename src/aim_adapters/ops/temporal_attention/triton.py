@@ -1,0 +1,254 @@
+"""Temporal attention as operators of PyTorch over Triton kernels, for tensors as the projection wrote them.
+
+Two forms: queries, keys and values of any strides, or one packed ``[B*T, N, 3, H, d]`` whose gradient comes back
+packed, as the projection's backward pass reads it. The operators have fake implementations, gradients and FLOP
+formulas, so ``torch.compile``, CUDA graphs and counters know them. They are deterministic.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+from triton import next_power_of_2
+
+from aim_adapters.ops.temporal_attention import kernels
+
+_LIBRARY = torch.library.Library("aim_adapters", "FRAGMENT")
+_OPTIONS = "Tensor? bias, int num_frames, float scale"
+_GRADIENT = "Tensor d_out"
+_SCHEMAS = {
+    "temporal_attention": f"(Tensor q, Tensor k, Tensor v, {_OPTIONS}) -> Tensor",
+    "temporal_attention_backward": f"({_GRADIENT}, Tensor q, Tensor k, Tensor v, {_OPTIONS})"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    "temporal_attention_packed": f"(Tensor qkv, {_OPTIONS}) -> Tensor",
+    "temporal_attention_packed_backward": f"({_GRADIENT}, Tensor qkv, {_OPTIONS}) -> (Tensor, Tensor)",
+}
+
+
+def temporal_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, num_frames: int, scale: float, bias: Tensor | None
+) -> Tensor:
+    """Attend over frames; gradients of the three come back contiguous.
+
+    Args:
+        q: Queries ``[B*T, N, H, d]``, any strides.
+        k: Keys ``[B*T, N, G, d]``, H a multiple of G.
+        v: Values ``[B*T, N, G, d]``.
+        num_frames: T, at most 128.
+        scale: Factor on the scores.
+        bias: Added to the scores, ``[H, T, T]``, or None.
+
+    Returns:
+        ``[B*T, N, H, d]``, contiguous.
+    """
+    out: Tensor = torch.ops.aim_adapters.temporal_attention(q, k, v, bias, num_frames, scale)
+    return out
+
+
+def temporal_attention_packed(qkv: Tensor, *, num_frames: int, scale: float, bias: Tensor | None) -> Tensor:
+    """Attend over frames; the gradient comes back packed.
+
+    Args:
+        qkv: Queries, keys and values ``[B*T, N, 3, H, d]``, any strides.
+        num_frames: T, at most 128.
+        scale: Factor on the scores.
+        bias: Added to the scores, ``[H, T, T]``, or None.
+
+    Returns:
+        ``[B*T, N, H, d]``, contiguous.
+    """
+    out: Tensor = torch.ops.aim_adapters.temporal_attention_packed(qkv, bias, num_frames, scale)
+    return out
+
+
+# Kernel launches
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, num_frames: int, scale: float) -> Tensor:
+    q, k, v = _rows_together(q), _rows_together(k), _rows_together(v)
+    out = _contiguous_like(q)
+    grid, options = _launch(q, k, bias, num_frames, tiles=1)
+    with _device_of(q):
+        kernels.forward[grid](
+            q, k, v, out, _dense(bias),
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
+            q.shape[1], q.shape[2], scale, **options,
+        )  # fmt: skip
+    return out
+
+
+def _backward(
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    num_frames: int,
+    scale: float,
+    into: tuple[Tensor, Tensor, Tensor],
+) -> Tensor:
+    """Write the gradients of q, k and v (one per query head), and return that of the bias."""
+    d_out, q, k, v = _rows_together(d_out), _rows_together(q), _rows_together(k), _rows_together(v)
+    tokens, heads = q.shape[1:3]
+    tiles = 1 if bias is None else 8  # fewer partial sums to write and add up
+    grid, options = _launch(q, k, bias, num_frames, tiles=tiles)
+    partial = None
+    if bias is not None:
+        programs = grid({"ROWS": _smallest_tile(num_frames)})[0]
+        partial = q.new_empty((programs // heads, heads, num_frames, num_frames), dtype=torch.float32)
+    d_q, d_k, d_v = into
+    with _device_of(q):
+        kernels.backward[grid](
+            d_out, q, k, v, _dense(bias), d_q, d_k, d_v, partial,
+            *d_out.stride()[:3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+            *d_q.stride()[:3], *d_k.stride()[:3], *d_v.stride()[:3],
+            tokens, heads, scale,
+            BIAS_WIDTH=max(16, next_power_of_2(num_frames)), TILES=tiles, **options,
+        )  # fmt: skip
+    return q.new_empty(0) if partial is None or bias is None else partial.sum(0).to(bias.dtype)
+
+
+def _launch(q: Tensor, k: Tensor, bias: Tensor | None, num_frames: int, *, tiles: int) -> tuple[Any, dict[str, Any]]:
+    """Return the grid as a function of the tile, and the constants of both kernels."""
+    frames, tokens, heads, dim = q.shape
+
+    def grid(meta: dict[str, Any]) -> tuple[int]:
+        sequences = meta["ROWS"] // num_frames * tiles
+        return (frames // num_frames * -(-tokens // sequences) * heads,)
+
+    options: dict[str, Any] = {
+        "T": num_frames,
+        "D": dim,
+        "WIDTH": max(16, next_power_of_2(dim)),
+        "SHARED": heads // k.shape[2],
+        "HAS_BIAS": bias is not None,
+        "PRECISION": "tf32" if q.dtype.itemsize < 4 else "tf32x3" if q.is_cuda else "ieee",
+    }
+    if not q.is_cuda:  # interpreted: nothing is tuned
+        options["ROWS"] = _smallest_tile(num_frames)
+    return grid, options
+
+
+def _smallest_tile(num_frames: int) -> int:
+    return 32 if num_frames <= 32 else 64 if num_frames <= 64 else 128
+
+
+def _rows_together(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _dense(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.contiguous()
+
+
+def _device_of(x: Tensor) -> Any:
+    return torch.cuda.device_of(x)
+
+
+def _contiguous_like(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+# Operators
+
+
+def _attention_backward(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, num_frames: int, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    into = (_contiguous_like(q), _contiguous_like(q), _contiguous_like(q))
+    d_bias = _backward(d_out, q, k, v, bias, num_frames, scale, into)
+    d_q, d_k, d_v = into
+    shared = q.shape[2] // k.shape[2]
+    if shared > 1:  # each key/value head served several query heads
+        d_k, d_v = (x.unflatten(2, (-1, shared)).sum(3) for x in (d_k, d_v))
+    return d_q, d_k, d_v, d_bias
+
+
+def _packed(qkv: Tensor, bias: Tensor | None, num_frames: int, scale: float) -> Tensor:
+    q, k, v = qkv.unbind(2)
+    return _forward(q, k, v, bias, num_frames, scale)
+
+
+def _packed_backward(
+    d_out: Tensor, qkv: Tensor, bias: Tensor | None, num_frames: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    d_qkv = _contiguous_like(qkv)
+    d_q, d_k, d_v = d_qkv.unbind(2)
+    q, k, v = qkv.unbind(2)
+    d_bias = _backward(d_out, q, k, v, bias, num_frames, scale, (d_q, d_k, d_v))
+    return d_qkv, d_bias
+
+
+def _fake(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, num_frames: int, scale: float) -> Tensor:
+    return _contiguous_like(q)
+
+
+def _fake_backward(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, num_frames: int, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _contiguous_like(q), _contiguous_like(k), _contiguous_like(v), _fake_bias(q, bias)
+
+
+def _fake_packed(qkv: Tensor, bias: Tensor | None, num_frames: int, scale: float) -> Tensor:
+    frames, tokens, _, heads, dim = qkv.shape
+    return qkv.new_empty((frames, tokens, heads, dim))
+
+
+def _fake_packed_backward(
+    d_out: Tensor, qkv: Tensor, bias: Tensor | None, num_frames: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    return _contiguous_like(qkv), _fake_bias(qkv, bias)
+
+
+def _fake_bias(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(0) if bias is None else torch.empty(bias.shape, dtype=bias.dtype, device=bias.device)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.num_frames, ctx.scale = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+    *tensors, bias = ctx.saved_tensors
+    packed = len(tensors) == 1
+    name = "temporal_attention_packed_backward" if packed else "temporal_attention_backward"
+    *gradients, d_bias = getattr(torch.ops.aim_adapters, name)(d_out, *tensors, bias, ctx.num_frames, ctx.scale)
+    return (*gradients, None if bias is None else d_bias, None, None)
+
+
+def _flops(shape: torch.Size, num_frames: int, products: int) -> int:
+    """Return twice the multiply-accumulates of some products of T x T with T x d, for every sequence."""
+    frames, tokens, heads, dim = shape[0], shape[1], shape[-2], shape[-1]
+    return 2 * products * frames * num_frames * tokens * heads * dim
+
+
+def _register() -> None:
+    kinds: dict[str, tuple[Any, Any, int]] = {
+        "temporal_attention": (_forward, _fake, 2),
+        "temporal_attention_backward": (_attention_backward, _fake_backward, 5),
+        "temporal_attention_packed": (_packed, _fake_packed, 2),
+        "temporal_attention_packed_backward": (_packed_backward, _fake_packed_backward, 5),
+    }
+    for name, (run, fake, products) in kinds.items():
+        _LIBRARY.define(name + _SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
+        _LIBRARY.impl(name, run, "CUDA")
+        if kernels.forward is kernels.forward_kernel:  # interpreted
+            _LIBRARY.impl(name, run, "CPU")
+        qualified = f"aim_adapters::{name}"
+        torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+        gradient = name.endswith("backward")
+        if not gradient:
+            torch.library.register_autograd(qualified, _differentiate, setup_context=_remember, lib=_LIBRARY)
+
+        def count(*shapes: Any, _first: int = int(gradient), _products: int = products, **_: Any) -> int:
+            num_frames = next(each for each in shapes if isinstance(each, int))
+            return _flops(shapes[_first], num_frames, _products)
+
+        register_flop_formula(getattr(torch.ops.aim_adapters, name))(count)
+
+
+_register()

@@ -1,0 +1,25 @@
+"""Let Triton's kernels run on a CPU where there is no GPU, and let tests do without."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Before Triton is imported for the first time: its own library of functions is made for one or the other.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture
+def no_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Be on a machine without a GPU, and with Triton as its users have it."""
+    from aim_adapters.ops.temporal_attention import api
+
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    api._missing.clear()
+    yield
+    api._missing.clear()
