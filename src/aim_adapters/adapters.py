@@ -231,11 +231,20 @@ def require_known(shared: RootState, name: str) -> None:
         raise ConfigError(f"no adapter is named {name!r}; this model has {', '.join(map(repr, known))}")
 
 
-def _require_new(shared: RootState, name: str) -> None:
+def require_name(name: str) -> None:
+    """Refuse what cannot be the name of an adapter.
+
+    Raises:
+        ConfigError: It is no string, has dots, or is an attribute that every module has.
+    """
     if not isinstance(name, str) or not name or "." in name or hasattr(nn.Module(), name):
         raise ConfigError(
             f"an adapter's name must be a string without dots that is no attribute of a module, got {name!r}"
         )
+
+
+def _require_new(shared: RootState, name: str) -> None:
+    require_name(name)
     if name in (shared.name, *idle_adapters(shared)):
         raise ConfigError(f"an adapter is named {name!r} already; delete_adapter it first, or choose another name")
 

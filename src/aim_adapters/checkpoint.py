@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aim_adapters.adapters import build_beside, list_adapters, shelve, state_of, tensors_of
+from aim_adapters.adapters import build_beside, list_adapters, require_name, shelve, state_of, tensors_of
 from aim_adapters.agreement import require_reasonable, require_same_base, require_same_meaning
 from aim_adapters.backbones import read_anatomy
 from aim_adapters.card import make_card
@@ -155,6 +155,8 @@ def load_adapters(
     added = not wrapped or (name is not None and name not in list_adapters(model))
     if not wrapped:
         require_wrappable(model)
+    if added and name is not None:
+        require_name(name)
     directory = locate(
         source,
         revision=revision,
@@ -188,18 +190,18 @@ class _Reader:
         self.path, self.shapes, self._file, self._allow_nonfinite = file.path, file.shapes, file, allow_nonfinite
         self._zero: list[bool] = []  # of every up-projection that was read
 
-    def read(self, keys: Iterable[str]) -> dict[str, Tensor]:
-        return {key: self._read(key) for key in keys}
+    def read(self, keys: Iterable[str], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key: self._read(key, targets[key].dtype) for key in keys}
 
-    def _read(self, key: str) -> Tensor:
-        tensor = self._file.read(key)
+    def _read(self, key: str, dtype: torch.dtype) -> Tensor:
+        tensor = self._file.read(key).to(dtype)  # which may not reach as far as that of the file
         # A sum is finite only if every term is, and not zero only if some term is not. It takes one pass over what is
         # still in the cache; it may overflow or cancel, so only then look closer.
         total = float(tensor.sum(dtype=torch.float32))
         if not (self._allow_nonfinite or math.isfinite(total) or tensor.isfinite().all()):
             raise CheckpointError(
-                f"{key!r} in {self.path} holds NaN or infinities; nothing was loaded. Pass allow_nonfinite=True to "
-                "load it all the same"
+                f"{key!r} in {self.path} holds NaN or infinities as {dtype}; nothing was loaded. Pass "
+                "allow_nonfinite=True to load it all the same"
             )
         if ".up_proj." in key:
             self._zero.append(total == 0 and not tensor.any())
@@ -227,15 +229,15 @@ def _load_existing(
     require_same_base(root, shared.record.anatomy, config, strict=strict)
     resized: set[str] = set()
     if resize_frames and settings.tubelet_size == shared.config.tubelet_size:
-        before, after = settings.num_frames, shared.config.num_frames
+        before, after, frames = settings.num_frames, shared.config.num_frames, settings.attention_frames
         settings = dataclasses.replace(settings, num_frames=after)
         if before != after:
             warn(f"temporal positions interpolated from {before} to {after} frames")
             resized = {key for key in shapes if is_temporal(key) and key in targets}
-            shapes.update({key: _resized_shape(shapes[key], targets[key]) for key in resized})
+            shapes.update({key: _resized_shape(shapes[key], targets[key], frames) for key in resized})
     require_same_meaning(shared, settings, strict=strict)
     report = compare(targets, shapes, strict=strict)
-    state = reader.read(fitting(targets, report))
+    state = reader.read(fitting(targets, report), targets)
     for key in resized & state.keys():
         state[key] = resize_temporal(key, state[key], shared.num_frames)
     copy_tensors(targets, state)
@@ -274,11 +276,11 @@ def _load_new(
     try:
         adapter = build(True)
     except ConfigError as error:
-        raise CheckpointError(f"the settings in {reader.path} do not fit this model: {error}") from error
+        raise CheckpointError(f"the settings in {reader.path} do not fit this model: {error!s:.500}") from error
     targets = adapter.declared()
     report = compare(targets, reader.shapes, strict=strict)
     keys = fitting(targets, report)
-    state = reader.read(keys)
+    state = reader.read(keys, targets)
     if len(keys) < len(targets):
         require_reasonable(root, {key: tensor for key, tensor in targets.items() if key not in state})
         adapter = build(False)
@@ -306,11 +308,7 @@ def _require_own_labels(shared: RootState, path: Path) -> None:
         raise CheckpointError(f"the config in {path} does not fit its tensors: {error}") from error
 
 
-def _resized_shape(shape: tuple[int, ...], target: Tensor) -> tuple[int, ...]:
-    """Return the shape after interpolation: that of the target, where the shapes differ in frames alone."""
-    frames = -2  # the dimension of frames, of an embedding [1, T, D] as of a bias [2T-1, H]
-    if len(shape) != target.ndim or [n for i, n in enumerate(shape) if i != len(shape) + frames] != [
-        n for i, n in enumerate(target.shape) if i != target.ndim + frames
-    ]:
-        return shape
-    return tuple(target.shape)
+def _resized_shape(shape: tuple[int, ...], target: Tensor, frames: int) -> tuple[int, ...]:
+    """Return the shape after interpolation: that of the target, if the file holds the frames that its config says."""
+    rows = frames if target.ndim == 3 else 2 * frames - 1  # of an embedding [1, T, D], of a bias [2T-1, H]
+    return tuple(target.shape) if shape == (*target.shape[:-2], rows, target.shape[-1]) else shape

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
@@ -81,6 +82,22 @@ def open_checkpoint(directory: Path, *, strict: bool = True) -> Iterator[tuple[d
         if beside is not None and beside != config:
             warn(f"{config_file} differs from the config inside {WEIGHTS_NAME}, which is the one used")
         yield config, file
+
+
+def require_readable(config: Mapping[str, Any], metadata: Mapping[str, str], keys: Iterable[str]) -> None:
+    """Refuse to write what `open_checkpoint` would refuse to read again.
+
+    Args:
+        config: The config.
+        metadata: What goes into the header of the weights.
+        keys: The tensors' keys.
+
+    Raises:
+        CheckpointError: It is too large, or something in it is not of its type.
+    """
+    _require_fields(parse_json(json.dumps(config, indent=2), CONFIG_NAME), CONFIG_NAME, strict=True)
+    entry = "x" * 180 + "," * 8  # more than stands in a header for a tensor
+    parse_json(json.dumps({**metadata, **dict.fromkeys(keys, entry)}), f"the header of {WEIGHTS_NAME}")
 
 
 def settings_of(config: Mapping[str, Any], where: Path) -> AIMConfig:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from aim_adapters.adapters import state_of, tensors_of
 from aim_adapters.anatomy import fingerprint
-from aim_adapters.errors import ConfigError
-from aim_adapters.format import FORMAT_VERSION
+from aim_adapters.errors import CheckpointError, ConfigError
+from aim_adapters.format import FORMAT_VERSION, require_readable
 from aim_adapters.guards import only_root
 from aim_adapters.parameters import ParameterCount, count_adapter
 from aim_adapters.root import RootState
@@ -65,7 +65,7 @@ def take_snapshot(
 
     Raises:
         ConfigError: There is no adapter of this name; ``labels`` is a string, or does not have as many names as the
-            adapter has classes; or ``frame_stride`` is no number of frames.
+            adapter has classes; ``frame_stride`` is no number of frames; or a name or label is no string or too long.
         StateError: The model is not wrapped, or holds several wrapped models.
     """
     _, root, _ = only_root(model)
@@ -102,7 +102,12 @@ def take_snapshot(
             "labels": None if labels is None else list(labels),
         },
     }
-    return Snapshot(config, state, count_adapter(model, shared, tensors_of(model, name)))
+    snapshot = Snapshot(config, state, count_adapter(model, shared, tensors_of(model, name)))
+    try:
+        require_readable(config, snapshot.metadata(), state)
+    except CheckpointError as error:
+        raise ConfigError(f"this checkpoint could not be read again; check names and labels: {error}") from error
+    return snapshot
 
 
 def require_labels(labels: Sequence[str] | None, shared: RootState) -> None:

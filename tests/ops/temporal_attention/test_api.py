@@ -43,6 +43,15 @@ GPU = Case("cuda", torch.bfloat16, head_dim=64, num_frames=8, missing=None)
         (GPU._replace(dtype=torch.float32), "triton", "reads and writes"),
         (GPU._replace(num_frames=1), "triton", "reads and writes"),
         (GPU._replace(num_frames=128, head_dim=128), "triton", "reads and writes"),
+        (GPU._replace(num_frames=128, head_dim=128, shared_memory=166_912), "sdpa", "192 KiB of shared memory, this"),
+        (GPU._replace(num_frames=128, head_dim=64, shared_memory=166_912), "triton", "reads and writes"),  # A100
+        (GPU._replace(num_frames=64, head_dim=128, shared_memory=101_376), "triton", "reads and writes"),  # Ada
+        (
+            GPU._replace(num_frames=128, dtype=torch.float32, shared_memory=232_448),
+            "sdpa",
+            "device has 227 KiB",
+        ),  # H200
+        (GPU._replace(num_frames=64, dtype=torch.float32, shared_memory=101_376), "triton", "reads and writes"),
         (GPU._replace(num_frames=129), "sdpa", "up to 128 frames, got 129"),
         (GPU._replace(head_dim=129), "sdpa", "heads up to 128 wide, got 129"),
         (GPU._replace(dtype=torch.float64), "sdpa", "got torch.float64"),

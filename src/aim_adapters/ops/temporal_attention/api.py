@@ -11,6 +11,7 @@ from torch import Tensor
 
 from aim_adapters.errors import ConfigError, InputError, UnsupportedKernelError
 from aim_adapters.ops.temporal_attention import reference, sdpa
+from aim_adapters.ops.temporal_attention.tiles import shared_memory
 
 _PLAIN = {"sdpa": sdpa.temporal_attention, "eager": reference.temporal_attention}
 # What the Triton kernels take.
@@ -34,6 +35,7 @@ class Case(NamedTuple):
         head_dim: d.
         num_frames: T.
         missing: Why Triton cannot run here at all, or None.
+        shared_memory: Bytes of shared memory that a kernel may use.
         exporting: The model is being exported, for a place that need not know our operators.
     """
 
@@ -42,6 +44,7 @@ class Case(NamedTuple):
     head_dim: int
     num_frames: int
     missing: str | None
+    shared_memory: int = 2**20
     exporting: bool = False
 
 
@@ -90,6 +93,12 @@ def _unfit(case: Case) -> str | None:
         return f"its kernels take heads up to {_MAX_HEAD_DIM} wide, got {case.head_dim}"
     if case.num_frames > _MAX_FRAMES:
         return f"its kernels take up to {_MAX_FRAMES} frames, got {case.num_frames}"
+    needed = shared_memory(case.num_frames, case.head_dim, case.dtype.itemsize)
+    if needed > case.shared_memory:
+        return (
+            f"a tile of {case.num_frames} frames of {case.dtype} takes {needed // 1024} KiB of shared memory, this "
+            f"device has {case.shared_memory // 1024} KiB"
+        )
     return None
 
 
@@ -103,11 +112,14 @@ def triton_missing(device: str) -> str | None:
         device: ``"cuda"``, ``"cpu"``, another type, or ``"any"`` while it is not known.
     """
     if not _missing:
+        if torch.cuda.is_available():
+            _shared_memory["cuda"] = torch.cuda.get_device_properties().shared_memory_per_block_optin
         _missing.update({each: _why_missing(each) for each in ("any", "cpu", "cuda")})
     return _missing.get(device, f"Triton's kernels need a GPU, got {device}")
 
 
 _missing: dict[str, str | None] = {}
+_shared_memory: dict[str, int] = {}
 
 
 def _why_missing(device: str) -> str | None:
@@ -132,7 +144,16 @@ def case_of(device: str, dtype: torch.dtype, head_dim: int, num_frames: int) -> 
         head_dim: d.
         num_frames: T.
     """
-    return Case(device, dtype, head_dim, num_frames, triton_missing(device), torch.compiler.is_exporting())
+    missing = triton_missing(device)
+    return Case(
+        device,
+        dtype,
+        head_dim,
+        num_frames,
+        missing,
+        shared_memory=_shared_memory.get(device, 2**20),
+        exporting=torch.compiler.is_exporting(),
+    )
 
 
 def temporal_attention(

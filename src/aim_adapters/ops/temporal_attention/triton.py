@@ -15,6 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 from triton import next_power_of_2
 
 from aim_adapters.ops.temporal_attention import kernels
+from aim_adapters.ops.temporal_attention.tiles import smallest_tile
 
 _LIBRARY = torch.library.Library("aim_adapters", "FRAGMENT")
 _OPTIONS = "Tensor? bias, int num_frames, float scale"
@@ -97,7 +98,7 @@ def _backward(
     grid, options = _launch(q, k, bias, num_frames, tiles=tiles)
     partial = None
     if bias is not None:
-        programs = grid({"ROWS": _smallest_tile(num_frames)})[0]
+        programs = grid({"ROWS": smallest_tile(num_frames)})[0]
         partial = q.new_empty((programs // heads, heads, num_frames, num_frames), dtype=torch.float32)
     d_q, d_k, d_v = into
     with _device_of(q):
@@ -128,12 +129,8 @@ def _launch(q: Tensor, k: Tensor, bias: Tensor | None, num_frames: int, *, tiles
         "PRECISION": "tf32" if q.dtype.itemsize < 4 else "tf32x3" if q.is_cuda else "ieee",
     }
     if not q.is_cuda:  # interpreted: nothing is tuned
-        options["ROWS"] = _smallest_tile(num_frames)
+        options["ROWS"] = smallest_tile(num_frames)
     return grid, options
-
-
-def _smallest_tile(num_frames: int) -> int:
-    return 32 if num_frames <= 32 else 64 if num_frames <= 64 else 128
 
 
 def _rows_together(x: Tensor) -> Tensor:

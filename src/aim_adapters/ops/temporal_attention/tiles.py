@@ -1,0 +1,27 @@
+"""State how large the tiles of the kernels are, without importing what compiles them."""
+
+from __future__ import annotations
+
+
+def smallest_tile(num_frames: int) -> int:
+    """Return the rows of the smallest tile that holds a sequence.
+
+    Args:
+        num_frames: T, at most 128.
+    """
+    return 32 if num_frames <= 32 else 64 if num_frames <= 64 else 128
+
+
+def shared_memory(num_frames: int, head_dim: int, itemsize: int) -> int:
+    """Return the bytes of shared memory that the smallest tile may need in the backward pass.
+
+    Queries, keys, values and the gradient of the output, and two squares of probabilities and their gradients: more
+    than the compiler was seen to take, on every tile.
+
+    Args:
+        num_frames: T, at most 128.
+        head_dim: d.
+        itemsize: Bytes of an element.
+    """
+    rows, width = smallest_tile(num_frames), max(16, 1 << (head_dim - 1).bit_length())
+    return (4 * rows * width + 2 * rows * rows) * itemsize
