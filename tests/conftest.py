@@ -21,5 +21,7 @@ def no_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     api._missing.clear()
+    api._shared_memory.clear()
     yield
     api._missing.clear()
+    api._shared_memory.clear()

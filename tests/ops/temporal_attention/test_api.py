@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,8 +102,12 @@ def test_triton_needs_ampere(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(shared_memory_per_block_optin=101_376)
+    )
     api._missing.clear()
     assert (api.triton_missing("cuda") is None) is runs
+    assert api.case_of("cuda", torch.bfloat16, 64, 8).shared_memory == 101_376
 
 
 @pytest.mark.parametrize("call", [choose, lambda name: temporal_attention(*qkv(), num_frames=4, implementation=name)])

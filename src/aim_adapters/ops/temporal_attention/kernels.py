@@ -90,7 +90,7 @@ def backward_kernel(
     g_f, g_n, g_h, q_f, q_n, q_h, k_f, k_n, k_h, v_f, v_n, v_h, dq_f, dq_n, dq_h, dk_f, dk_n, dk_h, dv_f, dv_n, dv_h,
     tokens, heads, scale,
     T: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, SHARED: tl.constexpr, HAS_BIAS: tl.constexpr,
-    PRECISION: tl.constexpr, BIAS_WIDTH: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr, BIAS_WIDTH: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     clip, head, first, rest = _tile(tokens, heads, T, ROWS, TILES)
     if HAS_BIAS:
@@ -114,12 +114,11 @@ def backward_kernel(
         d_k_tile = tl.dot(tl.trans(d_low), q_tile, input_precision=PRECISION) * scale
         _store(d_k, d_k_tile, frame, token, inside, head, dk_f, dk_n, dk_h, D, WIDTH)
     if HAS_BIAS:
-        # Fold the tile's sequences onto one another by a product with zeros and ones.
+        # Fold the tile's sequences onto one another by products with zeros and ones.
         rows, frames = tl.arange(0, ROWS), tl.arange(0, BIAS_WIDTH)
         belongs = ((rows % T)[:, None] == frames[None, :]).to(tl.float32)  # [ROWS, T]
-        folded = tl.dot(
-            tl.trans(belongs), tl.dot(d_scores_sum, belongs, input_precision="ieee"), input_precision="ieee"
-        )
+        across = tl.dot(d_scores_sum, belongs, input_precision=EXACT)  # [ROWS, T]
+        folded = tl.dot(tl.trans(belongs), across, input_precision=EXACT)  # [T, T]
         positions = (rest.to(tl.int64) * heads + head) * (T * T) + frames[:, None] * T + frames[None, :]
         tl.store(d_bias + positions, folded, mask=(frames < T)[:, None] & (frames < T)[None, :])
 
