@@ -68,7 +68,7 @@ def wrap_image_model(
         head_dropout: Dropout rate in front of the classification layer, in [0, 1).
         train_norm: Train a copy of the final norm.
         tubelet_size: Consecutive input frames averaged before the patch embedding.
-        attention: ``"auto"``, ``"sdpa"`` or ``"eager"``: implementation of temporal attention.
+        attention: ``"auto"``, ``"triton"``, ``"sdpa"`` or ``"eager"``: implementation of temporal attention.
         input_layout: ``"auto"``, ``"BTCHW"`` or ``"BCTHW"``: how 5-D input is read.
 
     Returns:
