@@ -16,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-LIBRARIES = ("aim-adapters", "torch", "torchvision", "timm", "open_clip_torch", "triton")
+LIBRARIES = ("aim-adapters", "torch", "torchvision", "timm", "transformers", "open_clip_torch", "triton")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,10 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """Return the commit of the working copy, with ``+changes`` when it is not clean, or ``unknown``."""
+    """Return the commit of the working copy, with ``+changes`` when it is not clean.
+
+    Of a copy without its history, return what the environment's ``AIM_COMMIT`` says, or ``unknown``.
+    """
     git = ["git", "-C", str(ROOT)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
@@ -71,7 +74,7 @@ def commit() -> str:
             text=True,
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("AIM_COMMIT", "unknown")
     return head + ("+changes" if changed else "")
 
 
@@ -95,7 +98,39 @@ def record() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": versions,
+        "cuda": torch.version.cuda,
     }
+
+
+@dataclass(frozen=True)
+class Target:
+    """A number that a benchmark has to reach."""
+
+    what: str
+    value: float
+    at_least: float
+
+    @property
+    def met(self) -> bool:
+        """Whether it is reached."""
+        return self.value >= self.at_least
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.value:.2f}, target {self.at_least:g}: {'met' if self.met else 'MISSED'}"
+
+
+def reason(error: Exception) -> str:
+    """Say in a line why something could not be measured."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def write(name: str, result: Mapping[str, Any], folder: Path | None = None) -> Path:
+    """Write ``<name>.json`` into a folder, ``benchmarks/results`` if none is given, and return its path."""
+    folder = RESULTS if folder is None else folder
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return path
 
 
 def report(
@@ -136,8 +171,7 @@ def report(
         **(also or {}),
         "ran_on": record(),
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write(name, result)
     for key, timing in details.items():
         print(f"  {key:<32} {1e3 * timing.median:9.2f} ms  ({1e3 * timing.p10:.2f}–{1e3 * timing.p90:.2f})")
     number, limit = (f"{1e3 * x:.1f} ms" if ratio is None else f"{x:.2f} ×" for x in (value, target))
