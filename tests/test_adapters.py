@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -327,11 +328,15 @@ def test_average_is_the_weighted_mean() -> None:
         (["default", "other"], {}, "'other' differs from 'default' in its settings"),
         (["default"], {}, "takes two names or more, got"),
         ("default", {}, "takes two names or more, got 'default'"),
+        (2, {}, "takes two names or more, got 2"),
+        (["default", None], {}, "takes two names or more, got"),
         (["default", "absent"], {}, "no adapter is named 'absent'; this model has 'default', 'same', 'other'"),
         (["default", "same"], {"weights": [1]}, "weights must be 2 finite numbers >= 0"),
         (["default", "same"], {"weights": [0, 0]}, "weights must be 2 finite numbers >= 0"),
         (["default", "same"], {"weights": [2, -1]}, "weights must be 2 finite numbers >= 0"),
         (["default", "same"], {"weights": [float("nan"), 1]}, "weights must be 2 finite numbers >= 0"),
+        (["default", "same"], {"weights": ["half", 1]}, "weights must be 2 finite numbers >= 0"),
+        (["default", "same"], {"weights": 0.5}, "weights must be 2 finite numbers >= 0"),
         (["default", "same"], {"name": "same"}, "an adapter is named 'same' already"),
     ],
 )
@@ -489,3 +494,42 @@ def test_failing_install_puts_the_old_one_back(monkeypatch: pytest.MonkeyPatch) 
     with warnings.catch_warnings():
         aim.set_adapter(model, "other")
     assert torch.equal(out(model, "other"), out(alone("other"), "other"))
+
+
+def test_names_that_the_caller_gave_to_classes_rest_with_the_adapter() -> None:
+    config = transformers.ViTConfig(
+        image_size=16, patch_size=8, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_labels=4,
+    )  # fmt: skip
+    model = aim.wrap_image_model(transformers.ViTForImageClassification(config), num_frames=2, num_classes=3)
+    names = {0: "zoom in", 1: "zoom out", 2: "still"}
+    model.config.id2label, model.config.label2id = names, {name: index for index, name in names.items()}
+    aim.add_adapter(model, "other", aim.AIMConfig(num_frames=2, num_classes=2))
+    assert model.config.id2label == names
+    aim.set_adapter(model, "other")
+    assert (model.config.id2label, model.num_labels) == ({0: "LABEL_0", 1: "LABEL_1"}, 2)
+    model = copy.deepcopy(model)
+    aim.set_adapter(model, "default")
+    assert (model.config.id2label, model.num_labels) == (names, 3)
+    assert aim.unwrap_image_model(model).num_labels == 4
+
+
+def test_adapter_inside_which_another_tool_has_wrapped_something_stays() -> None:
+    model = several()
+    apply_activation_checkpointing(model, check_fn=lambda module: module is model.blocks[1].aim)
+    before = run(model)
+    for call in (
+        lambda: aim.set_adapter(model, "same"),
+        lambda: aim.add_adapter(model, "new", CONFIGS["same"]),
+    ):
+        with pytest.raises(StateError, match=r"'blocks\.1\.aim' is a CheckpointWrapper, so the adapter cannot be"):
+            call()
+        assert list(aim.list_adapters(model)) == list(NAMES)
+        assert torch.equal(run(model), before)
+
+
+def test_idle_adapters_have_the_models_mode() -> None:
+    model = several().eval()
+    aim.set_adapter(model, "same")
+    aim.add_adapter(model, "new", CONFIGS["same"])
+    assert not any(module.training for module in model.modules())

@@ -43,6 +43,8 @@ def require_base(config: dict[str, Any], *, strict: bool = True) -> None:
         {},
         {"base_model_name_or_path": None},
         {"base_model_name_or_path": ""},
+        {"base_model_name_or_path": "timm/vit_x.in1k"},
+        {"base_model_name_or_path": "hf-hub:timm/vit_x.in1k"},
         {"base_model_library": "open_clip", "base_model_name_or_path": "ViT-X:openai"},
         {"base_model_revision": "another"},
     ],

@@ -242,7 +242,57 @@ def test_what_a_checkpoint_says_is_said_again_when_it_is_saved_again(tmp_path: P
 
 def test_labels_that_do_not_fit_the_classes_are_refused(saved: Path) -> None:
     rewrite(saved, config=lambda config: config["clip"].update(labels=["a", "b"]))
-    assert_refused(base(), saved, "does not fit its tensors: got 2 labels for a model with 5 classes")
+    for model in (base(), wrapped()):
+        assert_refused(model, saved, "does not fit its tensors: got 2 labels for a model with 5 classes")
+
+
+def test_adapter_that_takes_other_weights_says_what_those_say(tmp_path: Path) -> None:
+    first = aim.save_adapters(trained(), tmp_path / "first", frame_stride=16, labels=list("abcde"))
+    second = aim.save_adapters(trained(), tmp_path / "second", frame_stride=8, labels=list("vwxyz"))
+    model = base()
+    aim.load_adapters(model, first)
+    aim.load_adapters(model, second)
+    again = aim.save_adapters(model, tmp_path / "again") / CONFIG_NAME
+    assert again.read_bytes() == (second / CONFIG_NAME).read_bytes()
+    rewrite(first, tensors=lambda tensors: tensors.pop("head.bias"))
+    aim.load_adapters(model, first, strict=False)
+    clip = json.loads((aim.save_adapters(model, tmp_path / "mixed") / CONFIG_NAME).read_text(encoding="utf-8"))["clip"]
+    assert (clip["stride"], clip["labels"]) == (None, None)
+
+
+def test_name_of_one_library_is_not_given_out_as_one_of_another(saved: Path, tmp_path: Path) -> None:
+    rewrite(saved, config=lambda config: config.update(base_model_library="open_clip", base_model_name_or_path="V:x"))
+    model = base("vit_x.in1k")
+    aim.load_adapters(model, saved)
+    config = json.loads((aim.save_adapters(model, tmp_path / "again") / CONFIG_NAME).read_text(encoding="utf-8"))
+    assert (config["base_model_library"], config["base_model_name_or_path"]) == ("timm", "vit_x.in1k")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"base_model_name_or_path": Path("base")}, {"labels": 5}, {"labels": set("abcde")}, {"labels": iter("abcde")}],
+)
+def test_what_cannot_be_written_is_refused(arguments: dict[str, Any], saved: Path) -> None:
+    before = {name: (saved / name).read_bytes() for name in names(saved)}
+    with pytest.raises(ConfigError):
+        aim.save_adapters(trained(), saved, **arguments)
+    assert {name: (saved / name).read_bytes() for name in names(saved)} == before
+
+
+def test_model_without_weights_neither_loads_nor_saves(saved: Path, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        bare, model = base(), wrapped()
+    for call in (
+        lambda: aim.load_adapters(bare, saved),
+        lambda: aim.load_adapters(model, saved),
+        lambda: aim.load_adapters(model, saved, name="new"),
+        lambda: aim.load_adapter_state_dict(model, aim.adapter_state_dict(trained())),
+        lambda: aim.save_adapters(model, tmp_path / "new"),
+    ):
+        with pytest.raises(StateError, match="on the meta device, without weights"):
+            call()
+    assert not aim.is_wrapped(bare) and list(aim.list_adapters(model)) == ["default"]
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_is_not_known_is_null(saved: Path) -> None:

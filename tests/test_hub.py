@@ -49,12 +49,17 @@ def metadata(text: bytes) -> dict[str, Any]:
         ({"subfolder": "../x"}, CheckpointError, "subfolder must be a relative path"),
         ({"branch": "a..b/../c"}, CheckpointError, "branch must be a relative path"),
         ({"token": "hf_secret\n"}, CheckpointError, "the token is empty or holds"),
-        ({"commit_message": ""}, ConfigError, "commit_message is empty"),
+        ({"repo_id": Path("a/b")}, CheckpointError, "cannot be the id of a repository"),
+        ({"commit_message": ""}, ConfigError, "commit_message must be a line of text, got ''"),
+        ({"commit_message": 5}, ConfigError, "commit_message must be a line of text, got 5"),
         ({"labels": ["a"]}, ConfigError, "got 1 labels for a model with 5 classes"),
         ({"frame_stride": 0}, ConfigError, "frame_stride must be an integer >= 1"),
         ({"name": "other"}, ConfigError, "no adapter is named 'other'"),
         ({"metrics": {"accuracy": 1.0}}, ConfigError, "metrics say nothing without the data"),
+        ({"metrics": [1.0], "datasets": ["k400"]}, ConfigError, "metrics must be finite numbers by name"),
+        ({"metrics": {1: 1.0}, "datasets": ["k400"]}, ConfigError, "metrics must be finite numbers by name"),
         ({"datasets": "k400"}, ConfigError, "datasets must be a list of strings"),
+        ({"tags": None}, ConfigError, "tags must be a list of strings, got None"),
         ({"model": base()}, StateError, "is not wrapped"),
     ],
 )
@@ -221,6 +226,9 @@ def adapters_go_by_name(hub: LoopbackHub, tmp_path: Path) -> None:
     config = json.loads(hub.repos[REPO].files()[CONFIG_NAME])
     assert (config["num_frames"], config["num_classes"]) == (2, 7)
     assert "GMACs" not in hub.repos[REPO].files()[CARD_NAME].decode()  # of the adapter that runs, not of this one
+    with aim.disable_adapters(model):
+        push_to_hub(model, REPO, name="default")
+    assert "GMACs" not in hub.repos[REPO].files()[CARD_NAME].decode()  # of the image model, which runs
 
 
 def wrappers_leave_no_trace(hub: LoopbackHub, tmp_path: Path) -> None:

@@ -146,8 +146,8 @@ def test_directory_may_be_a_link_itself(checkpoint: Path, tmp_path: Path) -> Non
     assert locate(tmp_path / "link", subfolder="last") == tmp_path / "link" / "last"
 
 
-@pytest.mark.parametrize("token", ["", " ", "hf_secret\n", "hf secret", "hf_sécret", "hf_\0secret"])
-def test_token_that_no_header_carries_is_refused_unquoted(token: str, no_network: None) -> None:
+@pytest.mark.parametrize("token", ["", " ", "hf_secret\n", "hf secret", "hf_sécret", "hf_\0secret", b"hf_secret", 5])
+def test_token_that_no_header_carries_is_refused_unquoted(token: Any, no_network: None) -> None:
     with pytest.raises(CheckpointError, match="the token is empty or holds") as caught:
         locate("user/repo", token=token)
     assert "secret" not in "".join(traceback.format_exception(caught.value))

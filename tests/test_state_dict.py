@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import aim_adapters as aim
+from aim_adapters.errors import CheckpointError
 from tests.backbones.contract import process_group
 from tests.test_checkpoint import base, run, trained, wrapped
 
@@ -128,3 +129,21 @@ def test_values_go_in_through_any_holder(holder: str, process_group: None, tmp_p
         assert not any(load(model))
         found = aim.adapter_state_dict(model)
         assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        (lambda state: {**state, "head.bias": state["head.bias"].to_sparse()}, "'head.bias' must be a dense tensor"),
+        (lambda state: {**state, "head.bias": state["head.bias"].to("meta")}, "'head.bias' must be a dense tensor"),
+        (lambda state: {**state, 1: torch.zeros(1)}, "state must map names to tensors"),
+        (list, "state must map names to tensors"),
+        (lambda state: None, "state must map names to tensors, got None"),
+    ],
+)
+def test_what_is_no_state_dict_is_refused_before_anything_is_copied(spoil: Callable[..., Any], match: str) -> None:
+    model, state = wrapped(), aim.adapter_state_dict(trained())
+    before = copy.deepcopy(aim.adapter_state_dict(model))
+    with pytest.raises(CheckpointError, match=match):
+        aim.load_adapter_state_dict(model, spoil(state))
+    assert all(torch.equal(tensor, before[key]) for key, tensor in aim.adapter_state_dict(model).items())

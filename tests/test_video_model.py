@@ -173,7 +173,7 @@ def test_default_device_is_left_alone(checkpoint: Path, base: Path, trained: nn.
 def test_other_name_is_taken_with_a_warning(
     trained: nn.Module, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    aim.save_adapters(trained, tmp_path / "out", base_model_name_or_path="me/vit")
+    aim.save_adapters(trained, tmp_path / "out", base_model_name_or_path="me/vit", base_model_revision="v1")
     monkeypatch.setattr(
         video_model,
         "build_base",
@@ -183,6 +183,8 @@ def test_other_name_is_taken_with_a_warning(
         model = load_video_model(tmp_path / "out", base_model="you/vit")
     assert torch.equal(run(model), run(trained))
     assert only_root(model)[2].record.anatomy.model_name == "you/vit"
+    again = json.loads((aim.save_adapters(model, tmp_path / "again") / CONFIG_NAME).read_text())
+    assert (again["base_model_name_or_path"], again["base_model_revision"]) == ("you/vit", None)
 
 
 def test_base_of_another_shape_is_refused(checkpoint: Path, tmp_path: Path) -> None:

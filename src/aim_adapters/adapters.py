@@ -132,7 +132,7 @@ def average_adapters(
         ConfigError: A name is unknown, the new one cannot be used, the settings differ, or the weights do not fit.
         StateError: As for `add_adapter`.
     """
-    if isinstance(names, str) or len(names) < 2:
+    if isinstance(names, str) or not isinstance(names, Sequence) or len(names) < 2 or None in names:
         raise ConfigError(f"average_adapters takes two names or more, got {names!r}")
     tensors = [tensors_of(model, each) for each in names]
     configs = [list_adapters(model)[each] for each in names]
@@ -216,8 +216,8 @@ def shelve(model: nn.Module, adapter: AdapterSet) -> None:
     shelf, state = shared._modules[IDLE], root_state(adapter)
     assert shelf is not None
     rest(adapter)
-    adapter.train(shared.training)
     shelf.add_module(state.name, adapter)
+    shelf.train(shared.training)
 
 
 def require_known(shared: RootState, name: str) -> None:
@@ -263,7 +263,10 @@ def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
-    given = [1.0] * count if weights is None else [float(weight) for weight in weights]
+    try:
+        given = [1.0] * count if weights is None else [float(weight) for weight in weights]
+    except (TypeError, ValueError):
+        given = []
     if len(given) != count or not all(0 <= weight < math.inf for weight in given) or not sum(given) > 0:
         raise ConfigError(f"weights must be {count} finite numbers >= 0, not all of them 0, got {weights!r}")
     return [weight / sum(given) for weight in given]

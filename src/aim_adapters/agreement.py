@@ -34,7 +34,7 @@ def require_same_base(root: nn.Module, anatomy: BackboneAnatomy, config: Mapping
             "they belong to"
         )
     same_library = config.get("base_model_library") == anatomy.library
-    if same_library and name and anatomy.model_name and name != anatomy.model_name:
+    if same_library and name and anatomy.model_name and _entry(name, anatomy) != _entry(anatomy.model_name, anatomy):
         _refuse(f"the adapters were trained on {name:.200}, this model is {anatomy.model_name}", strict)
 
 
@@ -85,6 +85,11 @@ def require_reasonable(root: nn.Module, missing: Mapping[str, Tensor]) -> None:
             f"the checkpoint lacks tensors that its settings give {wanted:,} elements, more than the image model's "
             f"{present:,}; its settings are damaged"
         )
+
+
+def _entry(name: str, anatomy: BackboneAnatomy) -> str:
+    """Return a name without what says that it is a repository of its own library on the Hub."""
+    return name.removeprefix("hf-hub:").removeprefix(f"{anatomy.library}/")
 
 
 def _refuse(message: str, strict: bool, hint: str = "") -> None:

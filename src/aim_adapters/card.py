@@ -91,7 +91,8 @@ def make_card(
 
 
 def _strings(what: str, values: Sequence[str]) -> list[str]:
-    if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+    listed = isinstance(values, Sequence) and not isinstance(values, str)
+    if not listed or not all(isinstance(value, str) for value in values):
         raise ConfigError(f"{what} must be a list of strings, got {values!r}")
     return list(values)
 
@@ -101,10 +102,10 @@ def _results(metrics: Mapping[str, float], datasets: Sequence[str]) -> dict[str,
         raise ConfigError("metrics say nothing without the data they were measured on; pass datasets=['...'] as well")
     try:
         results = {name: float(value) for name, value in metrics.items()}
-    except (TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError):
         results = {"": math.nan}
-    if not all(math.isfinite(value) for value in results.values()):
-        raise ConfigError(f"metrics must be finite numbers by name, got {dict(metrics)}")
+    if not all(isinstance(name, str) and math.isfinite(value) for name, value in results.items()):
+        raise ConfigError(f"metrics must be finite numbers by name, got {metrics!r}")
     return results
 
 

@@ -21,7 +21,7 @@ from aim_adapters.errors import CheckpointError, ConfigError, UnsupportedKernelE
 from aim_adapters.files import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, WeightsFile, replace_text, write_weights
 from aim_adapters.format import open_checkpoint, settings_of
 from aim_adapters.frames import resize_temporal
-from aim_adapters.guards import is_wrapped, only_root, require_wrappable
+from aim_adapters.guards import is_wrapped, only_root, require_memory, require_wrappable
 from aim_adapters.layers.state import AdapterSet
 from aim_adapters.layers.temporal import is_temporal
 from aim_adapters.ops.temporal_attention import choose
@@ -67,7 +67,7 @@ def save_adapters(
         The directory.
 
     Raises:
-        StateError: The model is not wrapped, or holds several wrapped models.
+        StateError: The model is not wrapped, holds several wrapped models, or has no weights (meta device).
         CheckpointError: ``directory`` is a file.
         ConfigError: There is no adapter of this name; ``labels`` is a string, or does not have as many names as the
             adapter has classes; or ``frame_stride`` is no number of frames.
@@ -148,8 +148,8 @@ def load_adapters(
             fit the model.
         ConfigError: ``name`` cannot be the name of an adapter.
         UnsupportedModelError: The model is not wrapped and cannot be adapted.
-        StateError: The model holds several wrapped models, or is compiled, sharded or distributed where an adapter has
-            to be added.
+        StateError: The model holds several wrapped models, has no weights (meta device), or is compiled, sharded or
+            distributed where an adapter has to be added.
     """
     wrapped = is_wrapped(model)
     added = not wrapped or (name is not None and name not in list_adapters(model))
@@ -240,7 +240,11 @@ def _load_existing(
     state = reader.read(fitting(targets, report), targets)
     for key in resized & state.keys():
         state[key] = resize_temporal(key, state[key], shared.num_frames)
+    if not any(report):
+        _require_own_labels(config, shared, reader.path)
     copy_tensors(targets, state)
+    if shared.origin:  # which the new tensors do not come from; one wrapped for a purpose of its own keeps to that
+        shared.origin = {} if any(report) else dict(config)
     return report
 
 
@@ -271,6 +275,7 @@ def _load_new(
             return build_adapter(root, settings, record=record, name=name or DEFAULT_NAME, owner=model, on_meta=on_meta)
 
         put = wrap_with_adapter
+    require_memory(root.parameters())
     require_same_base(root, anatomy, config, strict=strict)
     settings = _runnable(settings)
     try:
@@ -286,7 +291,7 @@ def _load_new(
         adapter = build(False)
     fill_adapter(root, adapter, state)
     root_state(adapter).origin = dict(config)
-    _require_own_labels(root_state(adapter), reader.path)
+    _require_own_labels(config, root_state(adapter), reader.path)
     put(model, adapter)
     return report
 
@@ -301,9 +306,9 @@ def _runnable(settings: AIMConfig) -> AIMConfig:
     return settings
 
 
-def _require_own_labels(shared: RootState, path: Path) -> None:
+def _require_own_labels(config: Mapping[str, Any], shared: RootState, path: Path) -> None:
     try:
-        require_labels(shared.origin.get("clip", {}).get("labels"), shared)
+        require_labels(config.get("clip", {}).get("labels"), shared)
     except ConfigError as error:
         raise CheckpointError(f"the config in {path} does not fit its tensors: {error}") from error
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from aim_adapters.errors import StateError, UnsupportedModelError
@@ -69,6 +70,16 @@ def require_wrappable(model: nn.Module) -> None:
             f"{parametrised[0]!r} is parametrised (torch.nn.utils.parametrize); remove the parametrisation first, or "
             "wrap before it is applied"
         )
+
+
+def require_memory(tensors: Iterable[Tensor]) -> None:
+    """Refuse a model without weights: values copied into it are lost, and it has none to save.
+
+    Raises:
+        StateError: A tensor is on the meta device.
+    """
+    if any(tensor.is_meta for tensor in tensors):
+        raise StateError("the model is on the meta device, without weights; build it on a real device first")
 
 
 # Tools that spread parameters or gradients over processes or devices, by the name of the class around the module.

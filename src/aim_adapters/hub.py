@@ -81,7 +81,7 @@ def push_to_hub(
         The commit's id, which `load_adapters` takes as ``revision``; ``""`` on processes that do not push.
 
     Raises:
-        StateError: The model is not wrapped, or holds several wrapped models.
+        StateError: The model is not wrapped, holds several wrapped models, or has no weights (meta device).
         ConfigError: There is no adapter of this name, or labels, stride, message or what is for the card is wrong.
         CheckpointError: ``repo_id``, ``subfolder``, ``branch`` or ``token`` cannot be one, or the ``README.md`` of the
             repository is not UTF-8.
@@ -94,8 +94,8 @@ def push_to_hub(
     require_inner_path("subfolder", subfolder)
     require_inner_path("branch", branch)
     require_token(token)
-    if not commit_message:
-        raise ConfigError("commit_message is empty; the Hub needs one")
+    if not isinstance(commit_message, str) or not commit_message:
+        raise ConfigError(f"commit_message must be a line of text, got {commit_message!r}")
     snapshot = take_snapshot(
         model,
         name=name,
@@ -161,7 +161,7 @@ _COUNTED = json.dumps({"model_type": "aim", "library_name": LIBRARY_NAME}, inden
 def _gmacs(model: nn.Module, name: str | None, snapshot: Snapshot) -> float | None:
     """Return what a clip costs, where a forward of this process alone can tell."""
     _, root, shared = only_root(model)
-    runs = name in (None, shared.name)
+    runs = name in (None, shared.name) and shared.enabled
     sharded = any(hasattr(parameter, "full_tensor") for parameter in root.parameters())
     if not runs or sharded or shared.record.anatomy.patch_inputs or not snapshot.config["clip"]["size"]:
         return None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy
 from aim_adapters.block import AdaptedBlock
 from aim_adapters.config import AIMConfig
-from aim_adapters.errors import ConfigError, UnsupportedModelError
+from aim_adapters.errors import ConfigError, StateError, UnsupportedModelError
 from aim_adapters.layers.adapter import Adapter
 from aim_adapters.layers.head import new_classifier
 from aim_adapters.layers.state import IDLE, AdapterSet, AIMState, BlockState, NormState
@@ -103,7 +103,7 @@ def install(root: nn.Module, adapter: AdapterSet) -> None:
             patch(_part(root, path), mixin, spec)
         relabel, num_classes = state.record.anatomy.relabel, state.config.num_classes
         if relabel is not None and num_classes:
-            state.labels = relabel(root, num_classes)
+            state.labels = relabel(root, state.own_labels or num_classes)
         for key, tensor in adapter.declared().items():
             if isinstance(tensor, nn.Parameter):
                 tensor.requires_grad_(state.trains is None or key in state.trains)
@@ -143,13 +143,24 @@ def withdraw(root: nn.Module) -> AdapterSet:
 
     Args:
         root: A wrapped root.
+
+    Raises:
+        StateError: Another tool has wrapped a container, and the model is as it was.
     """
     state = root._modules["aim"]
     assert isinstance(state, RootState)
-    containers = [_part(root, path)._modules["aim"] for path in state.layout.containers]
+    containers = []
+    for path in state.layout.containers:
+        container = _part(root, path)._modules.get("aim")
+        if not isinstance(container, AIMState):
+            raise StateError(
+                f"{path + '.aim'!r} is a {type(container).__name__}, so the adapter cannot be taken out; checkpoint or "
+                "compile blocks or the whole model, not what is inside of them"
+            )
+        containers.append(container)
     remove(root)
     state._modules.pop(IDLE, None)
-    adapter = AdapterSet([container for container in containers if isinstance(container, AIMState)])
+    adapter = AdapterSet(containers).train(state.training)
     rest(adapter)
     return adapter
 
@@ -194,8 +205,7 @@ def remove(model: nn.Module) -> None:
             continue
         relabel = shared.record.anatomy.relabel
         if relabel is not None and shared.labels is not None:
-            relabel(root, shared.labels)
-            shared.labels = None
+            shared.own_labels, shared.labels = relabel(root, shared.labels), None
     for module in list(model.modules()):
         if isinstance(module, Patched):
             unpatch(module)

@@ -57,7 +57,8 @@ class RootState(SharedState):
     name: str
     layout: Layout
     record: WrapRecord
-    labels: Any = None  # what the anatomy's `relabel` returned
+    labels: Any = None  # the image model's own while the adapter runs, from the anatomy's `relabel`
+    own_labels: Any = None  # the same of an adapter that ran and rests: the caller may have named its classes
     trains: frozenset[str] | None = None  # keys that train when the adapter runs; None: all
     origin: Mapping[str, Any] = MappingProxyType({})  # config of the checkpoint that the adapter was made from
 

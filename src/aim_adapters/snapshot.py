@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from aim_adapters.adapters import state_of, tensors_of
 from aim_adapters.anatomy import fingerprint
 from aim_adapters.errors import CheckpointError, ConfigError
 from aim_adapters.format import FORMAT_VERSION, require_readable
-from aim_adapters.guards import only_root
+from aim_adapters.guards import only_root, require_memory
 from aim_adapters.parameters import ParameterCount, count_adapter
 from aim_adapters.root import RootState
 from aim_adapters.state_dict import adapter_state_dict
@@ -66,17 +66,20 @@ def take_snapshot(
     Raises:
         ConfigError: There is no adapter of this name; ``labels`` is a string, or does not have as many names as the
             adapter has classes; ``frame_stride`` is no number of frames; or a name or label is no string or too long.
-        StateError: The model is not wrapped, or holds several wrapped models.
+        StateError: The model is not wrapped, holds several wrapped models, or has no weights (meta device).
     """
     _, root, _ = only_root(model)
     shared = state_of(model, name)
     anatomy, origin = shared.record.anatomy, shared.origin
     said = origin.get("clip", {})
+    if origin.get("base_model_library") != anatomy.library:
+        origin = {}  # the same weights have another name in another library
     require_labels(labels, shared)
     labels = said.get("labels") if labels is None else labels
     if frame_stride is not None and (type(frame_stride) is not int or frame_stride < 1):
         raise ConfigError(f"frame_stride must be an integer >= 1, got {frame_stride!r}")
     sharded = any(hasattr(tensor, "full_tensor") for tensor in tensors_of(model, name).values())
+    require_memory(tensors_of(model, name).values())
     state = {key: tensor.contiguous() for key, tensor in adapter_state_dict(model, name=name).items()}
     if sharded and torch.distributed.get_rank() != 0:
         return None
@@ -105,7 +108,7 @@ def take_snapshot(
     snapshot = Snapshot(config, state, count_adapter(model, shared, tensors_of(model, name)))
     try:
         require_readable(config, snapshot.metadata(), state)
-    except CheckpointError as error:
+    except (CheckpointError, TypeError) as error:  # TypeError: what JSON cannot hold, such as a path
         raise ConfigError(f"this checkpoint could not be read again; check names and labels: {error}") from error
     return snapshot
 
@@ -121,8 +124,8 @@ def require_labels(labels: Sequence[str] | None, shared: RootState) -> None:
         ConfigError: They are a string, or not as many as the adapter has classes.
     """
     classifier = shared.classifier("head")
-    if isinstance(labels, (str, Mapping)):
-        raise ConfigError(f"labels must be a sequence of names, got the {type(labels).__name__} {labels!r}")
+    if labels is not None and (isinstance(labels, str) or not isinstance(labels, Sequence)):
+        raise ConfigError(f"labels must be a sequence of names, got the {type(labels).__name__} {labels!r:.200}")
     if labels is not None and (classifier is None or len(labels) != classifier.out_features):
         outputs = "no classification layer" if classifier is None else f"{classifier.out_features} classes"
         raise ConfigError(f"got {len(labels)} labels for a model with {outputs}")

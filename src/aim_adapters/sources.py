@@ -98,9 +98,11 @@ def require_token(token: str | bool | None) -> None:
     """Refuse a token that no header can carry, before a library quotes it in a message.
 
     Raises:
-        CheckpointError: It is empty, or holds spaces, line ends or characters beyond ASCII.
+        CheckpointError: It is empty, holds spaces, line ends or characters beyond ASCII, or is no string.
     """
-    if isinstance(token, str) and not (token and token.isascii() and token.isprintable() and " " not in token):
+    if token is None or isinstance(token, bool):
+        return
+    if not isinstance(token, str) or not (token and token.isascii() and token.isprintable()) or " " in token:
         raise CheckpointError(
             "the token is empty or holds a space, a line end or a character that no token has; strip it, or pass "
             "token=None to use the one this machine is logged in with"
@@ -117,8 +119,8 @@ def require_repo_id(repo_id: str) -> None:
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
-        if repo_id.endswith(".safetensors"):  # valid as an id, and never meant as one
-            raise HFValidationError("it names a file")
+        if not isinstance(repo_id, str) or repo_id.endswith(".safetensors"):  # valid as an id, and never meant as one
+            raise HFValidationError("it is no string, or names a file")
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise CheckpointError(

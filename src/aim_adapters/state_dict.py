@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from aim_adapters.adapters import tensors_of
 from aim_adapters.errors import CheckpointError
+from aim_adapters.guards import require_memory
 
 
 class LoadReport(NamedTuple):
@@ -51,16 +52,21 @@ def load_adapter_state_dict(
         name: Into which adapter, of several; by default the one that runs.
 
     Raises:
-        CheckpointError: ``strict``, and something does not fit, or an entry is not a floating-point tensor; the model
-            is unchanged.
+        CheckpointError: ``strict``, and something does not fit, or an entry is not a dense floating-point tensor; the
+            model is unchanged.
         ConfigError: There is no adapter of this name.
-        StateError: The model is not wrapped, or holds several wrapped models.
+        StateError: The model is not wrapped, holds several wrapped models, or is on the meta device.
     """
     targets = tensors_of(model, name)
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        raise CheckpointError(f"state must map names to tensors, got {state!r:.200}; nothing was loaded")
     for key, tensor in state.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise CheckpointError(f"{key!r} must be a floating-point tensor, got {found}; nothing was loaded")
+        if tensor.is_meta or tensor.layout != torch.strided:
+            place = f"{tensor.layout} on {tensor.device}"
+            raise CheckpointError(f"{key!r} must be a dense tensor with values, got {place}; nothing was loaded")
     report = compare(targets, {key: tuple(tensor.shape) for key, tensor in state.items()}, strict=strict)
     copy_tensors(targets, {key: state[key] for key in fitting(targets, report)})
     return report
@@ -114,7 +120,11 @@ def copy_tensors(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> 
     Args:
         targets: The adapter's tensors.
         state: Values for some of them, of the same shapes.
+
+    Raises:
+        StateError: The adapter has no memory to copy into.
     """
+    require_memory(targets.values())
     with torch.no_grad():
         for key, source in state.items():
             target = targets[key]

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from aim_adapters.adapters import state_of
 from aim_adapters.backbones import BaseRequest, build_base
 from aim_adapters.checkpoint import load_adapters, read_config
 from aim_adapters.errors import CheckpointError, ConfigError
@@ -108,6 +109,9 @@ def load_video_model(
     report = load_adapters(model, directory, strict=name is None)
     if any(report):
         raise CheckpointError(f"the checkpoint {source} does not fit the base model {request.name}: {report}")
+    shared = state_of(model, None)
+    base = {"base_model_name_or_path": request.name or None, "base_model_revision": request.revision}
+    shared.origin = {**shared.origin, **base}  # what is trained on from here belongs to this base
     return model.eval()
 
 

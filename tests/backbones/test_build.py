@@ -489,6 +489,19 @@ def test_transformers_name_and_revision(tmp_path: Path, monkeypatch: pytest.Monk
     assert (anatomy.model_name, anatomy.model_revision) == ("me/vit", "v1")
 
 
+@pytest.mark.parametrize("pretrained", [True, False])
+@pytest.mark.parametrize("inside", ["", "vision_config"])
+def test_config_of_a_base_model_names_no_code(inside: str, pretrained: bool, tmp_path: Path) -> None:
+    architecture, config = TRANSFORMERS["clip"]
+    getattr(transformers, architecture)(config()).save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (fields[inside] if inside else fields)["attn_implementation"] = "someone/kernel"
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    request = BaseRequest("", tmp_path, arguments={"architecture": architecture}, pretrained=pretrained)
+    built = build_base("transformers", request)
+    assert built.config._attn_implementation == built.config.vision_config._attn_implementation == "sdpa"
+
+
 def test_transformers_model_knows_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     model = transformers.ViTModel(transformers.ViTConfig(**TOWER))

@@ -91,7 +91,7 @@ def build(request: BaseRequest) -> nn.Module:
         else:
             weights = request.directory / _WEIGHTS
             if not weights.is_file():
-                raise ConfigError(f"{request.directory} holds no {_WEIGHTS}")
+                raise ConfigError(f"{request.directory} holds no {_WEIGHTS}; save it with safe_serialization=True")
         # The file is named outright: left to look for one, timm would also read pickles.
         source |= {"file": str(weights), "custom_load": False}
 

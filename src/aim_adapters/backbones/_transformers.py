@@ -179,12 +179,14 @@ def build(request: BaseRequest) -> nn.Module:
         "force_download": request.force_download,
     }
     if not request.pretrained:
-        untrained: nn.Module = cls(cls.config_class.from_pretrained(source, **where, **arguments))
+        config = cls.config_class.from_pretrained(source, **where, **arguments)
+        config._attn_implementation = None
+        untrained: nn.Module = cls(config)
         return untrained
     model: nn.Module
-    model, report = cls.from_pretrained(
-        source, **where, **arguments, ignore_mismatched_sizes=True, output_loading_info=True
-    )
+    # The config of a model may name a kernel on the Hub, whose code would run: left out, transformers chooses its own.
+    options = {"attn_implementation": None, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    model, report = cls.from_pretrained(source, **where, **arguments, **options)
     mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
     warn_random(model, [*report["missing_keys"], *mismatched])
     return model

@@ -17,8 +17,8 @@ from aim_adapters.convert.base import fill, find_roles, require_same_shapes, req
 from aim_adapters.convert.formula import Formula, require_same_function
 from aim_adapters.convert.layout import Reference, infer_config, read_reference
 from aim_adapters.convert.reading import read_tensors
-from aim_adapters.errors import CheckpointError, ConfigError, StateError, warn
-from aim_adapters.guards import require_wrappable
+from aim_adapters.errors import CheckpointError, ConfigError, warn
+from aim_adapters.guards import require_memory, require_wrappable
 from aim_adapters.state_dict import LoadReport, load_adapter_state_dict
 from aim_adapters.wrapping import unwrap_image_model, wrap_with_config
 
@@ -80,8 +80,7 @@ def load_official_checkpoint(
     if isinstance(head_width, bool) or not isinstance(head_width, int) or head_width < 1:
         raise ConfigError(f"head_width must be an integer >= 1, got {head_width!r}")
     require_wrappable(model)
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise StateError("the model is on the meta device, without weights; build it on a real device first")
+    require_memory(model.parameters())
     reference = read_reference(read_tensors(source))
     if strict and reference.unknown:
         raise CheckpointError(
