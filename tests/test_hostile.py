@@ -520,8 +520,7 @@ def test_resizing_refuses_positions_of_other_frames_than_the_config_says(
         with only_our_warnings():
             assert_refused("wrapped", saved, r"temporal_embedding \(\[1, ", resize_frames=True)
     else:
-        with pytest.warns(UserWarning):
-            state = load("wrapped", saved, strict=False, resize_frames=True)
+        state = load("wrapped", saved, strict=False, resize_frames=True)  # nothing interpolated, so nothing is said
         assert torch.equal(state["temporal_embedding"], torch.zeros(1, FRAMES, 32))
 
 

@@ -17,7 +17,7 @@ from aim_adapters.errors import ConfigError, StateError
 from aim_adapters.guards import only_root, require_local
 from aim_adapters.layers.state import IDLE, AdapterSet, declared_tensors, idle_adapters
 from aim_adapters.ops.temporal_attention import choose
-from aim_adapters.plan import bare, build_adapter, install, rest, root_state, withdraw
+from aim_adapters.plan import build_adapter, install, rest, root_state, withdraw
 from aim_adapters.root import RootState
 
 _LOCAL = "give the model its adapters and choose one first, then shard or distribute it"
@@ -86,8 +86,7 @@ def add_adapter(model: nn.Module, name: str, config: AIMConfig) -> None:
 
     Raises:
         ConfigError: The name cannot be used, or the settings do not fit the model.
-        StateError: The model is not wrapped, holds several wrapped models, is sharded or distributed, or its adapters
-            are disabled.
+        StateError: The model is not wrapped, holds several wrapped models, or is sharded or distributed.
         UnsupportedKernelError: The attention named in the settings cannot run.
     """
     shelve(model, build_beside(model, name, config))
@@ -146,6 +145,9 @@ def average_adapters(
         for key, target in average.declared().items():
             mean = sum(share * each[key].to(torch.float64) for share, each in zip(shares, tensors, strict=True))
             target.copy_(torch.as_tensor(mean))
+    origins = [state_of(model, each).origin for each in names]
+    if all(origin == origins[0] for origin in origins):
+        root_state(average).origin = origins[0]  # one base, one way to make clips, one list of classes
     shelve(model, average)
 
 
@@ -197,10 +199,7 @@ def build_beside(model: nn.Module, name: str, config: AIMConfig, *, on_meta: boo
     _require_new(shared, name)
     if torch.is_inference_mode_enabled():
         raise StateError("new parameters made under torch.inference_mode() cannot train; add adapters outside of it")
-    if not shared.enabled:
-        raise StateError("add_adapter: adapters are disabled; leave disable_adapters first")
-    with bare(root):
-        return build_adapter(root, config, record=shared.record, name=name, on_meta=on_meta)
+    return build_adapter(root, config, record=shared.record, name=name, on_meta=on_meta)
 
 
 def shelve(model: nn.Module, adapter: AdapterSet) -> None:

@@ -12,6 +12,9 @@ from aim_adapters.config import MEANING, AIMConfig
 from aim_adapters.errors import CheckpointError, ConfigError, warn
 from aim_adapters.root import RootState
 
+# Elements that any machine holds, however small the image model.
+_SMALL = 2**24
+
 
 def require_same_base(root: nn.Module, anatomy: BackboneAnatomy, config: Mapping[str, Any], *, strict: bool) -> None:
     """Refuse a checkpoint of another base model.
@@ -69,21 +72,21 @@ def require_same_meaning(shared: RootState, settings: AIMConfig, *, strict: bool
         _refuse(f"the adapters were saved with {', '.join(differs)}", strict, hint)
 
 
-def require_reasonable(root: nn.Module, missing: Mapping[str, Tensor]) -> None:
-    """Refuse settings that ask for far more memory than the image model takes, in tensors a file does not hold.
+def require_reasonable(root: nn.Module, targets: Mapping[str, Tensor]) -> None:
+    """Refuse settings that ask for far more memory than the image model takes.
 
     Args:
         root: The image model.
-        missing: The tensors that would have to be made.
+        targets: The tensors that would be made, or read from a file that may be all holes.
 
     Raises:
-        CheckpointError: They would be larger than the image model itself.
+        CheckpointError: They would be several times as large as the image model.
     """
-    wanted, present = (sum(t.numel() for t in tensors) for tensors in (missing.values(), root.parameters()))
-    if wanted > present:
+    wanted, present = (sum(t.numel() for t in tensors) for tensors in (targets.values(), root.parameters()))
+    if wanted > 4 * present + _SMALL:
         raise CheckpointError(
-            f"the checkpoint lacks tensors that its settings give {wanted:,} elements, more than the image model's "
-            f"{present:,}; its settings are damaged"
+            f"the checkpoint's settings ask for {wanted:,} parameters, many times the image model's {present:,}; they "
+            "are damaged"
         )
 
 

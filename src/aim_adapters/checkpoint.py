@@ -175,11 +175,6 @@ def load_adapters(
             report = _load_existing(
                 model, config, settings, reader, name=name, strict=strict, resize_frames=resize_frames
             )
-    if reader.untrained:
-        warn(
-            f"every up-projection in {directory} is zero: these adapters were never trained, and the model computes "
-            "what the image model does"
-        )
     return report
 
 
@@ -191,7 +186,15 @@ class _Reader:
         self._zero: list[bool] = []  # of every up-projection that was read
 
     def read(self, keys: Iterable[str], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {key: self._read(key, targets[key].dtype) for key in keys}
+        tensors = {key: self._read(key, targets[key].dtype) for key in keys}
+        if targets and not tensors:
+            warn(f"nothing in {self.path} fits this model, and nothing was loaded")
+        if self._zero and all(self._zero):
+            warn(
+                f"every up-projection in {self.path} is zero: these adapters were never trained, and the model "
+                "computes what the image model does"
+            )
+        return tensors
 
     def _read(self, key: str, dtype: torch.dtype) -> Tensor:
         tensor = self._file.read(key).to(dtype)  # which may not reach as far as that of the file
@@ -206,10 +209,6 @@ class _Reader:
         if ".up_proj." in key:
             self._zero.append(total == 0 and not tensor.any())
         return tensor
-
-    @property
-    def untrained(self) -> bool:
-        return bool(self._zero) and all(self._zero)
 
 
 def _load_existing(
@@ -232,12 +231,13 @@ def _load_existing(
         before, after, frames = settings.num_frames, shared.config.num_frames, settings.attention_frames
         settings = dataclasses.replace(settings, num_frames=after)
         if before != after:
-            warn(f"temporal positions interpolated from {before} to {after} frames")
             resized = {key for key in shapes if is_temporal(key) and key in targets}
             shapes.update({key: _resized_shape(shapes[key], targets[key], frames) for key in resized})
     require_same_meaning(shared, settings, strict=strict)
     report = compare(targets, shapes, strict=strict)
     state = reader.read(fitting(targets, report), targets)
+    if resized & state.keys():
+        warn(f"temporal positions interpolated from {before} to {after} frames")
     for key in resized & state.keys():
         state[key] = resize_temporal(key, state[key], shared.num_frames)
     if not any(report):
@@ -283,11 +283,11 @@ def _load_new(
     except ConfigError as error:
         raise CheckpointError(f"the settings in {reader.path} do not fit this model: {error!s:.500}") from error
     targets = adapter.declared()
+    require_reasonable(root, targets)
     report = compare(targets, reader.shapes, strict=strict)
     keys = fitting(targets, report)
     state = reader.read(keys, targets)
     if len(keys) < len(targets):
-        require_reasonable(root, {key: tensor for key, tensor in targets.items() if key not in state})
         adapter = build(False)
     fill_adapter(root, adapter, state)
     root_state(adapter).origin = dict(config)

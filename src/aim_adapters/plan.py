@@ -7,8 +7,7 @@ can take turns on one image model, and copies and pickles of the model carry the
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping
 from typing import TypedDict
 
 import torch
@@ -43,7 +42,7 @@ def build_adapter(
     """Build everything that adapts an image model, changing nothing.
 
     Args:
-        root: The image model, not wrapped.
+        root: The image model, wrapped or not.
         config: The settings.
         record: What unwrapping has to put back, with the anatomy.
         name: Name of the adapter.
@@ -179,25 +178,6 @@ def root_state(adapter: AdapterSet) -> RootState:
     return state
 
 
-@contextmanager
-def bare(root: nn.Module) -> Iterator[None]:
-    """Take the adapters out of a wrapped model inside the block, and put them back behind it.
-
-    Args:
-        root: A wrapped root.
-    """
-    state = root._modules["aim"]
-    assert isinstance(state, RootState)
-    shelf = state._modules.get(IDLE)
-    adapter = withdraw(root)
-    try:
-        yield
-    finally:
-        install(root, adapter)
-        if shelf is not None:
-            state.add_module(IDLE, shelf)
-
-
 def remove(model: nn.Module) -> None:
     """Take out everything of ours."""
     for root, shared in [(m, m._modules["aim"]) for m in model.modules() if "aim" in m._modules]:
@@ -315,11 +295,19 @@ def _part(root: nn.Module, path: str) -> nn.Module:
 
 
 def _trainable_copy(module: nn.Module) -> nn.Module:
-    """Copy a norm or head; its hooks stay with the original, which is still called."""
-    copied = copy.deepcopy(module).requires_grad_(True)
+    """Copy a norm or head of the image model, without what is ours there already.
+
+    Its hooks stay with the original, which is still called.
+    """
+    ours = [module._modules.get("aim"), *getattr(module, "aim_shared", ())]
+    copied: nn.Module = copy.deepcopy(module, {id(each): None for each in ours if each is not None})
+    if isinstance(copied, Patched):
+        unpatch(copied)
+    copied._modules.pop("aim", None)
+    copied.__dict__.pop("aim_shared", None)
     for name in [name for name in vars(copied) if name.endswith("_hooks")]:
         getattr(copied, name).clear()
-    return copied
+    return copied.requires_grad_(True)
 
 
 def _has_classifier(head: HeadAnatomy, root: nn.Module) -> bool:
@@ -336,5 +324,6 @@ def _bypassed(root: nn.Module, anatomy: BackboneAnatomy, config: AIMConfig) -> f
     if config.num_classes is not None:
         names += [name for name in anatomy.hidden_when_headed if root._parameters.get(name) is not None]
     for path in paths:
-        names += [f"{path}.{name}" for name, _ in root.get_submodule(path).named_parameters()]
+        own = [name for name, _ in root.get_submodule(path).named_parameters() if not name.startswith("aim.")]
+        names += [f"{path}.{name}" for name in own]
     return frozenset(names)

@@ -32,6 +32,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS, but there was no current CUDA context"),
     # A leaf made on one stream and used on another, as capturing a graph needs.
     pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream does not match"),
+    # Of inductor itself.
+    pytest.mark.filterwarnings("ignore:.*is deprecated. Please switch to `torch.compile`:DeprecationWarning"),
 ]
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
