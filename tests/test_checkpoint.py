@@ -694,6 +694,15 @@ def test_not_strict_loads_what_fits_and_reports_the_rest(start: str, saved: Path
         assert torch.equal(tensor, expected[key]), key
 
 
+@pytest.mark.parametrize("start", ["wrapped", "base"])
+def test_when_nothing_fits_that_is_said(start: str, saved: Path) -> None:
+    rewrite(saved, tensors=lambda s: [s.update({f"module.{key}": s.pop(key)}) for key in list(s)])
+    model = base() if start == "base" else wrapped()
+    with pytest.warns(UserWarning, match="nothing in .* fits this model, and nothing was loaded"):
+        report = aim.load_adapters(model, saved, strict=False)
+    assert len(report.missing) == len(report.unexpected) == 41
+
+
 def test_report_is_named_and_empty_when_all_is_well() -> None:
     model = wrapped()
     report = aim.load_adapter_state_dict(model, aim.adapter_state_dict(trained()))
