@@ -59,10 +59,12 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """Return the commit of the working copy, with ``+changes`` when it is not clean.
+    """Return the commit of the working copy, with ``+changes`` when it is not clean, or ``unknown``.
 
-    Of a copy without its history, return what the environment's ``AIM_COMMIT`` says, or ``unknown``.
+    What the environment's ``AIM_COMMIT`` says wins: a copy on another machine may lie in a history that is not its own.
     """
+    if named := os.environ.get("AIM_COMMIT"):
+        return named
     git = ["git", "-C", str(ROOT)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
@@ -74,7 +76,7 @@ def commit() -> str:
             text=True,
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("AIM_COMMIT", "unknown")
+        return "unknown"
     return head + ("+changes" if changed else "")
 
 

@@ -354,7 +354,7 @@ def missing_base_says_so_and_keeps_the_token(hub: LoopbackHub, tmp_path: Path) -
         hub.requests.clear()
         with pytest.raises(CheckpointError) as caught:
             load_video_model(tmp_path / "out", token=TOKEN)
-        assert hub.requests[-1].headers["authorization"] == f"Bearer {TOKEN}"
+        assert f"Bearer {TOKEN}" in {request.headers.get("authorization") for request in hub.requests}
         assert TOKEN not in "".join(traceback.format_exception(caught.type, caught.value, caught.tb))
 
 

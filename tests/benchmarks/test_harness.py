@@ -42,3 +42,12 @@ def test_report_writes_and_says_whether_the_target_is_met(
     assert written["timings"]["all"]["median"] == seconds
     assert written["ran_on"]["versions"]["torch"]
     assert written["ran_on"]["commit"]
+
+
+def test_the_commit_that_is_named_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIM_COMMIT", "abc+changes")
+    assert harness.commit() == "abc+changes"
+    monkeypatch.delenv("AIM_COMMIT")
+    assert harness.commit() != "abc+changes"
+    monkeypatch.setattr(harness, "ROOT", tmp_path)  # no history
+    assert harness.commit() == "unknown"
