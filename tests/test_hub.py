@@ -19,7 +19,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 import aim_adapters as aim
-from aim_adapters.card import BEGIN
+from aim_adapters.card import section_marks
 from aim_adapters.errors import CheckpointError, ConfigError, StateError
 from aim_adapters.files import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
 from aim_adapters.hub import push_to_hub
@@ -213,10 +213,35 @@ def subfolders_hold_the_checkpoint(hub: LoopbackHub, tmp_path: Path) -> None:
     files = hub.repos[REPO].files()
     folders = {f"runs/{run}/{name}" for run in ("best", "last") for name in (CONFIG_NAME, WEIGHTS_NAME)}
     assert set(files) == folders | {".gitattributes", CARD_NAME, "config.json"}
-    assert 'subfolder="runs/last"' in files[CARD_NAME].decode() and files[CARD_NAME].count(BEGIN.encode()) == 1
     fresh = base()
     aim.load_adapters(fresh, REPO, subfolder="runs/best")
     assert torch.equal(run(fresh), run(trained()))
+
+
+def every_checkpoint_has_a_section_of_its_own(hub: LoopbackHub, tmp_path: Path) -> None:
+    folders = ("a", "b--c/d", None)
+
+    def sections() -> dict[str | None, str]:
+        text = hub.repos[REPO].files()[CARD_NAME].decode()
+        assert text.count("<!--") == 2 * text.count("AIM adapters for") and len(re.findall("^# ", text, re.M)) == 1
+        found = {}
+        for folder in folders:
+            begin, end = section_marks(folder)
+            assert text.count(begin) == text.count(end) <= 1
+            if begin in text:
+                found[folder] = text[text.index(begin) : text.index(end)]
+        return found
+
+    expected: dict[str | None, str] = {}
+    for classes in (3, 4, 5, 6):  # made, then replaced
+        for folder in folders:
+            push_to_hub(trained(num_classes=classes), REPO, subfolder=folder)
+            found = sections()
+            assert f"| classes | {classes} |" in found[folder]
+            assert (f'subfolder="{folder}"' in found[folder]) == (folder is not None)
+            assert {**found, folder: ""} == {**expected, folder: ""}
+            expected = found
+    assert list(expected) == list(folders)
 
 
 def adapters_go_by_name(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -331,6 +356,7 @@ SCENARIOS = [
     branches_are_made_and_committed_to,
     pull_requests_are_opened_and_added_to,
     subfolders_hold_the_checkpoint,
+    every_checkpoint_has_a_section_of_its_own,
     adapters_go_by_name,
     wrappers_leave_no_trace,
     token_is_sent_and_never_shown,

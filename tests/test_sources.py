@@ -256,7 +256,7 @@ def offline_mode_takes_the_cache(hub: LoopbackHub, tmp_path: Path) -> None:
 
 
 def missing_things_are_named(hub: LoopbackHub, tmp_path: Path) -> None:
-    refuse("no such repository, or it is private, and no directory 'me/none' here.*hf auth login", "me/none")
+    refuse("there is no such repository, or it is private.*hf auth login", "me/none")
     hub.add("me/private", FILES, private=True)
     refuse("there is no such repository, or it is private", "me/private", token=False)
     hub.add("me/gated", FILES, gated=True)
@@ -265,9 +265,21 @@ def missing_things_are_named(hub: LoopbackHub, tmp_path: Path) -> None:
     refuse(f"cannot fetch {WEIGHTS_NAME} of me/full at .*: the repository holds no {WEIGHTS_NAME}", "me/full")
     refuse("of me/full at v9: the repository has no such revision", "me/full", revision="v9")
     for repo_id in ("me/none", "me/private", "me/gated", "me/full"):
-        with pytest.raises(CheckpointError) as caught:
+        with pytest.raises(CheckpointError, match=f"^there is no directory '{repo_id}' here, and no repo") as caught:
             locate(repo_id)
         assert isinstance(caught.value.__cause__, OSError)
+
+
+def directory_that_is_not_there_is_named(hub: LoopbackHub, tmp_path: Path) -> None:
+    said = (
+        "^there is no directory '{}' here, and no repository that can be loaded: cannot fetch adapter_config.json of {}"
+    )
+    for source in ("out", "runs/out"):
+        refuse(said.format(source, source), source)
+        refuse(said.format(source, source) + ".*the Hub is not asked", source, local_files_only=True)
+    for fault, match in (("500", "status 500"), ("hang up", "the Hub did not answer as it should")):
+        hub.faults[" " + CONFIG_NAME] = fault
+        refuse(f"{said.format('runs/out', 'runs/out')}.*{match}", "runs/out")
 
 
 def misbehaviour_is_an_error_and_passes(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -342,6 +354,7 @@ SCENARIOS = [
     cache_can_be_anywhere,
     offline_mode_takes_the_cache,
     missing_things_are_named,
+    directory_that_is_not_there_is_named,
     misbehaviour_is_an_error_and_passes,
     damaged_cache_is_found_and_cleared,
     download_can_be_forced,

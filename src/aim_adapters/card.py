@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from aim_adapters.errors import CheckpointError, ConfigError, warn
+from aim_adapters.files import replace_text
 from aim_adapters.parameters import ParameterCount
 from aim_adapters.sources import file_mode, require_repo_id
 
-BEGIN, END = "<!-- aim-adapters:begin -->", "<!-- aim-adapters:end -->"
-_SECTION = re.compile(f"{BEGIN}(?:(?!{BEGIN}).)*?{END}", re.DOTALL)
+_FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 _TASK = "video-classification"
 _PAPER = "https://arxiv.org/abs/2302.03024"
 # Whole image-text models are not called by their own name; some image towers read patches cut beforehand.
@@ -50,9 +51,10 @@ def make_card(
 ) -> str:
     """Return the text of a README.
 
-    Of an existing one, every word stays. Metadata that it lacks is added; lists are united; the base model, and
-    ``license`` and ``metrics`` given here, replace its own. Our section, between two comments that Markdown does not
-    show, is replaced where there is one, else added at the end.
+    Of an existing one, every word stays. Metadata that it lacks is added below its own; lists are united; the base
+    model, and ``license`` and ``metrics`` given here, replace its own. Where a value changes, all metadata is written
+    anew, and YAML comments in it are lost. Our section, between two comments that Markdown does not show, is replaced
+    where there is one, else added at the end. Each ``subfolder`` has a section of its own.
 
     Args:
         config: Content of ``adapter_config.json``.
@@ -73,21 +75,56 @@ def make_card(
     """
     datasets, tags = _strings("datasets", datasets), _strings("tags", tags)
     results = _results(metrics or {}, datasets)
-    metadata = _metadata(config, repo_id, license=license, datasets=datasets, results=results, tags=tags)
+    metadata = _metadata(config, license=license, datasets=datasets, tags=tags)
+    if results:
+        metadata["model-index"] = _model_index(repo_id or "aim-adapters", datasets[0], results)
     text = existing or ""
     mark = "\ufeff" if text.startswith("\ufeff") else ""
     line = "\r\n" if "\r\n" in text else "\n"
-    front, rest = _merge_metadata(text[len(mark) :], metadata, line=line, ours=("base_model", "license", "model-index"))
-    titled = re.search(r"^# ", _SECTION.sub("", rest), re.MULTILINE)
+    front, rest = _merge_metadata(text[len(mark) :], metadata, line)
+    ours = _section(subfolder)
+    titled = re.search(r"^# ", _FENCED.sub("", ours.sub("", rest)), re.MULTILINE)
     where = {"subfolder": subfolder, "revision": revision}
     source = [json.dumps(repo_id or "."), *(f"{name}={json.dumps(value)}" for name, value in where.items() if value)]
     facts = _facts(config, parameters, gmacs) | {f"{name} on {datasets[0]}": f"{x:g}" for name, x in results.items()}
+    begin, end = section_marks(subfolder)
     body = _body(config, facts, ", ".join(source), level="##" if titled else "#")
-    section = "\n".join((BEGIN, body, END)).replace("\n", line)
-    if _SECTION.search(rest):
-        return mark + front + _SECTION.sub(lambda match: section, rest, count=1)
+    section = "\n".join((begin, body, end)).replace("\n", line)
+    if ours.search(rest):
+        return mark + front + ours.sub(lambda match: section, rest, count=1)
     gap = line * (not rest.endswith("\n")) * bool(rest) + line * (not rest.endswith(line * 2))
     return mark + front + rest + gap + section + line
+
+
+def write_card(path: Path, config: Mapping[str, Any], *, parameters: ParameterCount) -> None:
+    """Write a README, or our section of the one that is there anew; one without our section is left alone.
+
+    Args:
+        path: The README.
+        config: Content of ``adapter_config.json``.
+        parameters: Trained and all parameters of the video model.
+    """
+    try:
+        existing = path.read_bytes().decode() if path.exists() else None  # with its line ends
+    except (OSError, UnicodeDecodeError):  # what cannot be read is not ours
+        return
+    if existing is None or _section(None).search(existing):
+        replace_text(path, make_card(config, parameters=parameters, existing=existing))
+
+
+def section_marks(subfolder: str | None) -> tuple[str, str]:
+    """Return the comments around the section of a checkpoint, which no name of a folder can end.
+
+    Args:
+        subfolder: Folder of the checkpoint in the repository, or None for its root.
+    """
+    folder = quote(subfolder).replace("--", "-%2D") + " " if subfolder else ""
+    return f"<!-- aim-adapters:begin {folder}-->", f"<!-- aim-adapters:end {folder}-->"
+
+
+def _section(subfolder: str | None) -> re.Pattern[str]:
+    begin, end = map(re.escape, section_marks(subfolder))
+    return re.compile(f"{begin}(?:(?!<!-- aim-adapters:begin ).)*?{end}", re.DOTALL)
 
 
 def _strings(what: str, values: Sequence[str]) -> list[str]:
@@ -113,141 +150,100 @@ def _results(metrics: Mapping[str, float], datasets: Sequence[str]) -> dict[str,
 
 
 def _metadata(
-    config: Mapping[str, Any],
-    repo_id: str | None,
-    *,
-    license: str | None,
-    datasets: list[str],
-    results: Mapping[str, float],
-    tags: list[str],
+    config: Mapping[str, Any], *, license: str | None, datasets: list[str], tags: list[str]
 ) -> dict[str, Any]:
-    from huggingface_hub import EvalResult, ModelCardData
-
     library, base = config.get("base_model_library"), _hub_id(config)
-    evaluated = [
-        EvalResult(
-            task_type=_TASK, dataset_type=datasets[0], dataset_name=datasets[0], metric_type=name, metric_value=value
-        )
-        for name, value in results.items()
-    ]
-    data = ModelCardData(
-        base_model=base,
-        datasets=datasets or None,
-        eval_results=evaluated or None,
-        library_name="aim-adapters",
-        license=license,
-        model_name=(repo_id or "aim-adapters") if evaluated else None,
-        pipeline_tag=_TASK,
-        tags=["aim", "adapter", _TASK, *([library] if library else []), *tags],
-        base_model_relation="adapter" if base else None,
-    )
-    fields: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call]
-    return fields
+    fields = {
+        "base_model": base,
+        "base_model_relation": "adapter" if base else None,
+        "datasets": datasets or None,
+        "library_name": "aim-adapters",
+        "license": license,
+        "pipeline_tag": _TASK,
+        "tags": list(dict.fromkeys(["aim", "adapter", _TASK, *([library] if library else []), *tags])),
+    }
+    return {name: value for name, value in fields.items() if value is not None}
 
 
-def _merge_metadata(text: str, fields: dict[str, Any], *, line: str, ours: Sequence[str]) -> tuple[str, str]:
+def _model_index(model: str, dataset: str, results: Mapping[str, float]) -> list[dict[str, Any]]:
+    metrics = [{"type": name, "value": value} for name, value in results.items()]
+    result = {"task": {"type": _TASK}, "dataset": {"name": dataset, "type": dataset}, "metrics": metrics}
+    return [{"name": model, "results": [result]}]
+
+
+def _merge_metadata(text: str, fields: dict[str, Any], line: str) -> tuple[str, str]:
     """Return the metadata block of a README with fields added, and what follows it."""
-    import yaml  # type: ignore[import-untyped]
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
     match = REGEX_YAML_BLOCK.search(text)
     if match is None or not match.group(2).strip():
         return line.join(("---", _dump(fields, line), "---", "")), text[match.end() :] if match else text
     block, rest = match.group(2), text[match.end() :]
-    try:
-        theirs = yaml.safe_load(block)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
-        theirs = error
+    theirs = _parse(block)
     theirs = {} if theirs is None else theirs
     if not isinstance(theirs, dict):
         warn(f"the README's metadata is not a YAML mapping and was left as it is: {theirs}")
         return match.group(0), rest
-    merged = {name: _merged(theirs.get(name), value, ours=name in ours) for name, value in fields.items()}
+    merged = {name: _merged(name, theirs.get(name), value) for name, value in fields.items()}
     changed = {name: value for name, value in merged.items() if value != theirs.get(name)}
-    edited, expected = _edited(block, theirs, changed, line), {**theirs, **changed}
-    if not _reads_as(edited, expected):
-        edited = _dump(expected, line)  # anchors and the like cannot be edited in place
-    return text[: match.start(2)] + edited + text[match.end(2) : match.end()], rest
+    if changed:
+        expected = {**theirs, **changed}
+        block = line.join((block, _dump(changed, line)))
+        # By repr, as a block may hold NaN or itself. In braces or indented it cannot be added to.
+        if changed.keys() & theirs.keys() or repr(_parse(block)) != repr(expected):
+            block = _dump(expected, line)
+    return text[: match.start(2)] + block + text[match.end(2) : match.end()], rest
 
 
-def _edited(block: str, theirs: Mapping[str, Any], changed: Mapping[str, Any], line: str) -> str:
-    """Return YAML with some values changed and added, and every other character as it is."""
-    import yaml
+def _parse(block: str) -> Any:
+    """Return what YAML says, or the error where it is none."""
+    import yaml  # type: ignore[import-untyped]
 
-    root = yaml.compose(block, Loader=yaml.SafeLoader)
-    edited = block
-    for key, value in reversed(root.value if root else []):  # from the end, so that positions stay right
-        if key.value not in changed:
-            continue
-        old, new = theirs[key.value], changed[key.value]
-        start, end, written = key.start_mark.index, _end(value, block), _dump({key.value: new}, line)
-        if isinstance(old, list) and old and new[: len(old)] == old and not value.flow_style:
-            indent = line + " " * value.start_mark.column
-            start = end = end + len(re.split(r"[\r\n]", block[end:])[0])  # behind a comment on the last item
-            written = "".join(indent + _dump([item], line) for item in new[len(old) :])
-        edited = edited[:start] + written + edited[end:]
-    added = {name: value for name, value in changed.items() if name not in theirs}
-    return line.join((edited, _dump(added, line))) if added else edited
+    try:
+        return yaml.safe_load(block)
+    # Beside its own errors: a date, number or flag that is none, and lists too deep inside each other.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        return error
 
 
 def _dump(value: Any, line: str) -> str:
     import yaml
 
     text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, line_break=line)
-    if yaml.safe_load(text) != value:  # some line ends of Unicode do not survive unescaped
+    if repr(_parse(text)) != repr(value):  # some line ends of Unicode do not survive unescaped
         text = yaml.safe_dump(value, sort_keys=False, line_break=line)
     return text.rstrip("\r\n")
 
 
-def _merged(theirs: Any, value: Any, *, ours: bool) -> Any:
+def _merged(name: str, theirs: Any, value: Any) -> Any:
     """Return one field of both: lists united; else theirs if there is one, except what the caller says today."""
-    if theirs is None:
+    if theirs is None or name in ("base_model", "license"):
         return value
-    if isinstance(value, list):
-        if ours:
-            return _merged_results(theirs, value)
-        listed = [theirs] if isinstance(theirs, str) else theirs
-        added = [each for each in value if each not in listed] if isinstance(listed, list) else []
-        return [*listed, *added] if added else theirs
-    return value if ours else theirs
+    if name == "model-index":
+        return _merged_results(theirs, value)
+    if name not in ("datasets", "tags"):
+        return theirs
+    listed = [theirs] if isinstance(theirs, str) else theirs
+    added = [each for each in value if each not in listed] if isinstance(listed, list) else []
+    return [*listed, *added] if added else theirs
 
 
-def _merged_results(theirs: Any, value: list[dict[str, Any]]) -> Any:
-    """Return a ``model-index`` with the metrics of one task and data set replaced or added."""
-    merged, new = copy.deepcopy(theirs), value[0]["results"][0]
+def _merged_results(theirs: Any, ours: list[dict[str, Any]]) -> list[Any]:
+    """Return a ``model-index`` with our result added, and the same metrics of its task and data set taken out."""
+    (new,), kept = ours[0]["results"], []
+    types = [metric["type"] for metric in new["metrics"]]
     try:
-        results = merged[0]["results"]
-        same = [r for r in results if r["task"]["type"] == _TASK and r["dataset"]["type"] == new["dataset"]["type"]]
-        if not same:
-            results.append(new)
-            return merged
-        types = [metric["type"] for metric in new["metrics"]]
-        for result in same:
-            kept = [metric for metric in result["metrics"] if metric["type"] not in types]
-            result["metrics"] = kept + (new["metrics"] if result is same[0] else [])
+        for result in theirs[0]["results"]:
+            if (result["task"]["type"], result["dataset"]["type"]) == (_TASK, new["dataset"]["type"]):
+                result = {**result, "metrics": [each for each in result["metrics"] if each["type"] not in types]}
+                if not result["metrics"]:
+                    continue
+            kept.append(result)
+        return [{**theirs[0], "results": [*kept, new]}, *theirs[1:]]
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise ConfigError(
             "the README's model-index is not one that results can be added to; mend it, or pass no metrics"
         ) from error
-    return merged
-
-
-def _end(node: Any, block: str) -> int:
-    """Return where a value's own text ends; a list or mapping reaches up to the next key, with the comments there."""
-    if node.value and isinstance(node.value, list) and not node.flow_style:
-        last = node.value[-1]
-        return _end(last[1] if isinstance(last, tuple) else last, block)
-    end: int = node.end_mark.index
-    return len(block[:end].rstrip("\r\n"))
-
-
-def _reads_as(block: str, expected: Mapping[str, Any]) -> bool:
-    import yaml
-
-    try:
-        return bool(yaml.safe_load(block) == expected)
-    except (yaml.YAMLError, ValueError):
-        return False
 
 
 def _hub_id(config: Mapping[str, Any]) -> str | None:
@@ -308,6 +304,12 @@ def _body(config: Mapping[str, Any], facts: Mapping[str, str], source: str, *, l
     linked = f"[{shown}](https://huggingface.co/{hub_id})" if hub_id else shown
     purpose = "a video classifier" if _classes(config) else "a video model"
     rows = "\n".join(f"| {_plain(fact)} | {_plain(value)} |" for fact, value in facts.items())
+    load, onto_own = f"model = aim.load_video_model({source})", f"aim.load_adapters(model, {source})"
+    if name:
+        other = f"\n\nOr put them on a copy of the image model that you have already:\n\n```python\n{onto_own}\n```"
+    else:
+        image_model = "...  # the image model these adapters were trained on; its name was not recorded: build it"
+        load, other = f"model = {image_model}\n{onto_own}\nmodel.eval()", ""
     return f"""{level} AIM adapters for {shown}
 
 [AIM]({_PAPER}) adapters that make {linked} {purpose}.
@@ -318,20 +320,7 @@ def _body(config: Mapping[str, Any], facts: Mapping[str, str], source: str, *, l
 
 {level}# Use
 
-{_usage(config, source, named=name is not None)}
-
-{level}# Citation
-
-{_CITATION}"""
-
-
-def _usage(config: Mapping[str, Any], source: str, *, named: bool) -> str:
-    load = f"model = aim.load_video_model({source})"
-    if not named:
-        load = f"""model = ...  # the image model these adapters were trained on; its name was not recorded: build it
-aim.load_adapters(model, {source})
-model.eval()"""
-    first = f"""`pip install aim-adapters`, then:
+`pip install aim-adapters`, then:
 
 ```python
 import aim_adapters as aim
@@ -339,13 +328,11 @@ import torch
 
 {load}
 {_call(config)}
-```"""
-    own = f"""Or put them on a copy of the image model that you have already:
+```{other}
 
-```python
-aim.load_adapters(model, {source})
-```"""
-    return f"{first}\n\n{own}" if named else first
+{level}# Citation
+
+{_CITATION}"""
 
 
 def _call(config: Mapping[str, Any]) -> str:

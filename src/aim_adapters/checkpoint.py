@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from aim_adapters.adapters import build_beside, list_adapters, require_name, shelve, state_of, tensors_of
 from aim_adapters.agreement import require_reasonable, require_same_base, require_same_meaning
 from aim_adapters.backbones import read_anatomy
-from aim_adapters.card import make_card
+from aim_adapters.card import write_card
 from aim_adapters.config import AIMConfig
 from aim_adapters.errors import CheckpointError, ConfigError, UnsupportedKernelError, warn
 from aim_adapters.files import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, WeightsFile, replace_text, write_weights
@@ -51,8 +51,9 @@ def save_adapters(
     """Write one adapter, its config and a short card into a directory; nothing of the image model.
 
     Each file is replaced atomically; the weights come last and carry the whole config in their header, so that a save
-    that is interrupted, even killed, leaves the old checkpoint or the new one. A ``README.md`` that exists is left
-    alone. With FSDP2 every rank must call, and rank 0 writes.
+    that is interrupted, even killed, leaves the old checkpoint or the new one. A ``README.md`` that exists is brought
+    up to date if it holds the section that a save or push wrote, and else left alone. With FSDP2 every rank must call,
+    and rank 0 writes.
 
     Args:
         model: A wrapped model.
@@ -86,8 +87,7 @@ def save_adapters(
     if snapshot is None:
         return path
     path.mkdir(parents=True, exist_ok=True)
-    if not (path / CARD_NAME).exists():
-        replace_text(path / CARD_NAME, make_card(snapshot.config, parameters=snapshot.parameters))
+    write_card(path / CARD_NAME, snapshot.config, parameters=snapshot.parameters)
     replace_text(path / CONFIG_NAME, snapshot.config_text())
     write_weights(path / WEIGHTS_NAME, snapshot.state, snapshot.metadata())
     return path

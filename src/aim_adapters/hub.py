@@ -67,7 +67,7 @@ def push_to_hub(
         create_pr: Open a pull request instead of committing to the branch.
         commit_message: First line of the commit.
         commit_description: Further lines.
-        subfolder: Folder of the repository for weights and config.
+        subfolder: Folder of the repository for weights and config. The card has a section for each folder.
         license: For the card: identifier of the license, such as ``"mit"``.
         datasets: For the card: what was trained on, as identifiers on the Hub.
         metrics: For the card: results on the first of ``datasets``, such as ``{"accuracy": 0.847}``.

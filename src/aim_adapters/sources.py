@@ -61,15 +61,19 @@ def locate(
         return _local(path, revision=revision, subfolder=subfolder)
     assert isinstance(source, str)
     require_repo_id(source)
-    return _fetch(
-        source,
-        revision=revision,
-        subfolder=subfolder,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        force_download=force_download,
-    )
+    try:
+        return _fetch(
+            source,
+            revision=revision,
+            subfolder=subfolder,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+    except CheckpointError as error:
+        where = f"there is no directory {source!r} here, and no repository that can be loaded"
+        raise CheckpointError(f"{where}: {error}") from error.__cause__  # which is None where it quotes the token
 
 
 def require_inner_path(what: str, value: str | None) -> None:
@@ -239,10 +243,10 @@ def explained(repo_id: str, file: str, revision: str | None) -> Iterator[None]:
     except _failures() as error:
         asked = f"{file} of {repo_id} at {revision or 'its main branch'}"
         cause = None if quotes_token(error) else error
-        raise CheckpointError(f"cannot fetch {asked}: {_reason(error, repo_id, file)}") from cause
+        raise CheckpointError(f"cannot fetch {asked}: {_reason(error, file)}") from cause
 
 
-def _reason(error: BaseException, repo_id: str, file: str) -> str:
+def _reason(error: BaseException, file: str) -> str:
     from huggingface_hub import errors
 
     access = "log in with `hf auth login`, or pass token="
@@ -254,7 +258,7 @@ def _reason(error: BaseException, repo_id: str, file: str) -> str:
     if isinstance(error, errors.GatedRepoError):
         return f"the repository is gated; ask for access on its page and {access}"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"there is no such repository, or it is private, and no directory {repo_id!r} here; if private, {access}"
+        return f"there is no such repository, or it is private; if so, {access}"
     if isinstance(error, errors.RevisionNotFoundError):
         return "the repository has no such revision; pass a branch, a tag or a commit of it"
     if isinstance(error, errors.EntryNotFoundError):
