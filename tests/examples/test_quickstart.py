@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 import quickstart
+from tests.backbones.contract import wake
 
 CLASSES = 6
 
@@ -77,7 +78,7 @@ def test_the_whole_run_on_tiny_data(
 
 def test_a_reload_that_predicts_something_else_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clips = quickstart.Clips([], torch.zeros(2, 4, 3, 28, 28, dtype=torch.uint8), torch.tensor([0, 1]))
-    model = quickstart.aim.wrap_image_model(tiny(28), num_frames=4, num_classes=CLASSES)
+    model = wake(quickstart.aim.wrap_image_model(tiny(28), num_frames=4, num_classes=CLASSES))
     logits = quickstart.predict(model, clips)
     quickstart.save_and_reload(model, tiny(28), tmp_path, test_clips=clips, logits=logits)
     with pytest.raises(RuntimeError, match="predict something else"):
