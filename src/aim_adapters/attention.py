@@ -32,6 +32,8 @@ class BlockAttention(NamedTuple):
 def set_attention(model: nn.Module, attention: Attention) -> None:
     """Choose the implementation of temporal attention. All of them compute the same, to rounding.
 
+    It holds for the adapter that runs; others keep theirs. A compiled model compiles once more.
+
     Args:
         model: A wrapped model.
         attention: ``"auto"``, which falls back where a kernel does not fit; or ``"triton"``, ``"sdpa"`` or ``"eager"``,
@@ -69,7 +71,7 @@ def explain_attention(model: nn.Module) -> list[BlockAttention]:
             continue
         place, heads = place_of(block), block_anatomy.heads(getattr(block, block_anatomy.attention))
         device, dtype = place["device"].type, place["dtype"]
-        if torch.is_autocast_enabled(device):
+        if dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         choice = choose(shared.config.attention, case_of(device, dtype, width // heads, shared.num_frames))
         rows.append(BlockAttention(index, *choice))

@@ -172,6 +172,24 @@ class Contract:
             theirs = (case.plain_attention or block_anatomy.attend)(block, h)
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
+    def test_packed_projection_is_the_separate_one(self, case: Case) -> None:
+        model = case.model()
+        anatomy = read_anatomy(model)
+        root = model.get_submodule(anatomy.root)
+        for (path, block_anatomy), width in zip(anatomy.blocks, anatomy.block_widths, strict=True):
+            if block_anatomy.project_packed is None:
+                continue
+            attention = getattr(root.get_submodule(path), block_anatomy.attention)
+            h = torch.randn(2, *case.tokens, width, generator=torch.Generator().manual_seed(3))
+            separate = block_anatomy.project_qkv(attention, h)  # [B*T, N, H, d]
+            packed = block_anatomy.project_packed(attention, h)  # [B*T, N, 3, H, d]
+            together = len({x.untyped_storage().data_ptr() for x in separate}) == 1
+            assert (packed is not None) == together  # what is written as one is handed on as one
+            if packed is not None:
+                assert packed.is_contiguous()
+                assert packed.shape[3] == block_anatomy.heads(attention)
+                assert all(torch.equal(one, other) for one, other in zip(packed.unbind(2), separate, strict=True))
+
     # 2. The base is untouched
 
     def test_base_state_survives_wrapping_and_training(self, case: Case) -> None:

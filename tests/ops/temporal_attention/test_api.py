@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,6 +56,8 @@ GPU = Case("cuda", torch.bfloat16, head_dim=64, num_frames=8, missing=None)
             "device has 227 KiB",
         ),  # H200
         (GPU._replace(num_frames=64, dtype=torch.float32, shared_memory=101_376), "triton", "reads and writes"),
+        # Ada; the gradient of a bias is folded in squares of 128 frames, however narrow the heads are
+        (GPU._replace(num_frames=128, head_dim=16, shared_memory=101_376), "sdpa", "takes 128 KiB of shared memory"),
         (GPU._replace(num_frames=129), "sdpa", "up to 128 frames, got 129"),
         (GPU._replace(head_dim=129), "sdpa", "heads up to 128 wide, got 129"),
         (GPU._replace(dtype=torch.float64), "sdpa", "got torch.float64"),
@@ -102,12 +107,62 @@ def test_triton_needs_ampere(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(api, "_cannot_build", lambda: None)
     monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(shared_memory_per_block_optin=101_376)
+        torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(shared_memory_per_block_optin=166_912)
     )
     api._missing.clear()
     assert (api.triton_missing("cuda") is None) is runs
-    assert api.case_of("cuda", torch.bfloat16, 64, 8).shared_memory == 101_376
+    assert api.case_of("cuda", torch.bfloat16, 64, 8).shared_memory == 166_912
+
+
+def test_device_that_does_not_tell_its_shared_memory(no_triton: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So PyTorch 2.6, and PyTorch for ROCm."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(major=8))
+    assert api.case_of("cuda", torch.bfloat16, 64, 8).shared_memory in (99 * 1024, 64 * 1024)
+
+
+def test_what_triton_needs_to_build(no_triton: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace())
+    monkeypatch.setattr(api.os, "name", "posix")
+    monkeypatch.setattr(api.sysconfig, "get_path", lambda *_: str(tmp_path))
+    monkeypatch.setattr(api.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    assert "needs a C compiler" in str(api._why_missing("cuda"))
+    monkeypatch.setenv("CC", "tcc")
+    assert "needs Python's headers" in str(api._why_missing("any"))
+    (tmp_path / "Python.h").touch()
+    assert api._why_missing("cuda") is None
+    monkeypatch.delenv("CC")
+    monkeypatch.setattr(api.shutil, "which", lambda name: name if name == "clang" else None)
+    assert api._why_missing("cuda") is None
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_exporting_is_noticed(told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch 2.6 has no `is_exporting`."""
+    spec = importlib.util.spec_from_file_location("api_anew", str(api.__file__))
+    assert spec is not None and spec.loader is not None
+    anew = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "api_anew", anew)
+    with monkeypatch.context() as old:
+        if not told:
+            old.delattr(torch.compiler, "is_exporting", raising=False)
+        spec.loader.exec_module(anew)
+
+    class Probe(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + (1 if anew.case_of("cpu", x.dtype, 64, 8).exporting else 0)
+
+    x = zeros(1)
+    assert Probe()(x) == 0
+    assert torch.export.export(Probe(), (x,), strict=False).module()(x) == 1
+    torch._dynamo.reset()
+    assert torch.compile(Probe(), backend="eager", fullgraph=True)(x) == 0  # compiling is no export
 
 
 @pytest.mark.parametrize("call", [choose, lambda name: temporal_attention(*qkv(), num_frames=4, implementation=name)])
@@ -168,6 +223,16 @@ def test_arguments_reach_the_implementation(implementation: str, scale: float | 
     assert out.dtype == q.dtype
 
 
+@pytest.mark.parametrize("implementation", ["auto", "sdpa", "eager"])
+@pytest.mark.parametrize(("clips", "tokens"), [(0, 3), (2, 0)])
+def test_nothing_attends_to_nothing(implementation: str, clips: int, tokens: int) -> None:
+    packed = zeros(clips * 4, tokens, 3, 2, 6).requires_grad_()
+    out = temporal_attention_packed(packed, num_frames=4, implementation=implementation)
+    assert out.shape == (clips * 4, tokens, 2, 6)
+    out.sum().backward()
+    assert packed.grad is not None
+
+
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_frames_see_their_own_clip_and_token_only(implementation: str) -> None:
     q, k, v = (x.requires_grad_() for x in qkv())
@@ -216,6 +281,8 @@ def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             {"q": zeros(8, 3, 4, 6).int(), "k": zeros(8, 3, 2, 6).int(), "v": zeros(8, 3, 2, 6).int()},
             "one floating dtype, got torch.int32, torch.int32, torch.int32",
         ),
+        ({"v": zeros(8, 3, 2, 6).to("meta")}, "on one device, got cpu, cpu, meta"),
+        ({"bias": zeros(4, 4, 4).to("meta")}, "on one device, got cpu, cpu, cpu, meta"),
         ({"num_frames": 3}, r"multiple of num_frames=3, got q \(8, 3, 4, 6\)"),
         ({"num_frames": 0}, "multiple of num_frames=0"),
         ({"num_frames": -4}, "multiple of num_frames=-4"),

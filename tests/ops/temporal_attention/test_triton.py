@@ -175,6 +175,78 @@ def test_operators_are_registered_in_full(biased: bool) -> None:
     ops = torch.ops.aim_adapters
     torch.library.opcheck(ops.temporal_attention.default, (*separate, bias, 3, 0.3))
     torch.library.opcheck(ops.temporal_attention_packed.default, (qkv.requires_grad_(), bias, 3, 0.3))
+    qkv, separate, bias = qkv.detach(), [x.detach() for x in separate], None if bias is None else bias.detach()
+    d_out = torch.randn_like(separate[0])
+    torch.library.opcheck(ops.temporal_attention_backward.default, (d_out, *separate, bias, 3, 0.3))
+    torch.library.opcheck(ops.temporal_attention_packed_backward.default, (d_out, qkv, bias, 3, 0.3))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_second_derivatives_are_refused(packed: bool) -> None:
+    qkv = torch.randn(4, 2, 3, 2, 16, device=DEVICE, requires_grad=True)
+    if packed:
+        out = operators.temporal_attention_packed(qkv, num_frames=4, scale=0.3, bias=None)
+    else:
+        out = operators.temporal_attention(*qkv.unbind(2), num_frames=4, scale=0.3, bias=None)
+    (first,) = torch.autograd.grad(out.sum(), qkv, create_graph=True)
+    with pytest.raises(aim.UnsupportedKernelError, match=r"no second derivative; choose 'eager'"):
+        torch.autograd.grad(first.sum(), qkv)
+
+
+@pytest.mark.parametrize(("clips", "tokens"), [(0, 3), (2, 0)])
+@pytest.mark.parametrize("biased", [False, True], ids=["plain", "biased"])
+def test_nothing_attends_to_nothing(clips: int, tokens: int, biased: bool) -> None:
+    qkv = torch.randn(clips * 4, tokens, 3, 2, 16, device=DEVICE, requires_grad=True)
+    bias = torch.randn(2, 4, 4, device=DEVICE, requires_grad=True) if biased else None
+    out = operators.temporal_attention_packed(qkv, num_frames=4, scale=0.3, bias=bias)
+    assert out.shape == (clips * 4, tokens, 2, 16)
+    out.sum().backward()
+    assert bias is None or (bias.grad is not None and not bias.grad.any())
+
+
+@pytest.mark.parametrize("wanted", ["q", "k", "v", "bias"])
+def test_any_of_the_inputs_alone_gets_its_gradient(wanted: str) -> None:
+    sizes = Sizes(clips=2, frames=4, tokens=5, heads=4, groups=2, dim=16)
+    tensors = dict(zip("qkv", (x.detach().to(DEVICE) for x in inputs(sizes, dtype=torch.float32)[1]), strict=True))
+    tensors["bias"] = torch.randn(4, 4, 4, device=DEVICE)
+    tensors[wanted].requires_grad_()
+    results = [
+        torch.autograd.grad(run(**tensors, num_frames=4, scale=0.3).square().sum(), tensors[wanted])[0]
+        for run in (operators.temporal_attention, reference.temporal_attention)
+    ]
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+def test_defaults_of_the_caller_do_not_matter() -> None:
+    qkv = torch.randn(8, 5, 3, 2, 16, device=DEVICE)
+    bias = torch.randn(2, 4, 4, device=DEVICE)
+    results = []
+    for device, dtype in ((DEVICE, torch.float32), ("meta", torch.float64)):
+        leaves = [x.detach().clone().requires_grad_() for x in (qkv, bias)]
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device(device):
+                out = temporal_attention_packed(leaves[0], num_frames=4, bias=leaves[1], implementation="triton")
+                results.append([out, *torch.autograd.grad(out, leaves, out.detach())])
+        finally:
+            torch.set_default_dtype(torch.float32)
+    for got, want in zip(*results, strict=True):
+        assert torch.equal(got, want)
+    with torch.inference_mode():
+        out = temporal_attention_packed(qkv, num_frames=4, bias=bias, implementation="triton")
+    assert torch.equal(out, results[0][0])
+
+
+def test_heads_farther_apart_than_32_bits_can_count() -> None:
+    far = 2**30
+    storage = torch.empty(
+        2 * far + 64, device=DEVICE, dtype=torch.float16
+    )  # on a CPU, only what is touched takes memory
+    q = storage.as_strided((2, 1, 3, 16), (16, 16, far, 1))
+    q.copy_(torch.randn(q.shape))
+    out = operators.temporal_attention(q, q, q, num_frames=2, scale=0.3, bias=None)
+    near = q.contiguous()
+    assert torch.equal(out, operators.temporal_attention(near, near, near, num_frames=2, scale=0.3, bias=None))
 
 
 def test_flops_are_those_of_the_products() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import sysconfig
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -17,6 +20,9 @@ _PLAIN = {"sdpa": sdpa.temporal_attention, "eager": reference.temporal_attention
 # What the Triton kernels take.
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _MAX_FRAMES, _MAX_HEAD_DIM = 128, 128
+# Where PyTorch does not tell a device's shared memory: the least that an Ampere or later, or an AMD GPU, has.
+_LEAST_SHARED_MEMORY = 64 * 1024 if torch.version.hip is not None else 99 * 1024
+_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # PyTorch 2.6 has the second only
 
 
 class Choice(NamedTuple):
@@ -113,7 +119,9 @@ def triton_missing(device: str) -> str | None:
     """
     if not _missing:
         if torch.cuda.is_available():
-            _shared_memory["cuda"] = torch.cuda.get_device_properties().shared_memory_per_block_optin
+            properties = torch.cuda.get_device_properties()
+            # PyTorch 2.6, and 2.11 for ROCm, do not have it.
+            _shared_memory["cuda"] = getattr(properties, "shared_memory_per_block_optin", _LEAST_SHARED_MEMORY)
         _missing.update({each: _why_missing(each) for each in ("any", "cpu", "cuda")})
     return _missing.get(device, f"Triton's kernels need a GPU, got {device}")
 
@@ -132,7 +140,17 @@ def _why_missing(device: str) -> str | None:
         return f"Triton's kernels need a GPU, got {'none' if device == 'any' else device}"
     if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
         return "its kernels need a GPU of compute capability 8.0 or more (Ampere)"
-    return None
+    return None if interpreted else _cannot_build()
+
+
+def _cannot_build() -> str | None:
+    """Say what Triton lacks to build what launches a kernel, or None; slim images and system Pythons often do."""
+    if os.name != "posix":  # brought along elsewhere
+        return None
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton needs a C compiler, found neither gcc nor clang nor CC in the environment"
+    header = Path(sysconfig.get_path("include", "posix_prefix")) / "Python.h"
+    return None if header.is_file() else f"Triton needs Python's headers (python3-dev), {header} does not exist"
 
 
 def case_of(device: str, dtype: torch.dtype, head_dim: int, num_frames: int) -> Case:
@@ -152,7 +170,9 @@ def case_of(device: str, dtype: torch.dtype, head_dim: int, num_frames: int) -> 
         num_frames,
         missing,
         shared_memory=_shared_memory.get(device, 2**20),
-        exporting=torch.compiler.is_exporting(),
+        # Inside Dynamo some versions (2.11) say that every compilation is an export. So an export by Dynamo
+        # (strict=True) is none here.
+        exporting=not torch.compiler.is_dynamo_compiling() and _exporting(),
     )
 
 
@@ -183,7 +203,7 @@ def temporal_attention(
         ``[B*T, N, H, d]`` in the dtype of ``q``.
 
     Raises:
-        InputError: Shapes, dtypes or the number of frames do not fit together.
+        InputError: Shapes, dtypes, devices or the number of frames do not fit together.
         ConfigError: The implementation's name is unknown.
         UnsupportedKernelError: The named implementation cannot run here, or cannot compute this.
     """
@@ -217,7 +237,7 @@ def temporal_attention_packed(
         ``[B*T, N, H, d]`` in the dtype of ``qkv``.
 
     Raises:
-        InputError: Shapes, dtypes or the number of frames do not fit together.
+        InputError: Shapes, dtypes, devices or the number of frames do not fit together.
         ConfigError: The implementation's name is unknown.
         UnsupportedKernelError: The named implementation cannot run here, or cannot compute this.
     """
@@ -249,7 +269,7 @@ def temporal_attention_weights(
         Weights ``[B, N, H, T, T]``; rows are query frames and sum to 1.
 
     Raises:
-        InputError: Shapes, dtypes or the number of frames do not fit together.
+        InputError: Shapes, dtypes, devices or the number of frames do not fit together.
     """
     _validate(q, k, k, num_frames, bias)
     return reference.attention_weights(q, k, num_frames=num_frames, scale=_scale(q, scale), bias=bias)
@@ -270,6 +290,11 @@ def _validate(q: Tensor, k: Tensor, v: Tensor, num_frames: int, bias: Tensor | N
         )
     if not (q.dtype == k.dtype == v.dtype and q.is_floating_point()):
         raise InputError(f"q, k and v must share one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    others = (k, v) if bias is None else (k, v, bias)
+    if any(x.device != q.device for x in others):
+        raise InputError(
+            f"q, k, v and bias must be on one device, got {', '.join(str(x.device) for x in (q, *others))}"
+        )
     if num_frames < 1 or q.shape[0] % num_frames:
         raise InputError(f"the first dimension must be a multiple of num_frames={num_frames}, got {shapes}")
     if bias is not None and tuple(bias.shape) != (q.shape[2], num_frames, num_frames):

@@ -37,7 +37,7 @@ def _rows(clip, first, tokens, T: tl.constexpr, ROWS: tl.constexpr):
 @triton.jit
 def _load(pointer, frame, token, inside, head, stride_f, stride_n, stride_h, D: tl.constexpr, WIDTH: tl.constexpr):
     columns = tl.arange(0, WIDTH)
-    offsets = (frame * stride_f + token * stride_n + head * stride_h)[:, None] + columns[None, :]
+    offsets = (frame * stride_f + token * stride_n + head.to(tl.int64) * stride_h)[:, None] + columns[None, :]
     return tl.load(pointer + offsets, mask=inside[:, None] & (columns < D)[None, :], other=0.0)
 
 
@@ -46,7 +46,7 @@ def _store(
     pointer, tile, frame, token, inside, head, stride_f, stride_n, stride_h, D: tl.constexpr, WIDTH: tl.constexpr
 ):
     columns = tl.arange(0, WIDTH)
-    offsets = (frame * stride_f + token * stride_n + head * stride_h)[:, None] + columns[None, :]
+    offsets = (frame * stride_f + token * stride_n + head.to(tl.int64) * stride_h)[:, None] + columns[None, :]
     tl.store(pointer + offsets, tile.to(pointer.dtype.element_ty), mask=inside[:, None] & (columns < D)[None, :])
 
 
@@ -129,16 +129,11 @@ def _fitting(configs: list[triton.Config], tensors: dict[str, Any], **constants:
     The sums of a bias' gradient are laid out by the size of the tile, so that has to be known beforehand.
     """
     frames: int = constants["T"]
-    fitting = [config for config in configs if config.kwargs["ROWS"] >= frames]
-    smallest = fitting[0].kwargs["ROWS"]
-    if constants["HAS_BIAS"] or constants["PRECISION"] != "tf32":
+    fitting = [config for config in configs if config.kwargs["ROWS"] >= frames][:2]
+    if constants["HAS_BIAS"] or tensors["q"].element_size() > 2:
         return fitting[:1]
     filled = [config.kwargs["ROWS"] // frames * frames / config.kwargs["ROWS"] for config in fitting]
-    return [
-        config
-        for config, share in zip(fitting, filled, strict=True)
-        if share >= 0.9 * max(filled) and config.kwargs["ROWS"] <= 2 * smallest
-    ]
+    return [config for config, share in zip(fitting, filled, strict=True) if share >= 0.9 * max(filled)]
 
 
 def _tuned(kernel: Any, choices: Sequence[tuple[int, int]]) -> Any:

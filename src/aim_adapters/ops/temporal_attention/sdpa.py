@@ -35,7 +35,7 @@ def temporal_attention(
         for q, k, v in zip(*(x.split(MAX_SEQUENCES) for x in sequences), strict=True)
     ]
     joined: Tensor = out[0] if len(out) == 1 else torch.cat(out)  # [B*N, H, T, d]
-    clips: Tensor = joined.unflatten(0, (-1, tokens)).permute(0, 3, 1, 2, 4)  # [B, T, N, H, d]
+    clips: Tensor = joined.unflatten(0, (q.shape[0] // num_frames, tokens)).permute(0, 3, 1, 2, 4)  # [B, T, N, H, d]
     return clips.flatten(0, 1)
 
 

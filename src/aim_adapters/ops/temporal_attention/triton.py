@@ -14,12 +14,14 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 from triton import next_power_of_2
 
+from aim_adapters.errors import UnsupportedKernelError
 from aim_adapters.ops.temporal_attention import kernels
 from aim_adapters.ops.temporal_attention.tiles import smallest_tile
 
 # float32 on the matrix units of NVIDIA's GPUs: three products of parts that they hold exactly. Without matrix units a
-# large tile takes a minute to compile.
-_EXACT = "ieee" if torch.version.hip is not None else "tf32x3"
+# large tile takes a minute to compile. AMD's compiler refuses these words, even for half precision, which ignores them.
+_HALF, _EXACT = ("ieee", "ieee") if torch.version.hip is not None else ("tf32", "tf32x3")
+_INTERPRETED = kernels.forward is kernels.forward_kernel
 
 _LIBRARY = torch.library.Library("aim_adapters", "FRAGMENT")
 _OPTIONS = "Tensor? bias, int num_frames, float scale"
@@ -130,9 +132,9 @@ def _launch(q: Tensor, k: Tensor, bias: Tensor | None, num_frames: int, *, tiles
         "WIDTH": max(16, next_power_of_2(dim)),
         "SHARED": heads // k.shape[2],
         "HAS_BIAS": bias is not None,
-        "PRECISION": "tf32" if q.dtype.itemsize < 4 else _EXACT,
+        "PRECISION": _HALF if q.dtype.itemsize < 4 else _EXACT,
     }
-    if not q.is_cuda:  # interpreted: nothing is tuned
+    if _INTERPRETED:  # nothing is tuned
         options["ROWS"] = smallest_tile(num_frames)
     return grid, options
 
@@ -221,6 +223,12 @@ def _differentiate(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
     return (*gradients, None if bias is None else d_bias, None, None)
 
 
+def _refuse(ctx: Any, *gradients: Tensor) -> None:
+    raise UnsupportedKernelError(
+        "attention='triton' has no second derivative; choose 'eager', by set_attention for a whole model"
+    )
+
+
 def _flops(shape: torch.Size, num_frames: int, products: int) -> int:
     """Return twice the multiply-accumulates of some products of T x T with T x d, for every sequence."""
     frames, tokens, heads, dim = shape[0], shape[1], shape[-2], shape[-1]
@@ -237,12 +245,14 @@ def _register() -> None:
     for name, (run, fake, products) in kinds.items():
         _LIBRARY.define(name + _SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
         _LIBRARY.impl(name, run, "CUDA")
-        if kernels.forward is kernels.forward_kernel:  # interpreted
+        if _INTERPRETED:
             _LIBRARY.impl(name, run, "CPU")
         qualified = f"aim_adapters::{name}"
         torch.library.register_fake(qualified, fake, lib=_LIBRARY)
         gradient = name.endswith("backward")
-        if not gradient:
+        if gradient:
+            torch.library.register_autograd(qualified, _refuse, lib=_LIBRARY)
+        else:
             torch.library.register_autograd(qualified, _differentiate, setup_context=_remember, lib=_LIBRARY)
 
         def count(*shapes: Any, _first: int = int(gradient), _products: int = products, **_: Any) -> int:

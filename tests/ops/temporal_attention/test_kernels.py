@@ -1,0 +1,88 @@
+"""The kernels compile for every kind of GPU, which needs none of them, and their tiles are chosen to be filled."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("triton", minversion="3.3")  # whose compiler takes its arguments otherwise
+kernels = pytest.importorskip("aim_adapters.ops.temporal_attention.kernels")
+
+COMPILE = """
+import torch
+torch.version.hip = {hip!r}
+from triton import next_power_of_2
+from triton.compiler import ASTSource, compile
+from triton.backends.compiler import GPUTarget
+from aim_adapters.ops.temporal_attention import kernels, tiles, triton
+
+def check(target, frames, dim, dtype, biased):
+    q = torch.empty(frames, 1, 2, dim, dtype=dtype)
+    _, constants = triton._launch(q, q, q if biased else None, frames, tiles=1)
+    constants["ROWS"] = tiles.smallest_tile(frames)
+    constants |= {{"EXACT": triton._EXACT, "BIAS_WIDTH": max(16, next_power_of_2(frames)), "TILES": 8 if biased else 1}}
+    pointer = {{2: "*bf16", 4: "*fp32"}}[dtype.itemsize]
+    kinds = dict.fromkeys(("q", "k", "v", "out", "d_out", "d_q", "d_k", "d_v"), pointer)
+    kinds |= {{"scale": "fp32", "bias": "*fp32", "d_bias": "*fp32"}}
+    if not biased:
+        constants |= {{"bias": None, "d_bias": None}}
+    kinds |= dict.fromkeys(constants, "constexpr")
+    promised = tiles.shared_memory(frames, dim, dtype.itemsize)
+    for kernel in (kernels.forward_kernel, kernels.backward_kernel):
+        names = kernel.arg_names
+        signature = {{name: kinds.get(name, "i32") for name in names}}
+        given = {{(i,): constants[name] for i, name in enumerate(names) if name in constants}}
+        options = {{"num_warps": 1 if constants["ROWS"] == 32 else 4, "num_stages": 1}}
+        taken = compile(ASTSource(kernel, signature, given), target=GPUTarget(*target), options=options).metadata.shared
+        assert taken <= promised, f"{{kernel.__name__}} takes {{taken}} bytes, promised are {{promised}}"
+
+for case in {cases}:
+    print(case, flush=True)
+    check(*case)
+"""
+CUDA = """[
+    (("cuda", 80, 32), 8, 64, torch.bfloat16, False),
+    (("cuda", 89, 32), 64, 16, torch.bfloat16, True),
+    (("cuda", 90, 32), 16, 80, torch.bfloat16, False),
+    (("cuda", 90, 32), 8, 32, torch.float32, True),
+]"""
+HIP = """[
+    (("hip", "gfx90a", 64), 8, 64, torch.bfloat16, False),
+    (("hip", "gfx942", 64), 8, 32, torch.float32, True),
+]"""
+
+
+@pytest.mark.parametrize(("hip", "cases"), [(None, CUDA), ("6.4", HIP)], ids=["cuda", "hip"])
+def test_compiles_within_the_shared_memory_that_the_table_counts_with(hip: str | None, cases: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    program = COMPILE.format(hip=hip, cases=cases)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("frames", "dtype", "biased", "rows"),
+    [
+        (8, torch.bfloat16, False, [32, 64]),
+        (24, torch.bfloat16, False, [32, 64]),  # a quarter of both is empty; of the largest, less
+        (18, torch.float16, False, [64]),
+        (100, torch.bfloat16, False, [128]),
+        (8, torch.bfloat16, True, [32]),
+        (8, torch.float32, False, [32]),
+    ],
+)
+def test_tiles_that_are_tried(frames: int, dtype: torch.dtype, biased: bool, rows: list[int]) -> None:
+    configs = [SimpleNamespace(kwargs={"ROWS": each}) for each in (32, 64, 128)]
+    fitting = kernels._fitting(configs, {"q": torch.empty(1, dtype=dtype)}, T=frames, HAS_BIAS=biased)
+    assert [config.kwargs["ROWS"] for config in fitting] == rows
+
+
+def test_some_tile_is_tried_for_every_number_of_frames() -> None:
+    configs = [SimpleNamespace(kwargs={"ROWS": each}) for each in (32, 64, 128)]
+    q = torch.empty(1, dtype=torch.bfloat16)
+    assert all(kernels._fitting(configs, {"q": q}, T=frames, HAS_BIAS=False) for frames in range(1, 129))
