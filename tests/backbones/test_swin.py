@@ -66,6 +66,7 @@ def vision_swin(name: str, version: int, image_size: int = 32) -> Case:
 CASES = [
     timm_swin("timm_v1"),
     timm_swin("timm_v1_windows_do_not_divide", image_size=36),
+    timm_swin("timm_v1_narrow_heads", head_dim=4),
     timm_swin("timm_v2", SwinTransformerV2),
     vision_swin("torchvision_v1", 1),
     vision_swin("torchvision_v1_windows_do_not_divide", 1, image_size=36),

@@ -47,7 +47,7 @@ def _project_qkv_cosine(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _scale(attn: Any) -> float:
-    return float((attn.qkv.in_features // attn.num_heads) ** -0.5)
+    return float((attn.qkv.out_features // 3 // attn.num_heads) ** -0.5)  # heads may be wider than their share
 
 
 def block_anatomy(version: int, attend: Attend, *, shifted: bool) -> BlockAnatomy:
