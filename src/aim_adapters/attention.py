@@ -18,7 +18,7 @@ from aim_adapters.plan import place_of
 class BlockAttention(NamedTuple):
     """Say how one block attends over time.
 
-    Args:
+    Attributes:
         block: Index of the block.
         implementation: ``"triton"``, ``"sdpa"``, ``"eager"``, or ``"-"`` where it does not attend over time.
         reason: Why.
