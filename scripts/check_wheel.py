@@ -43,6 +43,9 @@ def tiny():
 
 video = torch.randn(2, 4, 3, 32, 32)
 model = aim.wrap_image_model(tiny(), num_frames=4, num_classes=3).eval()
+with torch.no_grad():
+    for parameter in aim.trainable_parameters(model):
+        parameter.add_(0.01)
 with tempfile.TemporaryDirectory() as folder:
     aim.save_adapters(model, folder)
     again = tiny().eval()
