@@ -25,3 +25,11 @@ def no_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     api._missing.clear()
     api._shared_memory.clear()
+
+
+@pytest.fixture(scope="module")
+def on_the_hub(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Run the scenarios of a module against a Hub of its own, once; the traceback of each, ``""`` for none."""
+    from tests.loopback_hub import run_scenarios
+
+    return run_scenarios(request.module.__name__)

@@ -257,14 +257,12 @@ _ROUTES: list[tuple[str, Any]] = [
 ]
 
 
-def run_scenarios(module: str, **environment: str) -> dict[str, str]:
+def run_scenarios(module: str) -> dict[str, str]:
     """Run a module's scenarios in another process; return the traceback of each, ``""`` for none."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     kept.update(HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_PROGRESS_BARS="1", HF_HUB_DISABLE_TELEMETRY="1", NO_PROXY="*")
     command = [sys.executable, "-m", "tests.loopback_hub", module]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**kept, **environment}, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     results: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     return results

@@ -24,7 +24,7 @@ from aim_adapters.errors import CheckpointError, ConfigError, StateError
 from aim_adapters.files import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
 from aim_adapters.hub import push_to_hub
 from tests.backbones.contract import assert_same, snapshot, wake
-from tests.loopback_hub import LoopbackHub, run_scenarios
+from tests.loopback_hub import LoopbackHub
 from tests.test_checkpoint import FRAMES, base, run, trained, wrapped
 
 REPO = "me/aim-tiny"
@@ -366,11 +366,6 @@ SCENARIOS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def results() -> dict[str, str]:
-    return run_scenarios(__name__)
-
-
 @pytest.mark.parametrize("name", [scenario.__name__ for scenario in SCENARIOS])
-def test_on_the_hub(name: str, results: dict[str, str]) -> None:
-    assert not results[name], results[name]
+def test_on_the_hub(name: str, on_the_hub: dict[str, str]) -> None:
+    assert not on_the_hub[name], on_the_hub[name]

@@ -14,7 +14,7 @@ import pytest
 from aim_adapters.errors import CheckpointError
 from aim_adapters.files import CONFIG_NAME, WEIGHTS_NAME
 from aim_adapters.sources import locate, require_repo_id, require_token
-from tests.loopback_hub import LoopbackHub, run_scenarios
+from tests.loopback_hub import LoopbackHub
 
 TOKEN = "hf_secret"
 FILES = {CONFIG_NAME: b'{"peft_type": "AIM"}', WEIGHTS_NAME: b"weights" * 1000, "config.json": b"{}"}
@@ -363,11 +363,6 @@ SCENARIOS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def results() -> dict[str, str]:
-    return run_scenarios(__name__)
-
-
 @pytest.mark.parametrize("name", [scenario.__name__ for scenario in SCENARIOS])
-def test_on_the_hub(name: str, results: dict[str, str]) -> None:
-    assert not results[name], results[name]
+def test_on_the_hub(name: str, on_the_hub: dict[str, str]) -> None:
+    assert not on_the_hub[name], on_the_hub[name]

@@ -24,7 +24,7 @@ from aim_adapters.guards import only_root
 from aim_adapters.video_model import load_video_model
 from tests.backbones.contract import scramble, wake
 from tests.backbones.test_build import OPEN_CLIP, TIMM, TOWER, mapped, open_clip_folder, timm_folder
-from tests.loopback_hub import LoopbackHub, run_scenarios
+from tests.loopback_hub import LoopbackHub
 
 FRAMES = 4
 TOKEN = "hf_secret"
@@ -366,11 +366,6 @@ SCENARIOS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def results() -> dict[str, str]:
-    return run_scenarios(__name__)
-
-
 @pytest.mark.parametrize("name", [scenario.__name__ for scenario in SCENARIOS])
-def test_on_the_hub(name: str, results: dict[str, str]) -> None:
-    assert not results[name], results[name]
+def test_on_the_hub(name: str, on_the_hub: dict[str, str]) -> None:
+    assert not on_the_hub[name], on_the_hub[name]

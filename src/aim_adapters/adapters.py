@@ -134,20 +134,22 @@ def average_adapters(
     if isinstance(names, str) or not isinstance(names, Sequence) or len(names) < 2 or None in names:
         raise ConfigError(f"average_adapters takes two names or more, got {names!r}")
     tensors = [tensors_of(model, each) for each in names]
-    configs = [list_adapters(model)[each] for each in names]
-    for each, config, other in zip(names, configs, tensors, strict=True):
-        differs = any(getattr(config, field) != getattr(configs[0], field) for field in MEANING)
+    states = [state_of(model, each) for each in names]
+    first = states[0]
+    for state, other in zip(states, tensors, strict=True):
+        differs = any(getattr(state.config, field) != getattr(first.config, field) for field in MEANING)
         if differs or _shapes(other) != _shapes(tensors[0]):
-            raise ConfigError(f"{each!r} differs from {names[0]!r} in its settings: {config} against {configs[0]}")
+            raise ConfigError(
+                f"{state.name!r} differs from {first.name!r} in its settings: {state.config} against {first.config}"
+            )
     shares = _shares(weights, len(names))
-    average = build_beside(model, name, configs[0])
+    average = build_beside(model, name, first.config)
     with torch.no_grad():
         for key, target in average.declared().items():
             mean = sum(share * each[key].to(torch.float64) for share, each in zip(shares, tensors, strict=True))
             target.copy_(torch.as_tensor(mean))
-    origins = [state_of(model, each).origin for each in names]
-    if all(origin == origins[0] for origin in origins):
-        root_state(average).origin = origins[0]  # one base, one way to make clips, one list of classes
+    if all(state.origin == first.origin for state in states):
+        root_state(average).origin = first.origin  # one base, one way to make clips, one list of classes
     shelve(model, average)
 
 

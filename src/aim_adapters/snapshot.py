@@ -78,8 +78,9 @@ def take_snapshot(
     labels = said.get("labels") if labels is None else labels
     if frame_stride is not None and (type(frame_stride) is not int or frame_stride < 1):
         raise ConfigError(f"frame_stride must be an integer >= 1, got {frame_stride!r}")
-    sharded = any(hasattr(tensor, "full_tensor") for tensor in tensors_of(model, name).values())
-    require_memory(tensors_of(model, name).values())
+    tensors = tensors_of(model, name)
+    sharded = any(hasattr(tensor, "full_tensor") for tensor in tensors.values())
+    require_memory(tensors.values())
     state = {key: tensor.contiguous() for key, tensor in adapter_state_dict(model, name=name).items()}
     if sharded and torch.distributed.get_rank() != 0:
         return None
@@ -105,7 +106,7 @@ def take_snapshot(
             "labels": None if labels is None else list(labels),
         },
     }
-    snapshot = Snapshot(config, state, count_adapter(model, shared, tensors_of(model, name)))
+    snapshot = Snapshot(config, state, count_adapter(model, shared, tensors))
     try:
         require_readable(config, snapshot.metadata(), state)
     except (CheckpointError, TypeError) as error:  # TypeError: what JSON cannot hold, such as a path

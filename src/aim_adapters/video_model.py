@@ -78,7 +78,6 @@ def load_video_model(
             one that cannot be built; or the adapters do not fit it.
         ConfigError: ``base_model`` is neither a directory nor a name, or a directory with a revision.
         UnsupportedModelError: The base model cannot be adapted.
-        UnsupportedKernelError: The attention named in the checkpoint cannot run here.
     """
     directory = locate(
         source,
