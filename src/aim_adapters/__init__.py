@@ -8,6 +8,7 @@ from aim_adapters.checkpoint import load_adapters, save_adapters
 from aim_adapters.config import AIMConfig
 from aim_adapters.convert import convert_official_checkpoint, load_official_checkpoint
 from aim_adapters.errors import AIMError, CheckpointError, UnsupportedKernelError, UnsupportedModelError
+from aim_adapters.execution import BlockExecution, explain_execution, set_base_dtype, set_execution
 from aim_adapters.frames import set_num_frames
 from aim_adapters.guards import is_wrapped
 from aim_adapters.hub import push_to_hub
@@ -29,6 +30,7 @@ __all__ = [
     "Backbone",
     "BaseRequest",
     "BlockAttention",
+    "BlockExecution",
     "CheckpointError",
     "FlopCount",
     "LoadReport",
@@ -45,6 +47,7 @@ __all__ = [
     "delete_adapter",
     "disable_adapters",
     "explain_attention",
+    "explain_execution",
     "is_wrapped",
     "list_adapters",
     "list_backbones",
@@ -58,6 +61,8 @@ __all__ = [
     "save_adapters",
     "set_adapter",
     "set_attention",
+    "set_base_dtype",
+    "set_execution",
     "set_num_frames",
     "trainable_parameters",
     "unwrap_image_model",

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -19,6 +19,78 @@ ProjectQKV = Callable[[Any, Tensor], tuple[Tensor, Tensor, Tensor]]
 ProjectPacked = Callable[[Any, Tensor], Tensor | None]
 ProjectOut = Callable[[Any, Tensor, Tensor], Tensor]
 Attend = Callable[..., Tensor]
+Parts = Callable[[Any, Any], "BlockParts"]
+
+
+class AttentionParts(NamedTuple):
+    """Hold what a pre-norm attention branch is made of: ``gamma * (out(attention(qkv(norm(x)))))``.
+
+    Attributes:
+        norm_weight: Of the LayerNorm in front ``[D]``, or None.
+        norm_bias: ``[D]``, or None.
+        qkv_weight: ``[3*H*d, D]``; separate projections are put together.
+        qkv_bias: ``[3*H*d]``, or None.
+        out_weight: ``[D, H*d]``.
+        out_bias: ``[D]``, or None.
+        gamma: LayerScale ``[D]``, or None.
+        eps: Of the LayerNorm.
+        heads: H.
+        scale: Factor on the scores.
+        plain: Among the tokens of a frame it is the softmax of scaled products alone: no positions, masks or windows.
+    """
+
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+    qkv_weight: Tensor
+    qkv_bias: Tensor | None
+    out_weight: Tensor
+    out_bias: Tensor | None
+    gamma: Tensor | None
+    eps: float
+    heads: int
+    scale: float
+    plain: bool
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Return the tensors in order."""
+        return self[:7]
+
+
+class MlpParts(NamedTuple):
+    """Hold what a pre-norm MLP branch is made of: ``gamma * out(activation(in(norm(x))))``.
+
+    Attributes:
+        norm_weight: Of the LayerNorm in front ``[D]``, or None.
+        norm_bias: ``[D]``, or None.
+        in_weight: ``[K, D]``.
+        in_bias: ``[K]``, or None.
+        out_weight: ``[D, K]``.
+        out_bias: ``[D]``, or None.
+        gamma: LayerScale ``[D]``, or None.
+        eps: Of the LayerNorm.
+        activation: ``"gelu"``, ``"gelu_tanh"``, ``"quick_gelu"``, ``"relu"`` or ``"silu"``.
+    """
+
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+    in_weight: Tensor
+    in_bias: Tensor | None
+    out_weight: Tensor
+    out_bias: Tensor | None
+    gamma: Tensor | None
+    eps: float
+    activation: str
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Return the tensors in order."""
+        return self[:7]
+
+
+class BlockParts(NamedTuple):
+    """Hold what a block's branches are made of, or say why a branch is not made of such parts."""
+
+    attention: AttentionParts | str
+    mlp: MlpParts | str
 
 
 @dataclass(frozen=True)
@@ -50,6 +122,8 @@ class BlockAnatomy:
         fused_spatial: Run the spatial pass as ``project_out(sdpa(project_qkv(h)))`` instead of ``attend``: the same
             numbers, where the family's own call would not always take a fused kernel.
         temporal: The block also attends over time (Swin: only where windows are not shifted).
+        parts: ``(block, anatomy) -> BlockParts``: the block's branches as tensors, looked up at every call, so that a
+            layer that was replaced is seen; or None: a block runs as modules.
     """
 
     attention: str
@@ -66,6 +140,7 @@ class BlockAnatomy:
     project_packed: ProjectPacked | None = None
     fused_spatial: bool = False
     temporal: bool = True
+    parts: Parts | None = None
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from aim_adapters.anatomy import BlockAnatomy, apply_part
+from aim_adapters.fused import Branch, chain_plan, fused_branches, token_dtype
 from aim_adapters.layers.adapter import drop_path
 from aim_adapters.layers.state import AIMState, BlockState
 from aim_adapters.layers.temporal import add_temporal_embedding, relative_temporal_bias
+from aim_adapters.ops.branches import run_branches
 from aim_adapters.ops.temporal_attention import temporal_attention, temporal_attention_packed
 from aim_adapters.patching import Patched
 
@@ -37,20 +42,54 @@ class AdaptedBlock(Patched):
         Returns:
             Tokens ``[B*T, ..., D]``.
         """
-        aim, anatomy, shared = self.aim, self.aim_spec, self.aim.shared[0]
+        aim, shared = self.aim, self.aim.shared[0]
         if not shared.enabled:
             out: Tensor = super().forward(x, *args, **kwargs)
             return out
         if aim.enters and shared.temporal_embedding is not None:
             x = add_temporal_embedding(x, shared.temporal_embedding)
-        if aim.temporal is not None:
-            x = x + self._drop(aim.temporal(self._attend_over_frames(x)))  # Eq. 3
-        attended = self._attend_over_tokens(apply_part(self, anatomy.pre_attention, x), *args, **kwargs)
-        x = x + (attended if aim.spatial is None else aim.spatial(attended))  # Eq. 4
+        x = x.to(token_dtype(self, x))
+        extra = any(each is not None for each in (*args, *kwargs.values()))
+        fused = fused_branches(self, x, positions=extra)
+        modules = (self._temporal, lambda x: self._spatial(x, *args, **kwargs), self._mlp)
+        chain: list[Branch] = []
+        for branch, run in zip((*fused, ""), (*modules, None), strict=True):
+            if isinstance(branch, Branch):
+                chain.append(branch.after(chain))
+            elif branch is not None:
+                x, chain = self._run_chain(x, chain), []
+                x = x if run is None else self._run_modules(run, x)
+        return x
+
+    def _run_chain(self, x: Tensor, chain: list[Branch]) -> Tensor:
+        if not chain:
+            return x
+        plan = chain_plan(self, x, tuple(each.plan for each in chain))
+        tokens = x.flatten(1, -2)  # [B*T, N, D]
+        return run_branches(tokens, [t for each in chain for t in each.tensors], plan).view(x.shape)
+
+    def _run_modules(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if self.aim.shared[0].memory == "fast" or not torch.is_grad_enabled():
+            return run(x)
+        out: Tensor = checkpoint(run, x, use_reentrant=False)
+        return out
+
+    def _temporal(self, x: Tensor) -> Tensor:
+        aim = self.aim
+        assert aim.temporal is not None
+        return x + self._drop(aim.temporal(self._attend_over_frames(x)))  # Eq. 3
+
+    def _spatial(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        attended = self._attend_over_tokens(apply_part(self, self.aim_spec.pre_attention, x), *args, **kwargs)
+        out: Tensor = x + (attended if self.aim.spatial is None else self.aim.spatial(attended))  # Eq. 4
+        return out
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        aim, anatomy = self.aim, self.aim_spec
         h = apply_part(self, anatomy.pre_mlp, x)  # [B*T, ..., D]
         branch = apply_part(self, anatomy.post_mlp, getattr(self, anatomy.mlp)(h))
         if aim.joint is not None:
-            branch = branch + shared.config.scale * self._drop(aim.joint(h))
+            branch = branch + aim.shared[0].config.scale * self._drop(aim.joint(h))
         return x + branch  # Eq. 5
 
     def train(self, mode: bool = True) -> AdaptedBlock:

@@ -19,7 +19,7 @@ from aim_adapters.config import AIMConfig
 from aim_adapters.errors import ConfigError, StateError, UnsupportedModelError
 from aim_adapters.layers.adapter import Adapter
 from aim_adapters.layers.head import new_classifier
-from aim_adapters.layers.state import IDLE, AdapterSet, AIMState, BlockState, NormState
+from aim_adapters.layers.state import IDLE, AdapterSet, AIMState, BlockState, NormState, declared_tensors
 from aim_adapters.layers.temporal import is_temporal, new_temporal_bias, new_temporal_embedding
 from aim_adapters.patching import Patched, patch, unpatch
 from aim_adapters.root import ClipHead, Layout, RootState, TokenEntry, TrainedNorm, VideoRoot, WrapRecord
@@ -73,6 +73,8 @@ def build_adapter(
             builder.hold(anatomy.entry, TokenEntry, anatomy.entry_side)
     state = RootState(config, embedding, bypassed=_bypassed(root, anatomy, config))
     state.record, state.name = record, name
+    if builder.running is not None:
+        state.branches, state.memory = builder.running.branches, builder.running.memory
     builder.add("", state, VideoRoot, (anatomy.hidden_when_headed, anatomy.blocked_methods))
     for index in adapted:
         builder.add_block(index, state, first=adapted[0])
@@ -199,6 +201,8 @@ class _Builder:
 
     def __init__(self, root: nn.Module, anatomy: BackboneAnatomy, config: AIMConfig, *, on_meta: bool) -> None:
         self.root, self.anatomy, self.config, self.on_meta = root, anatomy, config, on_meta
+        running = root._modules.get("aim")
+        self.running = running if isinstance(running, RootState) else None
         self.containers: list[AIMState] = []
         self.paths: list[str] = []
         self.holders: list[str] = []
@@ -215,6 +219,8 @@ class _Builder:
 
     def place_of(self, module: nn.Module) -> _Place:
         place = place_of(module)
+        if self.running is not None:  # the image model's own dtype may have been changed since
+            place["dtype"] = next((t.dtype for t in declared_tensors(self.root).values()), place["dtype"])
         return {**place, "device": torch.device("meta")} if self.on_meta else place
 
     def add_block(self, index: int, state: RootState, *, first: int) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from aim_adapters.errors import ConfigError
 from aim_adapters.guards import only_root
+from aim_adapters.layers.state import by_modules
 
 
 class FlopCount(NamedTuple):
@@ -48,8 +49,10 @@ def count_flops(model: nn.Module, *, image_size: tuple[int, int] | int | None = 
     height, width = (size, size) if isinstance(size, int) else size
     parameter = next(root.parameters())
     shape = (shared.config.num_frames, anatomy.in_channels, height, width)  # flat: one clip, no layout to guess
-    # The fused kernels of a CPU have no FLOP formula; the plain products they stand for have.
+    # Fused branches leave products out that the paper counts. The fused kernels of a CPU have no FLOP formula; the
+    # plain products they stand for have.
     with (
+        by_modules(shared),
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
         FakeTensorMode(allow_non_fake_inputs=True),

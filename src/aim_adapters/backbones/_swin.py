@@ -15,6 +15,7 @@ from torch import Tensor
 
 from aim_adapters.anatomy import Attend, BlockAnatomy
 from aim_adapters.backbones._attention import num_heads, project_out, unit_scale
+from aim_adapters.backbones._parts import placed_parts
 
 
 def _split(attn: Any, packed: Tensor) -> Tensor:
@@ -71,5 +72,6 @@ def block_anatomy(version: int, attend: Attend, *, shifted: bool) -> BlockAnatom
         attend=attend,
         softmax_scale=_scale if version == 1 else unit_scale,
         heads=num_heads,
+        parts=placed_parts if version == 1 else None,
         temporal=not shifted,
     )

@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from aim_adapters.anatomy import Attend, BlockAnatomy
+from aim_adapters.anatomy import Attend, BlockAnatomy, Parts
 from aim_adapters.backbones import BaseRequest
 from aim_adapters.backbones._assign import read_once
 from aim_adapters.backbones._attention import num_heads, project_out, project_packed, project_qkv, softmax_scale
 from aim_adapters.backbones._fetch import Kind, checked_arguments, fetch, hub_id
+from aim_adapters.backbones._parts import placed_parts
 from aim_adapters.errors import ConfigError
 
 
@@ -121,12 +122,13 @@ _ARGUMENTS: dict[str, Kind] = {
 }
 
 
-def block_anatomy(attend: Attend, *, scales: tuple[str, str]) -> BlockAnatomy:
+def block_anatomy(attend: Attend, *, scales: tuple[str, str], parts: Parts = placed_parts) -> BlockAnatomy:
     """Describe a pre-norm block.
 
     Args:
         attend: The block's own attention.
         scales: Attributes of the LayerScales behind attention and MLP.
+        parts: Reads the block's branches as tensors.
     """
     return BlockAnatomy(
         attention="attn",
@@ -141,6 +143,7 @@ def block_anatomy(attend: Attend, *, scales: tuple[str, str]) -> BlockAnatomy:
         attend=attend,
         softmax_scale=softmax_scale,
         heads=num_heads,
+        parts=parts,
     )
 
 

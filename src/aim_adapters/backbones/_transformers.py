@@ -13,6 +13,7 @@ from aim_adapters.backbones import BaseRequest
 from aim_adapters.backbones._assign import warn_random
 from aim_adapters.backbones._attention import num_heads, project_out, project_qkv, softmax_scale
 from aim_adapters.backbones._fetch import Kind, checked_arguments
+from aim_adapters.backbones._parts import plain_parts
 from aim_adapters.errors import ConfigError, UnsupportedModelError
 
 
@@ -43,6 +44,7 @@ def block_anatomy(
         attend=attend,
         softmax_scale=softmax_scale,
         heads=num_heads,
+        parts=plain_parts,
     )
 
 

@@ -23,6 +23,7 @@ from aim_adapters.backbones._attention import (
     require_plain_multi_head,
 )
 from aim_adapters.backbones._fetch import Kind, checked_arguments, fetch, hub_id
+from aim_adapters.backbones._parts import plain_parts
 from aim_adapters.errors import ConfigError, UnsupportedModelError
 
 
@@ -216,6 +217,7 @@ _BLOCK = BlockAnatomy(
     softmax_scale=inverse_root_scale,
     heads=num_heads,
     fused_spatial=True,
+    parts=plain_parts,
 )
 
 
@@ -245,6 +247,7 @@ _OWN_ATTENTION_BLOCK = dataclasses.replace(
     project_packed=None,
     attend=_attend_own,
     fused_spatial=False,
+    parts=None,
 )
 _CUSTOM_BLOCK = dataclasses.replace(_OWN_ATTENTION_BLOCK, post_attention=("ln_attn", "ls_1"))
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
 from aim_adapters.backbones import Backbone
 from aim_adapters.backbones._attention import refuse_masks
+from aim_adapters.backbones._parts import plain_parts
 from aim_adapters.backbones._timm import block_anatomy, build, facts, final_norm, post_norm
 
 
@@ -47,7 +48,7 @@ def _attend(block: Any, h: Tensor, attn_mask: Tensor | None = None, is_causal: b
     return out
 
 
-_BLOCK = block_anatomy(_attend, scales=("ls1", "ls2"))
+_BLOCK = block_anatomy(_attend, scales=("ls1", "ls2"), parts=plain_parts)
 
 _POST_NORM_BLOCK = post_norm(_BLOCK)
 

@@ -16,6 +16,7 @@ from aim_adapters.backbones._attention import (
     project_packed_weights,
     require_plain_multi_head,
 )
+from aim_adapters.backbones._parts import plain_parts
 from aim_adapters.backbones._torchvision import build
 
 
@@ -72,6 +73,7 @@ _BLOCK = BlockAnatomy(
     softmax_scale=inverse_root_scale,
     heads=num_heads,
     fused_spatial=True,
+    parts=plain_parts,
 )
 
 BACKBONE = Backbone(

@@ -65,8 +65,17 @@ def drop_path(branch: Tensor, *, rate: float, num_frames: int, training: bool) -
     """
     if not training or rate == 0.0:
         return branch
-    keep = 1.0 - rate
     clips = branch.unflatten(0, (-1, num_frames))  # [B, T, ...]
-    mask = clips.new_empty([clips.shape[0]] + [1] * (clips.ndim - 1)).bernoulli_(keep).div_(keep)
+    mask = keep_clips(clips.new_empty([clips.shape[0]] + [1] * (clips.ndim - 1)), rate)
     out: Tensor = (clips * mask).flatten(0, 1)  # [B*T, ...]
     return out
+
+
+def keep_clips(out: Tensor, rate: float) -> Tensor:
+    """Draw the factor of each clip's branch, 0 or ``1 / (1 - rate)``, into a tensor.
+
+    Args:
+        out: Floating point, one element a clip; overwritten.
+        rate: Probability of dropping a clip's branch, in [0, 1).
+    """
+    return out.bernoulli_(1.0 - rate).div_(1.0 - rate)

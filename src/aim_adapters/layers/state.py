@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -75,6 +76,9 @@ class SharedState(AIMState):
         self.config = config
         self.bypassed = bypassed
         self.enabled = True
+        # How it runs, not what it computes: neither is saved.
+        self.branches = "auto"
+        self.memory = "fast"
         self.num_frames = config.attention_frames
         self.register_parameter("temporal_embedding", temporal_embedding)
 
@@ -153,6 +157,16 @@ class NormState(AIMState):
         super().__init__()
         self.shared = (shared,)
         self.norm = norm
+
+
+@contextlib.contextmanager
+def by_modules(shared: SharedState) -> Iterator[None]:
+    """Run every branch as the image model's own modules for a while."""
+    before, shared.branches = shared.branches, "modules"
+    try:
+        yield
+    finally:
+        shared.branches = before
 
 
 def states(model: nn.Module) -> Iterator[AIMState]:

@@ -80,6 +80,8 @@ def choose(requested: str, case: Case | None = None) -> Choice:
         return Choice("triton", "asked for by name")
     if case is None:
         return Choice("auto", "chosen at each call")
+    if case.device == "cpu":
+        return Choice("eager", "as fast as SDPA on a CPU for the frames of a clip")
     if unfit is not None:
         return Choice("sdpa", unfit)
     if case.device != "cuda":
@@ -170,10 +172,15 @@ def case_of(device: str, dtype: torch.dtype, head_dim: int, num_frames: int) -> 
         num_frames,
         missing,
         shared_memory=_shared_memory.get(device, 2**20),
-        # Inside Dynamo some versions (2.11) say that every compilation is an export. So an export by Dynamo
-        # (strict=True) is none here.
-        exporting=not torch.compiler.is_dynamo_compiling() and _exporting(),
+        exporting=exporting(),
     )
+
+
+def exporting() -> bool:
+    """Tell whether the model is being exported, for a place that need not know our operators."""
+    # Inside Dynamo some versions (2.11) say that every compilation is an export. So an export by Dynamo (strict=True)
+    # is none here.
+    return not torch.compiler.is_dynamo_compiling() and _exporting()
 
 
 def temporal_attention(

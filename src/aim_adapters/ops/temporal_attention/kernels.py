@@ -86,11 +86,13 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    d_out, q, k, v, bias, d_q, d_k, d_v, d_bias,
+    d_out, q, k, v, bias, d_q, d_k, d_v, d_bias, out,
     g_f, g_n, g_h, q_f, q_n, q_h, k_f, k_n, k_h, v_f, v_n, v_h, dq_f, dq_n, dq_h, dk_f, dk_n, dk_h, dv_f, dv_n, dv_h,
+    o_f, o_n, o_h,
     tokens, heads, scale,
     T: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, SHARED: tl.constexpr, HAS_BIAS: tl.constexpr,
-    PRECISION: tl.constexpr, EXACT: tl.constexpr, BIAS_WIDTH: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr, BIAS_WIDTH: tl.constexpr, TILES: tl.constexpr,
+    HAS_OUT: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     clip, head, first, rest = _tile(tokens, heads, T, ROWS, TILES)
     if HAS_BIAS:
@@ -102,6 +104,9 @@ def backward_kernel(
         v_tile = _load(v, frame, token, inside, head // SHARED, v_f, v_n, v_h, D, WIDTH)
         g_tile = _load(d_out, frame, token, inside, head, g_f, g_n, g_h, D, WIDTH)
         p, same = _probabilities(q_tile, k_tile, bias, head, scale, T, ROWS, HAS_BIAS, PRECISION)
+        if HAS_OUT:
+            o_tile = tl.dot(p.to(v_tile.dtype), v_tile, input_precision=PRECISION)
+            _store(out, o_tile, frame, token, inside, head, o_f, o_n, o_h, D, WIDTH)
         d_v_tile = tl.dot(tl.trans(p.to(g_tile.dtype)), g_tile, input_precision=PRECISION)
         _store(d_v, d_v_tile, frame, token, inside, head, dv_f, dv_n, dv_h, D, WIDTH)
         d_p = tl.dot(g_tile, tl.trans(v_tile), input_precision=PRECISION)

@@ -71,6 +71,20 @@ def temporal_attention_packed(qkv: Tensor, *, num_frames: int, scale: float, bia
     return out
 
 
+def packed_forward(qkv: Tensor, bias: Tensor | None, num_frames: int, scale: float) -> Tensor:
+    """Do what `temporal_attention_packed` does, unknown to autograd."""
+    return _packed(qkv, bias, num_frames, scale)
+
+
+def packed_backward(
+    d_out: Tensor, qkv: Tensor, bias: Tensor | None, num_frames: int, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of a packed projection and of the bias, and the output, which costs a write on the way."""
+    out = _contiguous_like(d_out)
+    d_qkv, d_bias = _packed_backward(d_out, qkv, bias, num_frames, scale, out)
+    return d_qkv, d_bias, out
+
+
 # Kernel launches
 
 
@@ -96,8 +110,9 @@ def _backward(
     num_frames: int,
     scale: float,
     into: tuple[Tensor, Tensor, Tensor],
+    out: Tensor | None = None,
 ) -> Tensor:
-    """Write the gradients of q, k and v (one per query head), and return that of the bias."""
+    """Write the gradients of q, k and v (one per query head), and the output if asked; return that of the bias."""
     d_out, q, k, v = _rows_together(d_out), _rows_together(q), _rows_together(k), _rows_together(v)
     tokens, heads = q.shape[1:3]
     tiles = 1 if bias is None else 8  # fewer partial sums to write and add up
@@ -109,10 +124,11 @@ def _backward(
     d_q, d_k, d_v = into
     with _device_of(q):
         kernels.backward[grid](
-            d_out, q, k, v, _dense(bias), d_q, d_k, d_v, partial,
+            d_out, q, k, v, _dense(bias), d_q, d_k, d_v, partial, out,
             *d_out.stride()[:3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-            *d_q.stride()[:3], *d_k.stride()[:3], *d_v.stride()[:3],
+            *d_q.stride()[:3], *d_k.stride()[:3], *d_v.stride()[:3], *(d_out if out is None else out).stride()[:3],
             tokens, heads, scale,
+            HAS_OUT=out is not None,
             EXACT=_EXACT, BIAS_WIDTH=max(16, next_power_of_2(num_frames)), TILES=tiles, **options,
         )  # fmt: skip
     return q.new_empty(0) if partial is None or bias is None else partial.sum(0).to(bias.dtype)
@@ -176,12 +192,12 @@ def _packed(qkv: Tensor, bias: Tensor | None, num_frames: int, scale: float) -> 
 
 
 def _packed_backward(
-    d_out: Tensor, qkv: Tensor, bias: Tensor | None, num_frames: int, scale: float
+    d_out: Tensor, qkv: Tensor, bias: Tensor | None, num_frames: int, scale: float, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     d_qkv = _contiguous_like(qkv)
     d_q, d_k, d_v = d_qkv.unbind(2)
     q, k, v = qkv.unbind(2)
-    d_bias = _backward(d_out, q, k, v, bias, num_frames, scale, (d_q, d_k, d_v))
+    d_bias = _backward(d_out, q, k, v, bias, num_frames, scale, (d_q, d_k, d_v), out)
     return d_qkv, d_bias
 
 

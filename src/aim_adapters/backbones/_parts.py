@@ -1,0 +1,208 @@
+"""Read the branches of a block as tensors, where they are made of plain layers that nothing listens to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aim_adapters.anatomy import AttentionParts, BlockAnatomy, BlockParts, MlpParts
+
+# By name, as only models of a library that is there can hold its layers. They all normalise in float32 or better.
+_NORMS = frozenset(
+    {
+        "torch.nn.modules.normalization.LayerNorm",
+        "timm.layers.norm.LayerNorm",
+        "timm.layers.norm.LayerNormFp32",
+        "open_clip.transformer.LayerNorm",
+        "open_clip.transformer.LayerNormFp32",
+    }
+)
+_LINEARS = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
+_ACTIVATIONS = {
+    "timm.layers.activations.GELU": "gelu",
+    "timm.layers.activations.GELUTanh": "gelu_tanh",
+    "timm.layers.activations.QuickGELU": "quick_gelu",
+    "open_clip.transformer.QuickGELU": "quick_gelu",
+    "transformers.activations.GELUActivation": "gelu",
+    "transformers.activations.QuickGELUActivation": "quick_gelu",
+    "transformers.activations.GELUTanh": "gelu_tanh",
+    "transformers.activations.PytorchGELUTanh": "gelu_tanh",
+    "torch.nn.modules.activation.ReLU": "relu",
+    "torch.nn.modules.activation.SiLU": "silu",
+}
+_SCALES = frozenset(
+    {
+        "timm.layers.layer_scale.LayerScale",
+        "timm.models.vision_transformer.LayerScale",
+        "open_clip.transformer.LayerScale",
+        "transformers.models.dinov2.modeling_dinov2.Dinov2LayerScale",
+        "transformers.models.dinov3_vit.modeling_dinov3_vit.DINOv3ViTLayerScale",
+    }
+)
+
+
+_SEQUENCES = frozenset(
+    {
+        "torch.nn.modules.container.Sequential",
+        "torchvision.models.vision_transformer.MLPBlock",
+        "torchvision.ops.misc.MLP",
+    }
+)
+_NAMES = ("fc1", "activation_fn", "fc2")
+_MLPS = {
+    "timm.layers.mlp.Mlp": ("fc1", "act", "norm", "fc2"),
+    "transformers.models.vit.modeling_vit.ViTMLP": _NAMES,
+    "transformers.models.clip.modeling_clip.CLIPMLP": _NAMES,
+    "transformers.models.siglip.modeling_siglip.SiglipMLP": _NAMES,
+    "transformers.models.siglip2.modeling_siglip2.Siglip2MLP": _NAMES,
+    "transformers.models.dinov2.modeling_dinov2.Dinov2MLP": _NAMES,
+    "transformers.models.dinov3_vit.modeling_dinov3_vit.DINOv3ViTMLP": ("up_proj", "act_fn", "down_proj"),
+}
+
+
+class _NotPlain(Exception):
+    """A part is not of a kind that is read here."""
+
+
+def plain_parts(block: Any, anatomy: BlockAnatomy) -> BlockParts:
+    """Read a block whose attention knows nothing of its tokens but what they are."""
+    return _read(block, anatomy, plain=True)
+
+
+def placed_parts(block: Any, anatomy: BlockAnatomy) -> BlockParts:
+    """Read a block whose attention, among the tokens of a frame, knows of positions or windows too."""
+    return _read(block, anatomy, plain=False)
+
+
+def _read(block: Any, anatomy: BlockAnatomy, *, plain: bool) -> BlockParts:
+    try:
+        attention: AttentionParts | str = _attention(block, anatomy, plain=plain)
+    except _NotPlain as reason:
+        attention = str(reason)
+    try:
+        mlp: MlpParts | str = _mlp(block, anatomy)
+    except _NotPlain as reason:
+        mlp = str(reason)
+    return BlockParts(attention, mlp)
+
+
+def _attention(block: Any, anatomy: BlockAnatomy, *, plain: bool) -> AttentionParts:
+    attn = getattr(block, anatomy.attention)
+    _unheard(attn, anatomy.attention)
+    for name in ("q_norm", "k_norm", "norm", "ln_q", "ln_k", "ln_inner"):
+        part = getattr(attn, name, None)
+        if isinstance(part, nn.Module) and not isinstance(part, nn.Identity):
+            raise _NotPlain(f"its attention has a {type(part).__name__} inside")
+    if getattr(attn, "gate", None) is not None or getattr(attn, "head_scale", None) is not None:
+        raise _NotPlain("its attention is gated")
+    weight, bias = _qkv(attn)
+    layer = next(getattr(attn, name) for name in ("proj", "out_proj", "o_proj") if hasattr(attn, name))
+    return AttentionParts(
+        *_norm(block, anatomy.pre_attention),
+        weight,
+        bias,
+        *_linear(layer),
+        _scale(block, anatomy.post_attention),
+        _eps(block, anatomy.pre_attention),
+        anatomy.heads(attn),
+        anatomy.softmax_scale(attn),
+        plain,
+    )
+
+
+def _qkv(attn: Any) -> tuple[Tensor, Tensor | None]:
+    if getattr(attn, "in_proj_weight", None) is not None:
+        return attn.in_proj_weight, attn.in_proj_bias
+    if getattr(attn, "qkv", None) is not None:
+        weight, bias = _linear(attn.qkv)
+        if getattr(attn, "q_bias", None) is not None:
+            bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+        return weight, bias
+    layers = [_linear(getattr(attn, name, None)) for name in ("q_proj", "k_proj", "v_proj")]
+    weights, biases = [weight for weight, _ in layers], [bias for _, bias in layers]
+    if any(weight.shape != weights[0].shape for weight in weights):
+        raise _NotPlain("its attention has fewer key and value heads than query heads")
+    given = [bias for bias in biases if bias is not None]
+    if not given:
+        return torch.cat(weights), None
+    return torch.cat(weights), torch.cat([torch.zeros_like(given[0]) if bias is None else bias for bias in biases])
+
+
+def _mlp(block: Any, anatomy: BlockAnatomy) -> MlpParts:
+    mlp = getattr(block, anatomy.mlp)
+    _unheard(mlp, anatomy.mlp)
+    layers = []
+    if _full_name(mlp) in _SEQUENCES:
+        layers = [each for each in mlp if not isinstance(each, (nn.Dropout, nn.Identity))]
+    elif _full_name(mlp) in _MLPS:
+        names = _MLPS[_full_name(mlp)]
+        layers = [getattr(mlp, name) for name in names if not isinstance(getattr(mlp, name), nn.Identity)]
+    if len(layers) != 3:
+        raise _NotPlain(f"its MLP is a {type(mlp).__name__}, not two layers around an activation")
+    first, act, last = layers
+    if first.out_features != last.in_features:
+        raise _NotPlain("its MLP is gated")
+    return MlpParts(
+        *_norm(block, anatomy.pre_mlp),
+        *_linear(first),
+        *_linear(last),
+        _scale(block, anatomy.post_mlp),
+        _eps(block, anatomy.pre_mlp),
+        _activation(act),
+    )
+
+
+def _norm(block: Any, name: str | None) -> tuple[Tensor | None, Tensor | None]:
+    norm = None if name is None else getattr(block, name)
+    if norm is None or _full_name(norm) not in _NORMS:
+        raise _NotPlain("it has no LayerNorm in front" if norm is None else f"its norm is a {type(norm).__name__}")
+    _unheard(norm, str(name))
+    return norm.weight, norm.bias
+
+
+def _eps(block: Any, name: str | None) -> float:
+    return float(getattr(block, str(name)).eps)
+
+
+def _linear(layer: Any) -> tuple[Tensor, Tensor | None]:
+    if type(layer) not in _LINEARS:
+        raise _NotPlain(f"it holds a {type(layer).__name__} in place of a linear layer")
+    _unheard(layer, "linear layer")
+    return layer.weight, layer.bias
+
+
+def _scale(block: Any, name: str | tuple[str, ...] | None) -> Tensor | None:
+    if isinstance(name, tuple):
+        raise _NotPlain(f"behind its branch come {' and '.join(name)}")
+    part = None if name is None else getattr(block, name)
+    if part is None or isinstance(part, nn.Identity):
+        return None
+    if isinstance(part, Tensor):
+        return part
+    if _full_name(part) not in _SCALES:
+        raise _NotPlain(f"behind its branch comes a {type(part).__name__}")
+    _unheard(part, "LayerScale")
+    gamma: Tensor = part.gamma if hasattr(part, "gamma") else part.lambda1
+    return gamma
+
+
+def _activation(act: Any) -> str:
+    name = _full_name(act)
+    if name == "torch.nn.modules.activation.GELU":
+        return "gelu" if act.approximate == "none" else "gelu_tanh"
+    if name not in _ACTIVATIONS:
+        raise _NotPlain(f"its MLP's activation is a {type(act).__name__}")
+    _unheard(act, "activation")
+    return _ACTIVATIONS[name]
+
+
+def _full_name(module: Any) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def _unheard(module: nn.Module, what: str) -> None:
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    if hooks or "forward" in module.__dict__:  # transformers puts another there to record outputs
+        raise _NotPlain(f"its {what} has hooks, which a fused branch would not call")

@@ -1,0 +1,182 @@
+"""Say which branches of an adapted block run fused, and gather what they are made of."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from aim_adapters.anatomy import AttentionParts, BlockAnatomy, MlpParts
+from aim_adapters.errors import UnsupportedKernelError
+from aim_adapters.layers.adapter import Adapter, keep_clips
+from aim_adapters.layers.state import BlockState
+from aim_adapters.layers.temporal import relative_temporal_bias
+from aim_adapters.ops.branches import FROZEN, AttentionPlan, ChainPlan, MlpPlan, flash_takes
+from aim_adapters.ops.temporal_attention import case_of, choose
+from aim_adapters.ops.temporal_attention.api import exporting, triton_missing
+
+_ON_GPU = (torch.bfloat16, torch.float16, torch.float32)
+
+
+class Branch(NamedTuple):
+    """A branch that runs fused: what is not a tensor, and its tensors, in the order that the operator takes."""
+
+    plan: AttentionPlan | MlpPlan
+    tensors: tuple[Tensor | None, ...]
+
+    def after(self, chain: list[Branch]) -> Branch:
+        """Return the same without the tensors that the branch in front of it gives: both passes attend by one layer."""
+        if not chain or not isinstance(self.plan, AttentionPlan):
+            return self
+        return Branch(self.plan._replace(shares=True), (None,) * FROZEN + self.tensors[FROZEN:])
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Return what products of tokens are computed in: the dtype of an autocast that is on, else their own."""
+    device = x.device.type
+    if x.dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+def token_dtype(block: Any, x: Tensor) -> torch.dtype:
+    """Return the dtype of the tokens between blocks: under autocast, that in which the frozen weights are held.
+
+    Norms return float32 under autocast, also a norm in front of the first block; where the weights are held in the
+    dtype of autocast, so are the tokens.
+    """
+    held = next(getattr(block, block.aim_spec.attention).parameters()).dtype
+    return held if held == compute_dtype(x) else x.dtype
+
+
+def chain_plan(block: Any, x: Tensor, branches: tuple[AttentionPlan | MlpPlan, ...]) -> ChainPlan:
+    """Describe branches of a block that follow one another."""
+    shared = block.aim.shared[0]
+    return ChainPlan(branches, shared.num_frames, str(compute_dtype(x)).removeprefix("torch."), shared.memory)
+
+
+def fused_branches(block: Any, x: Tensor, *, positions: bool) -> tuple[Branch | str | None, ...]:
+    """Return for the temporal, the spatial and the MLP branch: itself; or why it runs as modules; None: there is none.
+
+    Args:
+        block: An adapted block.
+        x: Its tokens ``[B*T, ..., D]``.
+        positions: It was called with further arguments for its spatial attention.
+
+    Raises:
+        UnsupportedKernelError: ``branches="fused"`` was asked for, and one cannot be.
+    """
+    aim: BlockState = block.aim
+    anatomy: BlockAnatomy = block.aim_spec
+    shared = aim.shared[0]
+    general = "asked for by name" if shared.branches == "modules" else _unfit(x)
+    found: list[Branch | str | None] = [general, general, general]
+    if general is None:
+        parts = None if anatomy.parts is None else anatomy.parts(block, anatomy)
+        if parts is None:
+            found = ["this family's parts are not described"] * 3
+        else:
+            found = [
+                _temporal(block, x, parts.attention),
+                _spatial(block, x, parts.attention, positions=positions),
+                _mlp(block, x, parts.mlp),
+            ]
+    if aim.temporal is None:
+        found[0] = None
+    if shared.branches == "fused":
+        for name, each in zip(("temporal", "spatial", "MLP"), found, strict=True):
+            if isinstance(each, str):
+                raise UnsupportedKernelError(
+                    f"branches='fused' was asked for, but the {name} branch of {aim.key.rstrip('.')!r} cannot be: "
+                    f"{each}; use 'auto', which runs it as modules"
+                )
+    return tuple(found)
+
+
+def _unfit(x: Tensor) -> str | None:
+    device, dtype = x.device.type, compute_dtype(x)
+    if device not in ("cpu", "cuda"):
+        return f"fused branches need a CUDA device or a CPU, got {device}"
+    if device == "cuda":
+        missing = triton_missing(device)
+        if missing is not None:
+            return missing
+        if dtype not in _ON_GPU:
+            return f"on a GPU fused branches compute in {', '.join(map(str, _ON_GPU))}, got {dtype}"
+    if exporting():
+        return "an exported model must run without this package"
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return "fused branches have no rules for function transforms"
+    return None
+
+
+def _temporal(block: Any, x: Tensor, parts: AttentionParts | str) -> Branch | str:
+    aim, shared = block.aim, block.aim.shared[0]
+    if isinstance(parts, str):
+        return parts
+    if aim.temporal_input is not None:
+        return "it has an adapter in front of its attention"
+    heads, dtype = parts.heads, compute_dtype(x)
+    width = parts.qkv_weight.shape[0] // 3 // heads
+    choice = choose(shared.config.attention, case_of(x.device.type, dtype, width, shared.num_frames))
+    if choice.implementation == "sdpa":
+        return f"its attention runs as 'sdpa': {choice.reason}"
+    plan = AttentionPlan("frames", heads, parts.scale, parts.eps, True, False, choice.implementation)
+    bias = None if aim.temporal_bias is None else relative_temporal_bias(aim.temporal_bias)
+    return _branch(block, x, plan, parts.tensors(), aim.temporal, bias=bias, drop=True)
+
+
+def _spatial(block: Any, x: Tensor, parts: AttentionParts | str, *, positions: bool) -> Branch | str:
+    if isinstance(parts, str):
+        return parts
+    if not parts.plain or positions:
+        return "its spatial attention knows positions or masks"
+    dtype, width = compute_dtype(x), parts.qkv_weight.shape[0] // 3 // parts.heads
+    if not flash_takes(x.device.type, dtype, width):
+        return f"no fused attention takes heads of width {width} in {dtype} on {x.device.type}"
+    adapter = block.aim.spatial
+    plan = AttentionPlan("tokens", parts.heads, parts.scale, parts.eps, adapter is not None, True, "flash")
+    return _branch(block, x, plan, parts.tensors(), adapter)
+
+
+def _mlp(block: Any, x: Tensor, parts: MlpParts | str) -> Branch | str:
+    if isinstance(parts, str):
+        return parts
+    adapter, scale = block.aim.joint, block.aim.shared[0].config.scale
+    plan = MlpPlan(parts.activation, parts.eps, adapter is not None, scale)
+    return _branch(block, x, plan, parts.tensors(), adapter, drop=True)
+
+
+def _branch(
+    block: Any,
+    x: Tensor,
+    plan: AttentionPlan | MlpPlan,
+    frozen: tuple[Tensor | None, ...],
+    adapter: Adapter | None,
+    *,
+    bias: Tensor | None = None,
+    drop: bool = False,
+) -> Branch | str:
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in frozen):
+        return "a weight of the image model requires a gradient"
+    trained: tuple[Tensor | None, ...] = (None,) * 4
+    if adapter is not None:
+        if not (is_plain(adapter, Adapter) and all(is_plain(each, nn.Linear) for each in adapter.children())):
+            return "its adapter is not as it was made: a layer was replaced, or has hooks"
+        down, up = adapter.down_proj, adapter.up_proj
+        trained = (down.weight, down.bias, up.weight, up.bias)
+    factor = None
+    if drop and adapter is not None and block.training and block.aim.drop_path > 0:
+        clips = x.shape[0] // block.aim.shared[0].num_frames
+        factor = keep_clips(
+            x.new_empty(clips, dtype=torch.promote_types(compute_dtype(x), torch.float32)), block.aim.drop_path
+        )
+    return Branch(plan, (*frozen, factor, *trained, bias))
+
+
+def is_plain(module: nn.Module, expected: type[nn.Module]) -> bool:
+    """Tell whether a module is exactly of a type and nothing listens to its calls."""
+    return type(module) is expected and not (
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )

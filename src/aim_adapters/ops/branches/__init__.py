@@ -1,0 +1,7 @@
+"""Residual branches around frozen layers as one step of autograd."""
+
+from aim_adapters.ops.branches.attention import flash_takes
+from aim_adapters.ops.branches.chain import FROZEN, run_branches
+from aim_adapters.ops.branches.plan import AttentionPlan, ChainPlan, MlpPlan
+
+__all__ = ["FROZEN", "AttentionPlan", "ChainPlan", "MlpPlan", "flash_takes", "run_branches"]

@@ -1,0 +1,231 @@
+"""Run residual branches one after another as one step of autograd, and as two operators that compilers see whole."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aim_adapters.errors import UnsupportedKernelError
+from aim_adapters.ops.branches import residual
+from aim_adapters.ops.branches.plan import AttentionPlan, ChainPlan, decode, encode
+
+# Tensors of one branch: seven frozen ones, the factor of each clip, five that train.
+PER_BRANCH, FROZEN, TRAINED = 13, 7, 5
+
+_LIBRARY = torch.library.Library("aim_adapters", "FRAGMENT")
+_LIBRARY.define("branches(Tensor x, Tensor?[] tensors, str plan, bool train) -> Tensor[]")
+_LIBRARY.define(
+    "branches_backward(Tensor d_out, Tensor x, Tensor[] kept, Tensor?[] tensors, str plan, bool needs_input)"
+    " -> Tensor[]"
+)
+
+
+def run_branches(x: Tensor, tensors: Sequence[Tensor | None], plan: ChainPlan) -> Tensor:
+    """Run a chain of branches.
+
+    Args:
+        x: Tokens ``[B*T, N, D]``, floating point.
+        tensors: `PER_BRANCH` of each branch; see `plan.py` for their names and order.
+        plan: What is not a tensor.
+
+    Returns:
+        Tokens ``[B*T, N, D]`` in the dtype of ``x``.
+    """
+    x = x.contiguous()
+    text = encode(plan)
+    if torch.is_grad_enabled() and (x.requires_grad or any(t is not None and t.requires_grad for t in tensors)):
+        out: Tensor = _Chain.apply(x, text, *tensors)
+        return out
+    return _forward(x, tensors, text, train=False)[0]
+
+
+class _Chain(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, text: str, *tensors: Tensor | None) -> Tensor:
+        out, *kept = _forward(x, tensors, text, train=True)
+        ctx.save_for_backward(x, *kept, *tensors)
+        ctx.text, ctx.number = text, len(kept)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise UnsupportedKernelError(
+                "fused branches have no second derivative; choose set_execution(model, branches='modules')"
+            )
+        x, *rest = ctx.saved_tensors
+        kept, tensors = rest[: ctx.number], rest[ctx.number :]
+        needs_input = ctx.needs_input_grad[0]
+        found = list(_backward(d_out.contiguous(), x, kept, tensors, ctx.text, needs_input))
+        d_x = found.pop(0) if needs_input else None
+        gradients: list[Tensor | None] = []
+        for index, tensor in enumerate(tensors):
+            trains = index % PER_BRANCH >= PER_BRANCH - TRAINED and tensor is not None
+            gradients.append(found.pop(0) if trains else None)
+        return d_x, None, *gradients
+
+
+def _forward(x: Tensor, tensors: Sequence[Tensor | None], text: str, *, train: bool) -> list[Tensor]:
+    if torch.compiler.is_compiling():
+        out: list[Tensor] = torch.ops.aim_adapters.branches(x, list(tensors), text, train)
+        return out
+    return _run(x, tensors, text, train)
+
+
+def _backward(
+    d_out: Tensor, x: Tensor, kept: Sequence[Tensor], tensors: Sequence[Tensor | None], text: str, needs_input: bool
+) -> list[Tensor]:
+    if torch.compiler.is_compiling():
+        out: list[Tensor] = torch.ops.aim_adapters.branches_backward(
+            d_out, x, list(kept), list(tensors), text, needs_input
+        )
+        return out
+    return _run_backward(d_out, x, kept, tensors, text, needs_input)
+
+
+def _run(x: Tensor, tensors: Sequence[Tensor | None], text: str, train: bool) -> list[Tensor]:
+    """Return the output, and what the backward pass finds: inputs of branches but the first, and what each kept."""
+    plan = decode(text)
+    keep = plan.memory if train and plan.memory != "low" else ""
+    found: list[Tensor] = []
+    with torch.no_grad(), _plain(x):
+        for index in range(len(plan.branches)):
+            if index and keep:
+                found.append(x)
+            x, kept = _branch(x, tensors, plan, index, keep=keep)
+            found += kept
+    return [x, *found]
+
+
+def _run_backward(
+    d_out: Tensor, x: Tensor, kept: Sequence[Tensor], tensors: Sequence[Tensor | None], text: str, needs_input: bool
+) -> list[Tensor]:
+    """Return the gradient of the input, if it is wanted, and of each tensor that trains and is there, in order."""
+    plan = decode(text)
+    with torch.no_grad(), _plain(x):
+        inputs, found = _found(x, list(kept), tensors, plan)
+        gradients: list[Tensor | None] = []
+        d: Tensor | None = d_out
+        for index in reversed(range(len(plan.branches))):
+            branch, own, needs = plan.branches[index], tensors_of(plan, index, tensors), index > 0 or needs_input
+            assert d is not None
+            given = (d, inputs.pop(), own, found.pop())
+            if isinstance(branch, AttentionPlan):
+                d, ours = residual.attention_backward(*given, branch, plan, needs_input=needs)
+            else:
+                d, ours = residual.mlp_backward(*given, branch, plan, needs_input=needs)
+            del given
+            gradients = [g for g, t in zip(ours, own[-TRAINED:], strict=True) if t is not None] + gradients
+    wanted = ([d] if needs_input else []) + gradients
+    return [each for each in wanted if each is not None]
+
+
+def _found(
+    x: Tensor, kept: list[Tensor], tensors: Sequence[Tensor | None], plan: ChainPlan
+) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """Return each branch's input and what it kept; in low memory, compute them again."""
+    inputs, found = [x], []
+    if plan.memory == "low":
+        for index in range(len(plan.branches) - 1):
+            x, own = _branch(x, tensors, plan, index, keep="fast")
+            inputs.append(x)
+            found.append(own)
+        last = len(plan.branches) - 1
+        found.append(_branch(x, tensors, plan, last, keep="fast")[1] if _attends(plan, last) else [])
+        return inputs, found
+    for index in range(len(plan.branches)):
+        if index:
+            inputs.append(kept.pop(0))
+        number = kept_by(plan, index)
+        found.append(kept[:number])
+        del kept[:number]
+    return inputs, found
+
+
+def tensors_of(plan: ChainPlan, index: int, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Return the tensors of a branch, with the frozen ones that it shares with the branch in front of it."""
+    branch, own = plan.branches[index], list(tensors[index * PER_BRANCH : (index + 1) * PER_BRANCH])
+    if isinstance(branch, AttentionPlan) and branch.shares:
+        own[:FROZEN] = tensors[(index - 1) * PER_BRANCH :][:FROZEN]
+    return own
+
+
+def kept_by(plan: ChainPlan, index: int) -> int:
+    """Return how many tensors a branch keeps."""
+    branch = plan.branches[index]
+    everything = int(plan.memory == "fast")
+    if isinstance(branch, AttentionPlan):
+        return 2 * (branch.over == "tokens") + 2 * branch.adapter + everything
+    return int(branch.adapter) + everything
+
+
+def _attends(plan: ChainPlan, index: int) -> bool:
+    return isinstance(plan.branches[index], AttentionPlan)
+
+
+def _branch(
+    x: Tensor, tensors: Sequence[Tensor | None], plan: ChainPlan, index: int, *, keep: str
+) -> tuple[Tensor, list[Tensor]]:
+    branch, own = plan.branches[index], tensors_of(plan, index, tensors)
+    if isinstance(branch, AttentionPlan):
+        return residual.attention_forward(x, own, branch, plan, keep=keep)
+    return residual.mlp_forward(x, own, branch, plan, keep=keep)
+
+
+def _plain(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Leave autocast: dtypes are chosen here."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
+
+
+# What compilers need to know of the two operators: shapes.
+
+
+def _fake(x: Tensor, tensors: Sequence[Tensor | None], text: str, train: bool) -> list[Tensor]:
+    plan = decode(text)
+    dtype, (frames, tokens) = plan.compute_dtype, x.shape[:2]
+    rows, found = frames * tokens, [x.new_empty(x.shape)]
+    if not train or plan.memory == "low":
+        return found
+    for index, branch in enumerate(plan.branches):
+        own = tensors_of(plan, index, tensors)
+        if index:
+            found.append(x.new_empty(x.shape))
+        adapter = None if own[8] is None else x.new_empty((rows, own[8].shape[0]), dtype=dtype)
+        wide = own[2]
+        assert wide is not None
+        if isinstance(branch, AttentionPlan):
+            dim = wide.shape[0] // 3
+            if branch.over == "tokens":
+                wider = torch.promote_types(dtype, torch.float32)
+                found.append(x.new_empty((frames, tokens, branch.heads, dim // branch.heads), dtype=dtype))
+                found.append(x.new_empty((frames, branch.heads, tokens), dtype=wider))
+            if adapter is not None:
+                found += [adapter, x.new_empty((adapter.shape[1], dim), dtype=dtype)]
+            if plan.memory == "fast":
+                shape = (frames, tokens, 3, branch.heads, dim // branch.heads)
+                found.append(x.new_empty(shape, dtype=dtype))
+        else:
+            if plan.memory == "fast":
+                found.append(x.new_empty((rows, wide.shape[0]), dtype=dtype))
+            if adapter is not None:
+                found.append(adapter)
+    return found
+
+
+def _fake_backward(
+    d_out: Tensor, x: Tensor, kept: Sequence[Tensor], tensors: Sequence[Tensor | None], text: str, needs_input: bool
+) -> list[Tensor]:
+    trained = [t for i, t in enumerate(tensors) if i % PER_BRANCH >= PER_BRANCH - TRAINED and t is not None]
+    return [x.new_empty(x.shape)] * needs_input + [t.new_empty(t.shape) for t in trained]
+
+
+for _name, _implementation, _shape in (("branches", _run, _fake), ("branches_backward", _run_backward, _fake_backward)):
+    _LIBRARY.impl(_name, _implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"aim_adapters::{_name}", _shape, lib=_LIBRARY)

@@ -1,0 +1,107 @@
+"""Compute the row-wise parts of a frozen block by PyTorch's own operators, on any device."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+QUICK_GELU = 1.702
+
+
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
+    """Normalise rows; statistics in float32, or float64 for float64.
+
+    Args:
+        x: Tokens ``[M, D]``, floating point.
+        weight: ``[D]``, any floating dtype, or None.
+        bias: ``[D]``, any floating dtype, or None.
+        eps: Added to the variance.
+        dtype: Dtype of the result.
+
+    Returns:
+        ``[M, D]`` in ``dtype``.
+    """
+    wide = torch.promote_types(x.dtype, dtype)
+    for parameter in (weight, bias):
+        wide = wide if parameter is None else torch.promote_types(wide, parameter.dtype)
+    out = F.layer_norm(x.to(wide), x.shape[-1:], _to(weight, wide), _to(bias, wide), eps)
+    return out.to(dtype)
+
+
+def layer_norm_backward(d_h: Tensor, x: Tensor, weight: Tensor | None, eps: float, d_residual: Tensor | None) -> Tensor:
+    """Return the gradient by the input of a LayerNorm whose weight and bias are frozen.
+
+    Args:
+        d_h: Gradient of the normalised tokens ``[M, D]``.
+        x: What was normalised ``[M, D]``.
+        weight: ``[D]``, any floating dtype, or None.
+        eps: Added to the variance.
+        d_residual: Gradient that reaches ``x`` past the LayerNorm, added, ``[M, D]`` in the dtype of ``x``, or None.
+
+    Returns:
+        ``[M, D]`` in the dtype of ``x``.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    rows = x.to(wide)
+    variance, mean = torch.var_mean(rows, -1, correction=0, keepdim=True)  # [M, 1]
+    d_x: Tensor = torch.ops.aten.native_layer_norm_backward(
+        d_h.to(wide),
+        rows,
+        x.shape[-1:],
+        mean,
+        variance.add_(eps).rsqrt_(),
+        _to(weight, wide),
+        None,
+        [True, False, False],
+    )[0]
+    return (d_x if d_residual is None else d_x.add_(d_residual)).to(x.dtype)
+
+
+def activation(pre: Tensor, kind: str) -> Tensor:
+    """Apply an MLP's activation.
+
+    Args:
+        pre: Its input ``[M, K]``, floating point.
+        kind: ``"gelu"``, ``"gelu_tanh"``, ``"quick_gelu"``, ``"relu"`` or ``"silu"``.
+
+    Returns:
+        ``[M, K]`` in the dtype of ``pre``.
+    """
+    if kind == "quick_gelu":
+        return (QUICK_GELU * pre).sigmoid_().mul_(pre)
+    if kind == "relu":
+        return F.relu(pre)
+    if kind == "silu":
+        return F.silu(pre)
+    return F.gelu(pre, approximate=_APPROXIMATE[kind])
+
+
+def activation_backward(d_act: Tensor, pre: Tensor, kind: str) -> Tensor:
+    """Multiply a gradient by the activation's derivative, in place.
+
+    Args:
+        d_act: Gradient of the activation's output ``[M, K]``; overwritten.
+        pre: The activation's input ``[M, K]``, same dtype.
+        kind: ``"gelu"``, ``"gelu_tanh"``, ``"quick_gelu"``, ``"relu"`` or ``"silu"``.
+
+    Returns:
+        ``d_act`` itself.
+    """
+    aten = torch.ops.aten
+    if kind == "quick_gelu":  # silu(a x) / a
+        aten.silu_backward(d_act, QUICK_GELU * pre, grad_input=d_act)
+    elif kind == "relu":
+        aten.threshold_backward(d_act, pre, 0, grad_input=d_act)
+    elif kind == "silu":
+        aten.silu_backward(d_act, pre, grad_input=d_act)
+    else:
+        aten.gelu_backward(d_act, pre, approximate=_APPROXIMATE[kind], grad_input=d_act)
+    return d_act
+
+
+_APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
+
+
+def _to(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if parameter is None else parameter.to(dtype)

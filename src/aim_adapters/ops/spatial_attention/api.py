@@ -1,0 +1,172 @@
+"""Validate the arguments of spatial attention and choose its implementation."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from aim_adapters.errors import ConfigError, InputError, UnsupportedKernelError
+from aim_adapters.ops import temporal_attention
+from aim_adapters.ops.spatial_attention import reference, sdpa
+from aim_adapters.ops.spatial_attention.tiles import tiles_for
+from aim_adapters.ops.temporal_attention import Choice
+
+_PLAIN = {"sdpa": sdpa.spatial_attention, "eager": reference.spatial_attention}
+# What the Triton kernels take.
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_MAX_HEAD_DIM = 128
+
+
+class Case(NamedTuple):
+    """What the choice depends on.
+
+    Args:
+        device: Type of the device: ``"cuda"``, ``"cpu"``.
+        dtype: Dtype of queries, keys and values.
+        head_dim: d.
+        tokens: N.
+        missing: Why Triton cannot run here at all, or None.
+        shared_memory: Bytes of shared memory that a kernel may use.
+        exporting: The model is being exported, for a place that need not know our operators.
+        trained: The bias or the mask requires a gradient.
+    """
+
+    device: str
+    dtype: torch.dtype
+    head_dim: int
+    tokens: int
+    missing: str | None
+    shared_memory: int = 2**20
+    exporting: bool = False
+    trained: bool = False
+
+
+def choose(requested: str, case: Case) -> Choice:
+    """Pick the implementation.
+
+    ``"auto"`` may fall back; a name never does.
+
+    Args:
+        requested: ``"auto"``, ``"triton"``, ``"sdpa"`` or ``"eager"``.
+        case: What is to be computed.
+
+    Raises:
+        ConfigError: The name is unknown.
+        UnsupportedKernelError: The named implementation cannot run here, or cannot compute this.
+    """
+    if requested in _PLAIN:
+        return Choice(requested, "asked for by name")
+    if requested not in ("auto", "triton"):
+        raise ConfigError(f"attention must be 'auto', 'triton', 'sdpa' or 'eager', got {requested!r}")
+    unfit = _unfit(case)
+    if requested == "triton":
+        if unfit is not None:
+            raise UnsupportedKernelError(
+                f"attention='triton' was asked for, but {unfit}; use 'auto', which falls back, 'sdpa' or 'eager'"
+            )
+        return Choice("triton", "asked for by name")
+    if unfit is not None:
+        return Choice("sdpa", unfit)
+    if case.device != "cuda":
+        return Choice("sdpa", "Triton only interprets its kernels on this device")
+    if case.exporting:
+        return Choice("sdpa", "an exported model must run without this package")
+    return Choice("triton", "reads and writes what the projection does, without a copy")
+
+
+def _unfit(case: Case) -> str | None:
+    """Say why the Triton kernels cannot compute this, or None."""
+    if case.missing is not None:
+        return case.missing
+    if case.trained:
+        return "its kernels give bias and mask no gradient, and one of them requires it"
+    if case.dtype not in _DTYPES:
+        return f"its kernels compute in {', '.join(map(str, _DTYPES))}, got {case.dtype}"
+    if case.head_dim > _MAX_HEAD_DIM:
+        return f"its kernels take heads up to {_MAX_HEAD_DIM} wide, got {case.head_dim}"
+    sizes = (case.tokens, case.head_dim, case.dtype.itemsize)
+    if None in (tiles_for(*sizes, backward=each, shared=case.shared_memory) for each in (False, True)):
+        return (
+            f"no tile of {case.tokens} tokens, {case.head_dim} wide, in {case.dtype}, fits in the "
+            f"{case.shared_memory // 1024} KiB of shared memory that this device has"
+        )
+    return None
+
+
+def case_of(device: str, dtype: torch.dtype, head_dim: int, tokens: int, *, trained: bool = False) -> Case:
+    """Gather what the choice depends on.
+
+    Args:
+        device: Type of the device.
+        dtype: Dtype of queries, keys and values.
+        head_dim: d.
+        tokens: N.
+        trained: The bias or the mask requires a gradient.
+    """
+    about = temporal_attention.case_of(device, dtype, head_dim, 1)
+    return Case(device, dtype, head_dim, tokens, about.missing, about.shared_memory, about.exporting, trained)
+
+
+def spatial_attention(
+    qkv: Tensor,
+    *,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    implementation: str = "auto",
+) -> Tensor:
+    """Let every token attend to the tokens of its own frame, or window.
+
+    S-MSA of Eq. 4. Any strides; a kernel reads the packed projection as it is, and returns its gradient packed.
+
+    Args:
+        qkv: Queries, keys and values ``[F, N, 3, H, d]``, floating point; F frames or windows.
+        scale: Factor on the scores; ``d ** -0.5`` when None.
+        bias: Added to the scores before the softmax, ``[H, N, N]``, floating point, or None.
+        mask: Added too, ``[W, N, N]``, floating point, -inf where nothing is to be seen; window f takes
+            ``mask[f % W]``; or None.
+        implementation: ``"auto"``, ``"triton"``, ``"sdpa"`` or ``"eager"``. Only the kernels give a bias and a mask no
+            gradient; where one of them requires it, ``"auto"`` does without them.
+
+    Returns:
+        ``[F, N, H, d]`` in the dtype of ``qkv``.
+
+    Raises:
+        InputError: Shapes, dtypes or devices do not fit together.
+        ConfigError: The implementation's name is unknown.
+        UnsupportedKernelError: The named implementation cannot run here, or cannot compute this.
+    """
+    _validate(qkv, bias, mask)
+    tokens, dim = qkv.shape[1], qkv.shape[4]
+    scale = dim**-0.5 if scale is None else scale
+    trained = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (bias, mask))
+    case = case_of(qkv.device.type, qkv.dtype, dim, tokens, trained=trained)
+    name = choose(implementation, case).implementation
+    if name != "triton":
+        return _PLAIN[name](qkv, scale=scale, bias=bias, mask=mask)
+    from aim_adapters.ops.spatial_attention import triton  # not at the top: it imports Triton
+
+    return triton.spatial_attention(qkv, scale=scale, bias=bias, mask=mask)
+
+
+def _validate(qkv: Tensor, bias: Tensor | None, mask: Tensor | None) -> None:
+    if qkv.ndim != 5 or qkv.shape[2] != 3 or 0 in qkv.shape[3:]:
+        raise InputError(f"a packed projection is [F, N, 3, H, d], got {tuple(qkv.shape)}")
+    if not qkv.is_floating_point():
+        raise InputError(f"a packed projection is floating point, got {qkv.dtype}")
+    frames, tokens, _, heads, _ = qkv.shape
+    for name, added in (("bias", bias), ("mask", mask)):
+        if added is None:
+            continue
+        first = heads if name == "bias" else added.shape[0] if added.ndim else 0
+        if tuple(added.shape) != (first, tokens, tokens):
+            letter = f"H, N, N] = [{heads}" if name == "bias" else "W, N, N] = [W"
+            raise InputError(f"{name} must be [{letter}, {tokens}, {tokens}], got {tuple(added.shape)}")
+        if not added.is_floating_point() or added.device != qkv.device:
+            raise InputError(
+                f"{name} must be floating point and on {qkv.device} as qkv is, got {added.dtype} on {added.device}"
+            )
+    if mask is not None and (mask.shape[0] == 0 or frames % mask.shape[0]):
+        raise InputError(f"{frames} windows are no multiple of the {mask.shape[0]} that the mask tells apart")

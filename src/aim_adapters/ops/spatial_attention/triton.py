@@ -1,0 +1,255 @@
+"""Spatial attention as operators of PyTorch over Triton kernels, for a packed projection as it was written.
+
+The gradient comes back packed, as the projection's backward pass reads it. The operators have fake implementations,
+gradients and FLOP formulas, so ``torch.compile``, CUDA graphs and counters know them. They are deterministic.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+from triton import JITFunction, next_power_of_2
+
+from aim_adapters.errors import UnsupportedKernelError
+from aim_adapters.ops.spatial_attention import kernels
+from aim_adapters.ops.spatial_attention.tiles import WINDOW, Tiles, pieces, rest, tiles_for
+from aim_adapters.ops.temporal_attention.api import case_of
+
+_LIBRARY = torch.library.Library("aim_adapters", "FRAGMENT")
+_OPTIONS = "Tensor? bias, Tensor? mask, float scale"
+_SCHEMAS = {
+    "spatial_attention": f"(Tensor qkv, {_OPTIONS}) -> (Tensor, Tensor)",
+    "spatial_attention_backward": f"(Tensor d_out, Tensor qkv, Tensor o, Tensor lse, {_OPTIONS}) -> Tensor",
+}
+
+
+def spatial_attention(qkv: Tensor, *, scale: float, bias: Tensor | None, mask: Tensor | None) -> Tensor:
+    """Attend within every frame; the gradient comes back packed.
+
+    Args:
+        qkv: Queries, keys and values ``[F, N, 3, H, d]``, any strides; F frames or windows.
+        scale: Factor on the scores.
+        bias: Added to the scores, ``[H, N, N]``, or None; gets no gradient.
+        mask: Added to the scores, ``[W, N, N]``; window f takes ``mask[f % W]``; or None; gets no gradient.
+
+    Returns:
+        ``[F, N, H, d]``, contiguous.
+    """
+    out: Tensor = torch.ops.aim_adapters.spatial_attention(qkv, bias, mask, scale)[0]
+    return out
+
+
+def forward(
+    qkv: Tensor, scale: float, bias: Tensor | None, mask: Tensor | None, *, tiles: Tiles | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attend within every frame, outside of autograd.
+
+    Args:
+        qkv: Queries, keys and values ``[F, N, 3, H, d]``, any strides; F frames or windows.
+        scale: Factor on the scores.
+        bias: Added to the scores, ``[H, N, N]``, floating point, or None.
+        mask: Added to the scores, ``[W, N, N]``, floating point; window f takes ``mask[f % W]``; or None.
+        tiles: How to launch the kernel; by the table if None.
+
+    Returns:
+        ``[F, N, H, d]``, contiguous; and what `backward` needs besides, float32 ``[F, H, N]``, the logarithm of the
+        sum of the scores' exponentials, empty where N is at most 64.
+    """
+    qkv = _rows_together(qkv)
+    frames, tokens, _, heads, dim = qkv.shape
+    o, lse = _outputs(qkv)
+    if qkv.numel() == 0:
+        return o, lse
+    tiles = tiles or _tiles(qkv, backward=False)
+    grid, options = _launch(qkv, bias, mask, tiles)
+    extra = _dense(bias), _dense(mask)
+    sizes = *qkv.stride()[:4], *((frames,) if tiles.kind == "window" else ()), heads, _windows(mask), scale
+    with torch.cuda.device_of(qkv):
+        if tiles.kind == "window":
+            kernels.window_forward[grid](qkv, o, *extra, *sizes, **options)
+        elif tiles.kind == "resident":
+            kernels.resident_forward[grid](qkv, o, lse, *extra, *sizes, **options)
+        else:
+            kernels.streaming_forward[grid](qkv, o, lse, *extra, *sizes, **options)
+    return o, lse
+
+
+def backward(
+    d_out: Tensor,
+    qkv: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    scale: float,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    *,
+    tiles: Tiles | None = None,
+) -> Tensor:
+    """Return the gradient of the packed projection. Bias and mask get none.
+
+    Args:
+        d_out: Gradient of the output, ``[F, N, H, d]``, any strides.
+        qkv: As in `forward`.
+        o: Its output ``[F, N, H, d]``; not read where N is at most 64.
+        lse: What it returned besides, float32 ``[F, H, N]``.
+        scale: As in `forward`.
+        bias: As in `forward`.
+        mask: As in `forward`.
+        tiles: How to launch the kernel; by the table if None.
+
+    Returns:
+        ``[F, N, 3, H, d]`` in the dtype of ``qkv``, contiguous.
+    """
+    d_out, qkv = _rows_together(d_out), _rows_together(qkv)
+    frames, _, _, heads, _ = qkv.shape
+    d_qkv = _contiguous_like(qkv)
+    if qkv.numel() == 0:
+        return d_qkv
+    tiles = tiles or _tiles(qkv, backward=True)
+    grid, options = _launch(qkv, bias, mask, tiles)
+    extra = _dense(bias), _dense(mask)
+    sizes = *d_out.stride()[:3], *qkv.stride()[:4], heads, _windows(mask), scale
+    with torch.cuda.device_of(qkv):
+        if tiles.kind == "window":
+            sizes = *sizes[:-3], frames, *sizes[-3:]
+            kernels.window_backward[grid](d_out, qkv, *extra, d_qkv, *sizes, **options)
+            return d_qkv
+        tensors = d_out, qkv, o.contiguous(), lse, torch.empty_like(lse), *extra, d_qkv
+        if tiles.kind == "resident":
+            kernels.resident_backward[(2 * grid[0],)](*tensors, *sizes, **options)
+        else:
+            for of_keys in (False, True):  # the first leaves behind what the second subtracts
+                kernels.streaming_backward[grid](*tensors, *sizes, OF_KEYS=of_keys, **options)
+    return d_qkv
+
+
+def _launch(qkv: Tensor, bias: Tensor | None, mask: Tensor | None, tiles: Tiles) -> tuple[tuple[int], dict[str, Any]]:
+    """Return the grid, and the constants of forward and backward kernels."""
+    frames, tokens, _, heads, dim = qkv.shape
+    options: dict[str, Any] = {
+        "TOKENS": tokens,
+        "D": dim,
+        "WIDTH": max(16, next_power_of_2(dim)),
+        "ROWS": tiles.rows,
+        "HAS_BIAS": bias is not None,
+        "HAS_MASK": mask is not None,
+        "num_warps": tiles.warps,
+        "num_stages": tiles.stages,
+    }
+    if tiles.kind == "window":
+        return (-(-frames // tiles.columns) * heads,), options | {"GROUP": tiles.columns}
+    if tiles.kind == "resident":
+        sizes = {f"P{index}": size for index, size in enumerate(pieces(tokens, tiles.columns))}
+        return (frames * heads,), options | sizes
+    blocks = {"COLUMNS": tiles.columns, "REST": rest(tokens, tiles.columns)}
+    return (frames * heads * -(-tokens // tiles.rows),), options | blocks
+
+
+def _tiles(qkv: Tensor, *, backward: bool) -> Tiles:
+    frames, tokens, _, _, dim = qkv.shape
+    shared = case_of(qkv.device.type, qkv.dtype, dim, tokens).shared_memory
+    found = tiles_for(tokens, dim, qkv.dtype.itemsize, backward=backward, shared=shared)
+    if found is None:
+        raise UnsupportedKernelError(
+            f"no tile of {tokens} tokens, {dim} wide, in {qkv.dtype}, fits in {shared // 1024} KiB of shared memory; "
+            "use 'auto', which falls back, 'sdpa' or 'eager'"
+        )
+    return found
+
+
+def _rows_together(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _dense(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def _windows(mask: Tensor | None) -> int:
+    return 1 if mask is None else mask.shape[0]
+
+
+def _contiguous_like(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _outputs(qkv: Tensor) -> tuple[Tensor, Tensor]:
+    frames, tokens, _, heads, dim = qkv.shape
+    kept = (0,) if tokens <= WINDOW else (frames, heads, tokens)
+    return qkv.new_empty((frames, tokens, heads, dim)), qkv.new_empty(kept, dtype=torch.float32)
+
+
+# Operators
+
+
+def _forward(qkv: Tensor, bias: Tensor | None, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    return forward(qkv, scale, bias, mask)
+
+
+def _backward(
+    d_out: Tensor, qkv: Tensor, o: Tensor, lse: Tensor, bias: Tensor | None, mask: Tensor | None, scale: float
+) -> Tensor:
+    return backward(d_out, qkv, o, lse, scale, bias, mask)
+
+
+def _fake(qkv: Tensor, bias: Tensor | None, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    return _outputs(qkv)
+
+
+def _fake_backward(
+    d_out: Tensor, qkv: Tensor, o: Tensor, lse: Tensor, bias: Tensor | None, mask: Tensor | None, scale: float
+) -> Tensor:
+    return _contiguous_like(qkv)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    qkv, bias, mask, ctx.scale = inputs
+    if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+        raise UnsupportedKernelError(
+            "the kernels give bias and mask no gradient, and one of them requires it; use 'auto', which falls back, "
+            "'sdpa' or 'eager'"
+        )
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(qkv, bias, mask, *output)
+
+
+def _differentiate(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    qkv, bias, mask, o, lse = ctx.saved_tensors
+    d_qkv = torch.ops.aim_adapters.spatial_attention_backward(d_out, qkv, o, lse, bias, mask, ctx.scale)
+    return d_qkv, None, None, None
+
+
+def _refuse(ctx: Any, *gradients: Tensor) -> None:
+    raise UnsupportedKernelError("attention='triton' has no second derivative; choose 'eager'")
+
+
+def _register() -> None:
+    kinds: dict[str, tuple[Any, Any, int]] = {
+        "spatial_attention": (_forward, _fake, 2),
+        "spatial_attention_backward": (_backward, _fake_backward, 5),
+    }
+    for name, (run, fake, products) in kinds.items():
+        _LIBRARY.define(name + _SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
+        _LIBRARY.impl(name, run, "CUDA")
+        if not isinstance(kernels.window_forward, JITFunction):  # interpreted
+            _LIBRARY.impl(name, run, "CPU")
+        qualified = f"aim_adapters::{name}"
+        torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+        gradient = name.endswith("backward")
+        if gradient:
+            torch.library.register_autograd(qualified, _refuse, lib=_LIBRARY)
+        else:
+            torch.library.register_autograd(qualified, _differentiate, setup_context=_remember, lib=_LIBRARY)
+
+        def count(*shapes: Any, _packed: int = int(gradient), _products: int = products, **_: Any) -> int:
+            """Return twice the multiply-accumulates of some products of N x N with N x d, for every head."""
+            frames, tokens, _, heads, dim = shapes[_packed]
+            return 2 * _products * frames * tokens * tokens * heads * dim
+
+        register_flop_formula(getattr(torch.ops.aim_adapters, name))(count)
+
+
+_register()

@@ -1,0 +1,198 @@
+"""Both implementations of the row-wise parts answer to float64 autograd of the plain formulas."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aim_adapters.ops.frozen import aten
+
+kernels = pytest.importorskip("aim_adapters.ops.frozen.triton")
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+IMPLEMENTATIONS = pytest.mark.parametrize("ops", [aten, kernels], ids=["aten", "triton"])
+# Of the residual stream, and of what is computed.
+DTYPES = pytest.mark.parametrize(
+    ("stream", "low"),
+    [
+        (torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.float16),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.float16),
+    ],
+    ids=str,
+)
+SHAPES = pytest.mark.parametrize("shape", [(1, 24), (5, 96), (7, 768), (3, 1000), (2, 1024), (1, 2500)], ids=str)
+KINDS = {
+    "gelu": lambda x: x * 0.5 * (1 + torch.erf(x * 0.5**0.5)),
+    "gelu_tanh": lambda x: 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": torch.relu,
+    "silu": lambda x: x * torch.sigmoid(x),
+}
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def near(got: Tensor, plain: Tensor, true: Tensor) -> None:
+    """Hold a result to twice the error of PyTorch's operators in the same dtype."""
+    assert got.dtype == plain.dtype and got.shape == true.shape
+    allowed = 2 * (plain.double() - true).norm() + 4 * torch.finfo(got.dtype).eps * true.norm()
+    assert (got.double() - true).norm() <= allowed
+
+
+def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    out = (x - x.mean(-1, keepdim=True)) * (x.var(-1, correction=0, keepdim=True) + eps).rsqrt()
+    out = out if weight is None else out * weight
+    return out if bias is None else out + bias
+
+
+def by_autograd(function: Any, x: Tensor, d_out: Tensor) -> Tensor:
+    x = x.detach().clone().requires_grad_()
+    return torch.autograd.grad(function(x), x, d_out)[0]
+
+
+def double(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.double()
+
+
+@IMPLEMENTATIONS
+@DTYPES
+@SHAPES
+@pytest.mark.parametrize(
+    "parameters",
+    [(torch.float32, torch.float32), (torch.bfloat16, torch.float16), (torch.float32, None), (None, None)],
+    ids=str,
+)
+def test_layer_norm(
+    ops: ModuleType,
+    stream: torch.dtype,
+    low: torch.dtype,
+    shape: tuple[int, int],
+    parameters: tuple[torch.dtype | None, torch.dtype | None],
+) -> None:
+    x = 3 * normal(*shape, dtype=stream) + 5  # a mean that must not drown the variance
+    weight, bias = (None if kind is None else normal(shape[1], dtype=kind, seed=1) for kind in parameters)
+    true = norm(x.double(), double(weight), double(bias), 1e-3)
+    plain = norm(x.float(), *(None if p is None else p.float() for p in (weight, bias)), 1e-3)
+    near(ops.layer_norm(x, weight, bias, 1e-3, low), plain.to(low), true)
+
+
+@IMPLEMENTATIONS
+@DTYPES
+@SHAPES
+@pytest.mark.parametrize("weighted", [True, False], ids=["weighted", "plain"])
+@pytest.mark.parametrize("residual", [True, False], ids=["residual", "alone"])
+def test_layer_norm_backward(
+    ops: ModuleType,
+    stream: torch.dtype,
+    low: torch.dtype,
+    shape: tuple[int, int],
+    weighted: bool,
+    residual: bool,
+) -> None:
+    x, d_h = 3 * normal(*shape, dtype=stream) + 5, normal(*shape, dtype=low, seed=1)
+    weight = normal(shape[1], seed=2) if weighted else None
+    d_residual = normal(*shape, dtype=stream, seed=3) if residual else None
+    true = by_autograd(lambda x: norm(x, double(weight), None, 1e-3), x.double(), d_h.double())
+    plain = by_autograd(lambda x: norm(x, weight, None, 1e-3), x.float(), d_h.float())
+    if d_residual is not None:
+        true, plain = true + d_residual.double(), plain + d_residual.float()
+    near(ops.layer_norm_backward(d_h, x, weight, 1e-3, d_residual), plain.to(stream), true)
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("low", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 24), (7, 333), (5, 1024)], ids=str)
+def test_activations(ops: ModuleType, kind: str, low: torch.dtype, shape: tuple[int, int]) -> None:
+    pre, d_act = 3 * normal(*shape, dtype=low), normal(*shape, dtype=low, seed=1)
+    pre[0, :3] = torch.tensor([0.0, -20.0, 20.0])
+    near(ops.activation(pre, kind), KINDS[kind](pre), KINDS[kind](pre.double()))
+    true = by_autograd(KINDS[kind], pre.double(), d_act.double())
+    plain = by_autograd(KINDS[kind], pre, d_act)
+    got = ops.activation_backward(d_act, pre, kind)
+    assert got is d_act
+    near(got, plain, true)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_value_of_a_half_has_its_activation(kind: str) -> None:
+    """To one unit in the last place, or to float32's rounding of 1 + erf, where the tail is flat."""
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    pre = every[every.isfinite() & (every.abs() < 1e3)].to(DEVICE)[None]
+    true = KINDS[kind](pre.double())
+    got = kernels.activation(pre, kind).double()
+    assert ((got - true).abs() <= 2**-10 * true.abs() + 2e-7 * pre.abs() + 2**-24).all()
+    slope = by_autograd(KINDS[kind], pre.double(), torch.ones_like(pre).double())
+    if kind == "relu":
+        slope[pre == 0] = 0.0
+    got = kernels.activation_backward(torch.ones_like(pre), pre, kind).double()
+    assert ((got - slope).abs() <= 2**-10 * slope.abs() + 2e-6).all()
+
+
+@IMPLEMENTATIONS
+def test_not_a_number_stays_visible(ops: ModuleType) -> None:
+    row = torch.tensor([[float("nan"), 1.0]], device=DEVICE)
+    for kind in KINDS:
+        assert ops.activation(row, kind).isnan().tolist() == [[True, False]]
+    assert ops.layer_norm(row, None, None, 1e-5, torch.float32).isnan().all()
+
+
+def test_aten_in_float64() -> None:
+    x, d_h, weight = (normal(*shape, dtype=torch.float64, seed=i) for i, shape in enumerate([(5, 24), (5, 24), (24,)]))
+    true = by_autograd(lambda x: F.layer_norm(x, (24,), weight, None, 1e-5), x, d_h)
+    torch.testing.assert_close(aten.layer_norm_backward(d_h, x, weight, 1e-5, x), true + x)
+    torch.testing.assert_close(
+        aten.layer_norm(x, weight, weight, 1e-5, torch.float64), norm(x, weight, weight, 1e-5), rtol=1e-13, atol=1e-13
+    )
+    for kind, function in KINDS.items():
+        torch.testing.assert_close(aten.activation(x, kind), function(x))
+        true = by_autograd(function, x, d_h)
+        torch.testing.assert_close(aten.activation_backward(d_h.clone(), x, kind), true)
+
+
+@pytest.mark.parametrize("shape", [(1, 24), (9, 100), (3, 1024)], ids=str)
+def test_every_element_is_written(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]) -> None:
+    """Memory handed out is full of NaN, so that an element left out shows."""
+    empty = torch.empty
+    monkeypatch.setattr(kernels.torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
+    x = normal(*shape)
+    assert kernels.layer_norm(x, None, None, 1e-5, torch.float16).isfinite().all()
+    assert kernels.layer_norm_backward(x, x, None, 1e-5, None).isfinite().all()
+    assert kernels.activation(x, "gelu").isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(1, 24), (9, 100)], ids=str)
+def test_nothing_else_is_written(shape: tuple[int, int]) -> None:
+    """What lies behind a gradient that is changed in place stays as it is."""
+    memory = torch.full((4096,), 7.0, device=DEVICE)
+    size = shape[0] * shape[1]
+    kernels.activation_backward(memory[:size].view(shape), normal(*shape), "gelu")
+    assert (memory[size:] == 7.0).all() and (memory[:size] != 7.0).any()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("width", [96, 768, 1000, 1024, 4096, 8192])
+def test_sizes_in_use(width: int, dtype: torch.dtype) -> None:
+    x, d_h = normal(1577, width, dtype=dtype), normal(1577, width, dtype=torch.bfloat16, seed=1)
+    near(
+        kernels.layer_norm(x, None, None, 1e-5, torch.bfloat16),
+        F.layer_norm(x.float(), (width,)).bfloat16(),
+        F.layer_norm(x.double(), (width,)),
+    )
+    got = [kernels.layer_norm_backward(d_h, x, None, 1e-5, x) for _ in range(2)]
+    assert torch.equal(*got)
+    true = by_autograd(lambda x: F.layer_norm(x, (width,)), x.double(), d_h.double()) + x.double()
+    near(got[0], aten.layer_norm_backward(d_h, x, None, 1e-5, x), true)
