@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -106,19 +107,23 @@ def record() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Target:
-    """A number that a benchmark has to reach."""
+    """A number that a benchmark has to reach, or must not pass."""
 
     what: str
     value: float
-    at_least: float
+    at_least: float | None = None
+    at_most: float | None = None
 
     @property
     def met(self) -> bool:
-        """Whether it is reached."""
-        return self.value >= self.at_least
+        """Whether it is between its limits."""
+        low = -math.inf if self.at_least is None else self.at_least
+        return low <= self.value <= (math.inf if self.at_most is None else self.at_most)
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.value:.2f}, target {self.at_least:g}: {'met' if self.met else 'MISSED'}"
+        limits = {"at least": self.at_least, "at most": self.at_most}
+        words = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if limit is not None)
+        return f"{self.what}: {self.value:.2f}, target {words}: {'met' if self.met else 'MISSED'}"
 
 
 def reason(error: Exception) -> str:

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import aim_adapters as aim
-from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy
+from aim_adapters.anatomy import AttentionParts, BackboneAnatomy, BlockAnatomy, BlockParts, HeadAnatomy, MlpParts
+from aim_adapters.patching import is_heard
 
 # The model, as somebody might have written it -----------------------------------------------------------------------
 
@@ -106,6 +107,52 @@ def heads(attention: SelfAttention) -> int:
     return attention.heads
 
 
+def parts(layer: Layer, anatomy: BlockAnatomy) -> BlockParts:
+    """Hand over a layer's weights, so that its branches run fused. A descriptor can do without this function.
+
+    It is called each time the layer runs: a part that was replaced, or has hooks, must be called, and its weights are
+    not enough. Then words take their place.
+    """
+    attention, (first, activation, last) = layer.attend, layer.feed
+    expected = {
+        nn.Linear: (attention.query, attention.key_value, attention.output, first, last),
+        nn.LayerNorm: (layer.norm_a, layer.norm_b),
+        nn.GELU: (activation,),
+        nn.Sequential: (layer.feed,),
+        SelfAttention: (attention,),
+    }
+    for kind, modules in expected.items():
+        if any(type(module) is not kind or is_heard(module) for module in modules):
+            why = f"one of its {kind.__name__} was replaced or has hooks"
+            return BlockParts(attention=why, mlp=why)
+    return BlockParts(
+        attention=AttentionParts(
+            norm_weight=layer.norm_a.weight,
+            norm_bias=layer.norm_a.bias,
+            qkv_weight=torch.cat((attention.query.weight, attention.key_value.weight)),
+            qkv_bias=torch.cat((attention.query.bias, attention.key_value.bias)),
+            out_weight=attention.output.weight,
+            out_bias=attention.output.bias,
+            gamma=None,
+            eps=layer.norm_a.eps,
+            heads=attention.heads,
+            scale=softmax_scale(attention),
+            plain=True,
+        ),
+        mlp=MlpParts(
+            norm_weight=layer.norm_b.weight,
+            norm_bias=layer.norm_b.bias,
+            in_weight=first.weight,
+            in_bias=first.bias,
+            out_weight=last.weight,
+            out_bias=last.bias,
+            gamma=None,
+            eps=layer.norm_b.eps,
+            activation="gelu",
+        ),
+    )
+
+
 LAYER = BlockAnatomy(
     attention="attend",
     mlp="feed",
@@ -118,6 +165,7 @@ LAYER = BlockAnatomy(
     attend=attend,
     softmax_scale=softmax_scale,
     heads=heads,
+    parts=parts,
 )
 
 

@@ -194,6 +194,8 @@ class BackboneAnatomy:
             are pooled over tokens: they are averaged over frames, and the others are left per frame.
         relabel: ``(root, labels) -> old``: change what the model itself knows of its classes, to a number of them when
             a new classification layer comes, and back to ``old`` when it goes; None where it knows nothing.
+        class_token_only: Of what the last block returns, the root's own ``forward`` reads the first token alone, for
+            each frame by itself; so a block need not compute the others.
         whole_model: The root lies in a larger model (CLIP) that reads its output, so the output must stay as it is.
     """
 
@@ -223,6 +225,7 @@ class BackboneAnatomy:
     patch_inputs: tuple[str, ...] = ()
     pooled_outputs: tuple[str, ...] = ()
     relabel: Callable[[Any, Any], Any] | None = None
+    class_token_only: bool = False
     whole_model: bool = False
 
 

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from aim_adapters.anatomy import BlockAnatomy, apply_part
+from aim_adapters.anatomy import AttentionParts, BlockAnatomy, apply_part
 from aim_adapters.fused import Branch, chain_plan, fused_branches, token_dtype
 from aim_adapters.layers.adapter import drop_path
 from aim_adapters.layers.state import AIMState, BlockState
 from aim_adapters.layers.temporal import add_temporal_embedding, relative_temporal_bias
-from aim_adapters.ops.branches import run_branches
+from aim_adapters.ops.branches import attend_from_first, run_branches
 from aim_adapters.ops.temporal_attention import temporal_attention, temporal_attention_packed
 from aim_adapters.patching import Patched
 
@@ -52,6 +52,8 @@ class AdaptedBlock(Patched):
         extra = any(each is not None for each in (*args, *kwargs.values()))
         fused = fused_branches(self, x, positions=extra)
         modules = (self._temporal, lambda x: self._spatial(x, *args, **kwargs), self._mlp)
+        if aim.last and self._narrows(x, fused[1]):
+            fused, modules = (fused[0], "", fused[2]), (modules[0], self._class_token, modules[2])
         chain: list[Branch] = []
         for branch, run in zip((*fused, ""), (*modules, None), strict=True):
             if isinstance(branch, Branch):
@@ -66,7 +68,7 @@ class AdaptedBlock(Patched):
             return x
         plan = chain_plan(self, x, tuple(each.plan for each in chain))
         tokens = x.flatten(1, -2)  # [B*T, N, D]
-        return run_branches(tokens, [t for each in chain for t in each.tensors], plan).view(x.shape)
+        return run_branches(tokens, [t for each in chain for t in each.drawn(self, x)], plan).view(x.shape)
 
     def _run_modules(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if self.aim.shared[0].memory == "fast" or not torch.is_grad_enabled():
@@ -83,6 +85,24 @@ class AdaptedBlock(Patched):
         attended = self._attend_over_tokens(apply_part(self, self.aim_spec.pre_attention, x), *args, **kwargs)
         out: Tensor = x + (attended if self.aim.spatial is None else self.aim.spatial(attended))  # Eq. 4
         return out
+
+    def _narrows(self, x: Tensor, spatial: Branch | str | None) -> bool:
+        """Tell whether the [class] token alone is wanted of the last block, as far as anyone can see."""
+        aim = self.aim
+        # A checkpointed block runs again in the backward pass, outside of the root's forward.
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+            same = torch.is_autocast_enabled(x.device.type) or aim.spatial is None or x.dtype == aim.spatial.dtype
+            plain = isinstance(spatial, Branch) and same and not self._forward_hooks
+            aim.narrowed = plain and aim.shared[0].class_token_only
+        return aim.narrowed
+
+    def _class_token(self, x: Tensor) -> Tensor:
+        """Do what `_spatial` does for the first token of each frame, ``[B*T, 1, D]``."""
+        assert self.aim_spec.parts is not None
+        parts = self.aim_spec.parts(self, self.aim_spec).attention
+        assert isinstance(parts, AttentionParts)
+        attended = attend_from_first(x, parts.tensors(), heads=parts.heads, scale=parts.scale, eps=parts.eps)
+        return x[:, :1] + (attended if self.aim.spatial is None else self.aim.spatial(attended))  # Eq. 4
 
     def _mlp(self, x: Tensor) -> Tensor:
         aim, anatomy = self.aim, self.aim_spec

@@ -15,29 +15,43 @@ from aim_adapters.layers.temporal import relative_temporal_bias
 from aim_adapters.ops.branches import FROZEN, AttentionPlan, ChainPlan, MlpPlan, flash_takes
 from aim_adapters.ops.temporal_attention import case_of, choose
 from aim_adapters.ops.temporal_attention.api import exporting, triton_missing
+from aim_adapters.patching import is_heard
 
+DEVICES = ("cpu", "cuda")
 _ON_GPU = (torch.bfloat16, torch.float16, torch.float32)
 
 
 class Branch(NamedTuple):
-    """A branch that runs fused: what is not a tensor, and its tensors, in the order that the operator takes."""
+    """A branch that runs fused: what is not a tensor, and its tensors, in the order that the operator takes.
+
+    The factor of each clip is not drawn yet: branches draw when they run, so that all ways to run draw the same.
+    """
 
     plan: AttentionPlan | MlpPlan
     tensors: tuple[Tensor | None, ...]
+    drops: bool = False
 
     def after(self, chain: list[Branch]) -> Branch:
         """Return the same without the tensors that the branch in front of it gives: both passes attend by one layer."""
         if not chain or not isinstance(self.plan, AttentionPlan):
             return self
-        return Branch(self.plan._replace(shares=True), (None,) * FROZEN + self.tensors[FROZEN:])
+        return Branch(self.plan._replace(shares=True), (None,) * FROZEN + self.tensors[FROZEN:], self.drops)
+
+    def drawn(self, block: Any, x: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the tensors with the stochastic depth of each clip of ``x``, if the branch drops clips."""
+        if not self.drops:
+            return self.tensors
+        clips = x.shape[0] // block.aim.shared[0].num_frames
+        factor = x.new_empty(clips, dtype=torch.promote_types(compute_dtype(x), torch.float32))
+        return (*self.tensors[:FROZEN], keep_clips(factor, block.aim.drop_path), *self.tensors[FROZEN + 1 :])
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Return what products of tokens are computed in: the dtype of an autocast that is on, else their own."""
     device = x.device.type
-    if x.dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return x.dtype
+    if device not in DEVICES or x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return x.dtype
+    return torch.get_autocast_dtype(device)
 
 
 def token_dtype(block: Any, x: Tensor) -> torch.dtype:
@@ -78,7 +92,7 @@ def fused_branches(block: Any, x: Tensor, *, positions: bool) -> tuple[Branch | 
             found = ["this family's parts are not described"] * 3
         else:
             found = [
-                _temporal(block, x, parts.attention),
+                None if aim.temporal is None else _temporal(block, x, parts.attention),
                 _spatial(block, x, parts.attention, positions=positions),
                 _mlp(block, x, parts.mlp),
             ]
@@ -96,7 +110,7 @@ def fused_branches(block: Any, x: Tensor, *, positions: bool) -> tuple[Branch | 
 
 def _unfit(x: Tensor) -> str | None:
     device, dtype = x.device.type, compute_dtype(x)
-    if device not in ("cpu", "cuda"):
+    if device not in DEVICES:
         return f"fused branches need a CUDA device or a CPU, got {device}"
     if device == "cuda":
         missing = triton_missing(device)
@@ -104,7 +118,7 @@ def _unfit(x: Tensor) -> str | None:
             return missing
         if dtype not in _ON_GPU:
             return f"on a GPU fused branches compute in {', '.join(map(str, _ON_GPU))}, got {dtype}"
-    if exporting():
+    if exporting() or torch.jit.is_tracing():
         return "an exported model must run without this package"
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return "fused branches have no rules for function transforms"
@@ -124,7 +138,7 @@ def _temporal(block: Any, x: Tensor, parts: AttentionParts | str) -> Branch | st
         return f"its attention runs as 'sdpa': {choice.reason}"
     plan = AttentionPlan("frames", heads, parts.scale, parts.eps, True, False, choice.implementation)
     bias = None if aim.temporal_bias is None else relative_temporal_bias(aim.temporal_bias)
-    return _branch(block, x, plan, parts.tensors(), aim.temporal, bias=bias, drop=True)
+    return _branch(block, plan, parts.tensors(), aim.temporal, bias=bias, drop=True)
 
 
 def _spatial(block: Any, x: Tensor, parts: AttentionParts | str, *, positions: bool) -> Branch | str:
@@ -137,7 +151,7 @@ def _spatial(block: Any, x: Tensor, parts: AttentionParts | str, *, positions: b
         return f"no fused attention takes heads of width {width} in {dtype} on {x.device.type}"
     adapter = block.aim.spatial
     plan = AttentionPlan("tokens", parts.heads, parts.scale, parts.eps, adapter is not None, True, "flash")
-    return _branch(block, x, plan, parts.tensors(), adapter)
+    return _branch(block, plan, parts.tensors(), adapter)
 
 
 def _mlp(block: Any, x: Tensor, parts: MlpParts | str) -> Branch | str:
@@ -145,12 +159,11 @@ def _mlp(block: Any, x: Tensor, parts: MlpParts | str) -> Branch | str:
         return parts
     adapter, scale = block.aim.joint, block.aim.shared[0].config.scale
     plan = MlpPlan(parts.activation, parts.eps, adapter is not None, scale)
-    return _branch(block, x, plan, parts.tensors(), adapter, drop=True)
+    return _branch(block, plan, parts.tensors(), adapter, drop=True)
 
 
 def _branch(
     block: Any,
-    x: Tensor,
     plan: AttentionPlan | MlpPlan,
     frozen: tuple[Tensor | None, ...],
     adapter: Adapter | None,
@@ -160,23 +173,18 @@ def _branch(
 ) -> Branch | str:
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in frozen):
         return "a weight of the image model requires a gradient"
+    if any(tensor is not None and type(tensor) not in (Tensor, nn.Parameter) for tensor in frozen):
+        return "a weight of the image model is a tensor of another kind, as of a quantised or sharded layer"
     trained: tuple[Tensor | None, ...] = (None,) * 4
     if adapter is not None:
         if not (is_plain(adapter, Adapter) and all(is_plain(each, nn.Linear) for each in adapter.children())):
             return "its adapter is not as it was made: a layer was replaced, or has hooks"
         down, up = adapter.down_proj, adapter.up_proj
         trained = (down.weight, down.bias, up.weight, up.bias)
-    factor = None
-    if drop and adapter is not None and block.training and block.aim.drop_path > 0:
-        clips = x.shape[0] // block.aim.shared[0].num_frames
-        factor = keep_clips(
-            x.new_empty(clips, dtype=torch.promote_types(compute_dtype(x), torch.float32)), block.aim.drop_path
-        )
-    return Branch(plan, (*frozen, factor, *trained, bias))
+    drops = drop and adapter is not None and block.training and block.aim.drop_path > 0
+    return Branch(plan, (*frozen, None, *trained, bias), drops)
 
 
 def is_plain(module: nn.Module, expected: type[nn.Module]) -> bool:
     """Tell whether a module is exactly of a type and nothing listens to its calls."""
-    return type(module) is expected and not (
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    return type(module) is expected and not is_heard(module)

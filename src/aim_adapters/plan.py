@@ -80,7 +80,7 @@ def build_adapter(
         builder.add_block(index, state, first=adapted[0])
     builder.add_heads(state)
     if config.train_norm and anatomy.norm is not None:
-        trained = _trainable_copy(root.get_submodule(anatomy.norm))
+        trained = builder.copy_of(anatomy.norm)
         builder.add(anatomy.norm, NormState(trained, shared=state), TrainedNorm, None)
     state.layout = Layout(tuple(builder.paths), tuple(builder.holders), tuple(builder.patches))
     return AdapterSet(builder.containers)
@@ -223,6 +223,14 @@ class _Builder:
             place["dtype"] = next((t.dtype for t in declared_tensors(self.root).values()), place["dtype"])
         return {**place, "device": torch.device("meta")} if self.on_meta else place
 
+    def copy_of(self, path: str) -> nn.Module:
+        copied = _trainable_copy(self.root.get_submodule(path))
+        if self.running is None:
+            return copied
+        # As in `place_of`; promoted, as norms are often kept in float32 around low-precision adapters.
+        own, running = place_of(copied)["dtype"], self.place_of(copied)["dtype"]
+        return copied.to(torch.promote_types(own, running))
+
     def add_block(self, index: int, state: RootState, *, first: int) -> None:
         path, block_anatomy = self.anatomy.blocks[index]
         block, dim, config = self.root.get_submodule(path), self.anatomy.block_widths[index], self.config
@@ -247,6 +255,7 @@ class _Builder:
             # Below the first adapted block there is nothing of ours, so time enters there and not at the tokens'
             # entry: the frozen part records no graph, and its outputs can be computed once per clip.
             enters=index == first != 0,
+            last=index == len(self.anatomy.blocks) - 1,
         )
         self.add(path, container, AdaptedBlock, block_anatomy)
 
@@ -255,7 +264,7 @@ class _Builder:
         for head in anatomy.heads:
             copied = config.num_classes is None and _has_classifier(head, self.root)
             if copied:
-                state.add_module(head.name, _trainable_copy(self.root.get_submodule(head.path)))
+                state.add_module(head.name, self.copy_of(head.path))
             self.hold(head.path, ClipHead, (head.name, config.num_classes is None and not copied))
         if config.num_classes:
             place = self.place_of(self.root.get_submodule(anatomy.blocks[-1][0]))

@@ -111,12 +111,16 @@ class VideoRoot(Patched):
         for name in anatomy.patch_inputs:
             if name in kwargs and kwargs[name].ndim == 3:
                 kwargs[name] = kwargs[name].flatten(0, 1)  # [B, T, ...] to [B*T, ...]
-        if args:
-            out = super().forward(self._flatten(args[0]), *args[1:], **kwargs)
-        elif anatomy.input_name in kwargs:
-            out = super().forward(**{**kwargs, anatomy.input_name: self._flatten(kwargs[anatomy.input_name])})
-        else:
+        if not args and anatomy.input_name not in kwargs:
             return super().forward(**kwargs)  # raises as the image model does
+        shared.class_token_only = anatomy.class_token_only
+        try:
+            if args:
+                out = super().forward(self._flatten(args[0]), *args[1:], **kwargs)
+            else:
+                out = super().forward(**{**kwargs, anatomy.input_name: self._flatten(kwargs[anatomy.input_name])})
+        finally:
+            shared.class_token_only = False
         if shared.enabled and anatomy.heads:
             return out
         if anatomy.pooled_outputs:

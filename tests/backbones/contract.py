@@ -28,6 +28,9 @@ from aim_adapters.backbones import read_anatomy
 from aim_adapters.errors import ConfigError, InputError, StateError
 
 FRAMES = 4
+WAYS_TO_RUN: tuple[tuple[Any, Any], ...] = (
+    ("modules", "fast"), ("modules", "low"), ("auto", "fast"), ("auto", "balanced"), ("auto", "low"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -400,6 +403,21 @@ class Contract:
                 torch.testing.assert_close(compiled_one, eager, rtol=1e-4, atol=1e-5)
             compiles.append(counter.frame_count)
         assert compiles[0] == compiles[1] > 0
+
+    def test_all_ways_to_run_agree(self, case: Case) -> None:
+        model, video = wake(aim.wrap_image_model(case.model().double(), FRAMES, drop_path=0.5)), case.video().double()
+        model.train()
+        runs = []
+        for branches, memory in WAYS_TO_RUN:
+            aim.set_execution(model, branches=branches, memory=memory)
+            model.zero_grad()
+            torch.manual_seed(0)  # all of them drop the same branches
+            out = case.call(model, video)
+            loss(out).backward()
+            runs.append([out.detach(), *(p.grad.clone() for p in aim.trainable_parameters(model))])
+        for expected, *others in zip(*runs, strict=True):
+            for other in others:
+                torch.testing.assert_close(other, expected, rtol=1e-8, atol=1e-10)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_autocast_agrees(self, case: Case, dtype: torch.dtype) -> None:

@@ -168,7 +168,9 @@ def test_tower_of_a_whole_model_is_unwrapped_with_it() -> None:
 
 def test_fused_attention_runs_in_training_and_in_evaluation() -> None:
     """The native fast path of nn.MultiheadAttention would make the kernel depend on the mode."""
-    model, video = wake(aim.wrap_image_model(VisionTransformer(**SIZE), FRAMES)), torch.randn(1, FRAMES, 3, 16, 16)
+    model = wake(aim.wrap_image_model(VisionTransformer(**SIZE), FRAMES, attention="sdpa"))
+    aim.set_execution(model, branches="modules")
+    video = torch.randn(1, FRAMES, 3, 16, 16)
     for mode in (True, False):
         with (
             mock.patch.object(F, "scaled_dot_product_attention", wraps=F.scaled_dot_product_attention) as sdpa,

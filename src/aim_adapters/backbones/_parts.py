@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import AttentionParts, BlockAnatomy, BlockParts, MlpParts
+from aim_adapters.patching import is_heard
 
 # By name, as only models of a library that is there can hold its layers. They all normalise in float32 or better.
 _NORMS = frozenset(
@@ -38,6 +39,7 @@ _SCALES = frozenset(
         "timm.models.vision_transformer.LayerScale",
         "open_clip.transformer.LayerScale",
         "transformers.models.dinov2.modeling_dinov2.Dinov2LayerScale",
+        "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersLayerScale",
         "transformers.models.dinov3_vit.modeling_dinov3_vit.DINOv3ViTLayerScale",
     }
 )
@@ -54,10 +56,12 @@ _NAMES = ("fc1", "activation_fn", "fc2")
 _MLPS = {
     "timm.layers.mlp.Mlp": ("fc1", "act", "norm", "fc2"),
     "transformers.models.vit.modeling_vit.ViTMLP": _NAMES,
+    "transformers.models.deit.modeling_deit.DeiTMLP": _NAMES,
     "transformers.models.clip.modeling_clip.CLIPMLP": _NAMES,
     "transformers.models.siglip.modeling_siglip.SiglipMLP": _NAMES,
     "transformers.models.siglip2.modeling_siglip2.Siglip2MLP": _NAMES,
     "transformers.models.dinov2.modeling_dinov2.Dinov2MLP": _NAMES,
+    "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersMLP": _NAMES,
     "transformers.models.dinov3_vit.modeling_dinov3_vit.DINOv3ViTMLP": ("up_proj", "act_fn", "down_proj"),
 }
 
@@ -177,9 +181,10 @@ def _scale(block: Any, name: str | tuple[str, ...] | None) -> Tensor | None:
     if isinstance(name, tuple):
         raise _NotPlain(f"behind its branch come {' and '.join(name)}")
     part = None if name is None else getattr(block, name)
-    if part is None or isinstance(part, nn.Identity):
+    if isinstance(part, nn.Identity):
+        _unheard(part, "LayerScale")
         return None
-    if isinstance(part, Tensor):
+    if part is None or isinstance(part, Tensor):
         return part
     if _full_name(part) not in _SCALES:
         raise _NotPlain(f"behind its branch comes a {type(part).__name__}")
@@ -203,6 +208,6 @@ def _full_name(module: Any) -> str:
 
 
 def _unheard(module: nn.Module, what: str) -> None:
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    if hooks or "forward" in module.__dict__:  # transformers puts another there to record outputs
-        raise _NotPlain(f"its {what} has hooks, which a fused branch would not call")
+    for each in (module, *module.children()):  # a child may be what a branch does not need, as dropout
+        if is_heard(each):
+            raise _NotPlain(f"its {what} has hooks, which a fused branch would not call")

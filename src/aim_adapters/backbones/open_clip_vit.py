@@ -68,6 +68,7 @@ def _read_vit(model: Any) -> BackboneAnatomy:
         patch_size=tuple(model.patch_size),
         prefix_tokens=1,
         hidden_when_headed=("proj",),
+        class_token_only=model.attn_pool is None and model.pool_type == "tok" and not model.output_tokens,
         **_facts(model),
     )
 

@@ -38,6 +38,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
         heads=tuple(HeadAnatomy(name, name) for name in ("head", "head_dist") if hasattr(model, name)),
         output_width=model.embed_dim,
         prefix_tokens=model.num_prefix_tokens,
+        class_token_only=model.global_pool == "token" and not hasattr(model, "head_dist"),
         **facts(model),
     )
 

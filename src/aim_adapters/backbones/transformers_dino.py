@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from torch import nn
 
 from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy
 from aim_adapters.backbones import Backbone
+from aim_adapters.backbones._parts import placed_parts
 from aim_adapters.backbones._transformers import attend_attention, block_anatomy, build, read_tower
 
 
@@ -37,7 +40,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
                 family="transformers_dino",
                 tower=tower,
                 layers=layers,
-                block=_BLOCK,
+                block=_ROTARY_BLOCK if types is v3_types else _BLOCK,
                 types=types,
                 entry=("embeddings", "output"),
                 norm=norm,
@@ -50,6 +53,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
 _BLOCK = block_anatomy(
     attend_attention, attention="attention", norms=("norm1", "norm2"), layer_scales=("layer_scale1", "layer_scale2")
 )
+_ROTARY_BLOCK = dataclasses.replace(_BLOCK, parts=placed_parts)
 
 BACKBONE = Backbone(
     name="transformers_dino",

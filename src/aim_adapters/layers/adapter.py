@@ -43,6 +43,11 @@ class Adapter(nn.Module):
         out: Tensor = self.up_proj(F.gelu(self.down_proj(x)))
         return x + out if self.skip else out
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the dtype of its parameters."""
+        return self.up_proj.weight.dtype
+
     def extra_repr(self) -> str:
         """Return the setting that the children do not show."""
         return f"skip={self.skip}"

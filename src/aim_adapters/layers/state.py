@@ -79,12 +79,15 @@ class SharedState(AIMState):
         # How it runs, not what it computes: neither is saved.
         self.branches = "auto"
         self.memory = "fast"
+        # While the root's own forward runs: of the last block's output only the [class] token is read.
+        self.class_token_only = False
+        self.headless = False  # classification layers are left out for a while
         self.num_frames = config.attention_frames
         self.register_parameter("temporal_embedding", temporal_embedding)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state to copy: adapters disabled for a while are not disabled in a copy."""
-        return {**self.__dict__, "enabled": True}
+        return {**self.__dict__, "enabled": True, "class_token_only": False, "headless": False}
 
     def classifier(self, name: str) -> nn.Module | None:
         """Return our classification layer of this name, or None."""
@@ -95,14 +98,15 @@ class SharedState(AIMState):
 
         Args:
             features: ``[B*T, ..., D]``.
-            name: Which of our classification layers; without it, the averaged features are returned.
+            name: Which of our classification layers; without it, or while they are left out, the averaged features are
+                returned.
 
         Returns:
             ``[B, ..., K]`` or ``[B, ..., D]``.
         """
         clips = average_frames(features, self.num_frames)  # [B, ..., D]
         layer = self.classifier(name)
-        if layer is None:
+        if layer is None or self.headless:
             return clips
         logits: Tensor = layer(F.dropout(clips, self.config.head_dropout, self.training))
         return logits
@@ -117,6 +121,7 @@ class BlockState(AIMState):
         shared: The model's shared state.
         drop_path: Stochastic depth rate of this block.
         enters: The temporal embedding is added to this block's input.
+        last: It is the image model's last block.
         temporal_bias: Relative bias along time ``[2T-1, H]``, or None.
     """
 
@@ -134,12 +139,15 @@ class BlockState(AIMState):
         shared: SharedState,
         drop_path: float,
         enters: bool,
+        last: bool,
         temporal_bias: nn.Parameter | None = None,
     ) -> None:
         super().__init__(key)
         self.shared = (shared,)
         self.drop_path = drop_path
         self.enters = enters
+        self.last = last
+        self.narrowed = False  # whether it returned the [class] token alone when it last ran
         for name in ("temporal", "temporal_input", "spatial", "joint"):
             self.register_module(name, adapters.get(name))
         self.register_parameter("temporal_bias", temporal_bias)
@@ -167,6 +175,16 @@ def by_modules(shared: SharedState) -> Iterator[None]:
         yield
     finally:
         shared.branches = before
+
+
+@contextlib.contextmanager
+def without_classifiers(shared: SharedState) -> Iterator[None]:
+    """Leave the classification layers out for a while: what they would read is returned in place of their output."""
+    before, shared.headless = shared.headless, True
+    try:
+        yield
+    finally:
+        shared.headless = before
 
 
 def states(model: nn.Module) -> Iterator[AIMState]:

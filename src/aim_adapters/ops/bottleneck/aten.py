@@ -65,13 +65,13 @@ def down_backward(
     """
     sums = torch.promote_types(pre.dtype, torch.float32)
     d_pre, hidden = d_out.to(pre.dtype) @ up_weight, F.gelu(pre)  # [M, W]
+    f: Tensor | float = scale
     if factor is None:
         d_up_bias = d_out.sum(0, dtype=sums).mul_(scale)
-        f: Tensor | float = scale
     else:
-        f = _of_rows(factor, rows_per_factor) * scale
-        by_clip = d_out.unflatten(0, (-1, rows_per_factor)).sum(1, dtype=sums)  # [clips, D]
-        d_up_bias = factor.to(sums).mul(scale) @ by_clip
+        by_clip = factor.to(sums) * scale  # [clips]
+        d_up_bias = by_clip @ d_out.unflatten(0, (-1, rows_per_factor)).sum(1, dtype=sums)
+        f = _of_rows(by_clip, rows_per_factor)
     if factor is not None or scale != 1:
         d_pre.mul_(f)
         hidden.mul_(f)

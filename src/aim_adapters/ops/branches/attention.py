@@ -44,7 +44,7 @@ def attend(qkv: Tensor, bias: Tensor | None, plan: AttentionPlan, num_frames: in
         o, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=plan.scale)
     else:
         o, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=plan.scale)[:2]
-    return o.transpose(1, 2).contiguous(), lse
+    return o.transpose(1, 2).contiguous(), lse.contiguous()  # on a CPU it comes transposed
 
 
 def attend_backward(
@@ -124,7 +124,7 @@ def _over_frames_backward(
     torch.bmm(d_scores, k, out=d[0])
     torch.bmm(d_scores.mT, q, out=d[1])
     d_qkv = d.view(3, -1, *qkv.shape[1:2], qkv.shape[3], num_frames, qkv.shape[4])  # [3, B, N, H, T, d]
-    d_qkv = d_qkv.permute(1, 4, 2, 0, 3, 5).flatten(0, 1)  # [B*T, N, 3, H, d]
+    d_qkv = d_qkv.permute(1, 4, 2, 0, 3, 5).flatten(0, 1).contiguous()  # [B*T, N, 3, H, d]; one frame: a view
     return d_qkv, _frames_first(torch.bmm(weights, v), qkv, num_frames), d_bias
 
 

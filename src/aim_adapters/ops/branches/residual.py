@@ -22,6 +22,8 @@ from aim_adapters.ops.branches.plan import AttentionPlan, ChainPlan, MlpPlan
 from aim_adapters.ops.frozen import aten as aten_frozen
 
 Tensors = Sequence[Tensor | None]
+# PyTorch 2.8 and later return float32 from products of half precision.
+_WIDE_PRODUCTS = "dtype" in torch.ops.aten.mm.overloads()
 
 
 def _rows(x: Tensor) -> tuple[ModuleType, ModuleType]:
@@ -54,13 +56,14 @@ def attention_forward(
     factor, down_w, down_b, up_w, up_b, bias = tensors[7:]
     qkv = _project_qkv(x, tensors, branch, dtype)
     o, lse = attend(qkv, bias, branch, chain.num_frames)
-    rows = o.view(len(tokens), -1)  # [M, H*d]
     out_w, out_b = _output(tensors, dtype)
+    rows = o.view(len(tokens), out_w.shape[1])  # [M, H*d]
     kept = [] if lse is None else [o, lse]
     if branch.adapter:
         assert down_w is not None and down_b is not None and up_w is not None and up_b is not None
-        composed = down_w.to(dtype) @ out_w  # [W, H*d]
-        composed_b = down_b.to(dtype) if out_b is None else torch.addmv(down_b.to(dtype), down_w.to(dtype), out_b)
+        low_w, low_b = down_w.to(dtype), down_b.to(dtype)
+        composed = low_w @ out_w  # [W, H*d]
+        composed_b = low_b if out_b is None else torch.addmv(low_b, low_w, out_b)
         pre = torch.addmm(composed_b, rows, composed.T)  # [M, W]
         other = _linear(rows, out_w, out_b) if branch.skip else None  # [M, D]
         out = bottleneck.up_add(
@@ -110,7 +113,7 @@ def attention_backward(
         d_pre, hidden, d_up_b, d_down_b = bottleneck.down_backward(
             d_tokens, up_w.to(dtype), pre, factor, chain.num_frames * x.shape[1], 1.0
         )
-        gradients[2:4] = d_low.T @ hidden, d_up_b
+        gradients[2:4] = _product(d_low.T, hidden), d_up_b
         del hidden, pre
         d_o = d_pre @ composed  # [M, H*d]
         if branch.skip:
@@ -123,17 +126,17 @@ def attention_backward(
     )
     del d_o, qkv
     if branch.adapter:
-        d_composed = d_pre.T @ o.view(len(tokens), -1)  # [W, H*d]
-        d_down_w = d_composed @ out_w.T  # [W, D]
+        d_composed = d_pre.T @ o.view(len(tokens), out_w.shape[1])  # [W, H*d]
+        d_down_w = _product(d_composed, out_w.T)  # [W, D]
         if out_b is not None:
-            d_down_w.addr_(d_down_b.to(dtype), out_b)
+            d_down_w.addr_(d_down_b.to(d_down_w.dtype), out_b.to(d_down_w.dtype))
         gradients[:2] = d_down_w, d_down_b
-        gradients[4] = d_bias
         del d_pre, o
+    gradients[4] = d_bias
     d_x = None
     if needs_input:
         qkv_w = _require(tensors[2]).to(dtype)
-        d_h = d_qkv.view(len(tokens), -1) @ qkv_w  # [M, D]
+        d_h = d_qkv.view(len(tokens), len(qkv_w)) @ qkv_w  # [M, D]
         d_x = frozen.layer_norm_backward(d_h, tokens, tensors[0], branch.eps, d_tokens).view(x.shape)
     return d_x, _in_dtypes(gradients, tensors)
 
@@ -216,7 +219,7 @@ def mlp_backward(
         d_pre, hidden, d_up_b, d_down_b = bottleneck.down_backward(
             d_tokens, up_w.to(dtype), pre, factor, chain.num_frames * x.shape[1], branch.scale
         )
-        gradients[:4] = d_pre.T @ h, d_down_b, d_low.T @ hidden, d_up_b
+        gradients[:4] = _product(d_pre.T, h), d_down_b, _product(d_low.T, hidden), d_up_b
         del hidden, pre
     if not needs_input:
         return None, _in_dtypes(gradients, tensors)
@@ -241,7 +244,7 @@ def _project_qkv(x: Tensor, tensors: Tensors, branch: AttentionPlan, dtype: torc
     """Return ``[B*T, N, 3, H, d]``."""
     h = _rows(x)[0].layer_norm(x.flatten(0, -2), tensors[0], tensors[1], branch.eps, dtype)  # [M, D]
     packed = _linear(h, _require(tensors[2]).to(dtype), _to(tensors[3], dtype))  # [M, 3*H*d]
-    return packed.view(*x.shape[:2], 3, branch.heads, -1)
+    return packed.view(*x.shape[:2], 3, branch.heads, packed.shape[1] // (3 * branch.heads))
 
 
 def _output(tensors: Tensors, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -254,6 +257,13 @@ def _output(tensors: Tensors, dtype: torch.dtype) -> tuple[Tensor, Tensor | None
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``a @ b``, in float32 where a product of half precision can be returned so without a copy."""
+    if a.is_cuda and a.dtype.itemsize == 2 and _WIDE_PRODUCTS:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a @ b
 
 
 def _in_dtypes(gradients: list[Tensor | None], tensors: Tensors) -> list[Tensor | None]:

@@ -15,7 +15,7 @@ from aim_adapters.ops.temporal_attention import Choice
 
 _PLAIN = {"sdpa": sdpa.spatial_attention, "eager": reference.spatial_attention}
 # What the Triton kernels take.
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_DTYPES = (torch.bfloat16, torch.float16)
 _MAX_HEAD_DIM = 128
 
 
@@ -30,7 +30,8 @@ class Case(NamedTuple):
         missing: Why Triton cannot run here at all, or None.
         shared_memory: Bytes of shared memory that a kernel may use.
         exporting: The model is being exported, for a place that need not know our operators.
-        trained: The bias or the mask requires a gradient.
+        added: There is a bias or a mask.
+        trained: One of them requires a gradient.
     """
 
     device: str
@@ -40,6 +41,7 @@ class Case(NamedTuple):
     missing: str | None
     shared_memory: int = 2**20
     exporting: bool = False
+    added: bool = False
     trained: bool = False
 
 
@@ -86,16 +88,18 @@ def _unfit(case: Case) -> str | None:
         return f"its kernels compute in {', '.join(map(str, _DTYPES))}, got {case.dtype}"
     if case.head_dim > _MAX_HEAD_DIM:
         return f"its kernels take heads up to {_MAX_HEAD_DIM} wide, got {case.head_dim}"
-    sizes = (case.tokens, case.head_dim, case.dtype.itemsize)
-    if None in (tiles_for(*sizes, backward=each, shared=case.shared_memory) for each in (False, True)):
-        return (
-            f"no tile of {case.tokens} tokens, {case.head_dim} wide, in {case.dtype}, fits in the "
-            f"{case.shared_memory // 1024} KiB of shared memory that this device has"
-        )
+    for backward in (False, True):
+        if not tiles_for(case.tokens, case.head_dim, added=case.added, backward=backward, shared=case.shared_memory):
+            return (
+                f"no tile of {case.tokens} tokens, {case.head_dim} wide, fits in the "
+                f"{case.shared_memory // 1024} KiB of shared memory that this device has"
+            )
     return None
 
 
-def case_of(device: str, dtype: torch.dtype, head_dim: int, tokens: int, *, trained: bool = False) -> Case:
+def case_of(
+    device: str, dtype: torch.dtype, head_dim: int, tokens: int, *, added: bool = False, trained: bool = False
+) -> Case:
     """Gather what the choice depends on.
 
     Args:
@@ -103,10 +107,11 @@ def case_of(device: str, dtype: torch.dtype, head_dim: int, tokens: int, *, trai
         dtype: Dtype of queries, keys and values.
         head_dim: d.
         tokens: N.
-        trained: The bias or the mask requires a gradient.
+        added: There is a bias or a mask.
+        trained: One of them requires a gradient.
     """
     about = temporal_attention.case_of(device, dtype, head_dim, 1)
-    return Case(device, dtype, head_dim, tokens, about.missing, about.shared_memory, about.exporting, trained)
+    return Case(device, dtype, head_dim, tokens, about.missing, about.shared_memory, about.exporting, added, trained)
 
 
 def spatial_attention(
@@ -141,8 +146,9 @@ def spatial_attention(
     _validate(qkv, bias, mask)
     tokens, dim = qkv.shape[1], qkv.shape[4]
     scale = dim**-0.5 if scale is None else scale
-    trained = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (bias, mask))
-    case = case_of(qkv.device.type, qkv.dtype, dim, tokens, trained=trained)
+    extra = [x for x in (bias, mask) if x is not None]
+    trained = torch.is_grad_enabled() and any(x.requires_grad for x in extra)
+    case = case_of(qkv.device.type, qkv.dtype, dim, tokens, added=bool(extra), trained=trained)
     name = choose(implementation, case).implementation
     if name != "triton":
         return _PLAIN[name](qkv, scale=scale, bias=bias, mask=mask)

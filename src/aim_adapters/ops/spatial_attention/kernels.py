@@ -142,7 +142,7 @@ def _softmax(
 
 @triton.jit
 def window_forward(
-    qkv, o, bias, mask, s_f, s_n, s_3, s_h, frames, heads, windows, scale,
+    qkv, o, lse, bias, mask, s_f, s_n, s_3, s_h, frames, heads, windows, scale,
     TOKENS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr,
 ):  # fmt: skip
@@ -151,11 +151,14 @@ def window_forward(
     rows = tl.arange(0, ROWS)
     if HAS_BIAS:
         bias += head * TOKENS * TOKENS
-    for frame in range(first, tl.minimum(first + GROUP, frames)):
-        head_of = qkv + frame * s_f + head * s_h
-        q = _load(head_of, rows, s_n, TOKENS, D, WIDTH)
-        k = _load(head_of + s_3, rows, s_n, TOKENS, D, WIDTH)
-        v = _load(head_of + 2 * s_3, rows, s_n, TOKENS, D, WIDTH)
+    for index in range(GROUP):
+        frame = tl.minimum(first + index, frames - 1)  # the last one again, where GROUP does not divide them
+        q_head = qkv + frame * s_f + head * s_h
+        k_head = q_head + s_3
+        v_head = k_head + s_3
+        q = _load(q_head, rows, s_n, TOKENS, D, WIDTH)
+        k = _load(k_head, rows, s_n, TOKENS, D, WIDTH)
+        v = _load(v_head, rows, s_n, TOKENS, D, WIDTH)
         p = _softmax(q, k, bias, mask, frame, rows, windows, scale, TOKENS, HAS_BIAS, HAS_MASK)
         out = tl.dot(p.to(v.dtype), v)
         _store(o + (frame * TOKENS * heads + head) * D, out, rows, heads * D, TOKENS, D, WIDTH)
@@ -163,7 +166,7 @@ def window_forward(
 
 @triton.jit
 def window_backward(
-    d_out, qkv, bias, mask, d_qkv, g_f, g_n, g_h, s_f, s_n, s_3, s_h, frames, heads, windows, scale,
+    d_out, qkv, o, lse, delta, bias, mask, d_qkv, g_f, g_n, g_h, s_f, s_n, s_3, s_h, frames, heads, windows, scale,
     TOKENS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr,
 ):  # fmt: skip
@@ -172,11 +175,14 @@ def window_backward(
     rows = tl.arange(0, ROWS)
     if HAS_BIAS:
         bias += head * TOKENS * TOKENS
-    for frame in range(first, tl.minimum(first + GROUP, frames)):
-        head_of = qkv + frame * s_f + head * s_h
-        q = _load(head_of, rows, s_n, TOKENS, D, WIDTH)
-        k = _load(head_of + s_3, rows, s_n, TOKENS, D, WIDTH)
-        v = _load(head_of + 2 * s_3, rows, s_n, TOKENS, D, WIDTH)
+    for index in range(GROUP):
+        frame = tl.minimum(first + index, frames - 1)  # the last one again, where GROUP does not divide them
+        q_head = qkv + frame * s_f + head * s_h
+        k_head = q_head + s_3
+        v_head = k_head + s_3
+        q = _load(q_head, rows, s_n, TOKENS, D, WIDTH)
+        k = _load(k_head, rows, s_n, TOKENS, D, WIDTH)
+        v = _load(v_head, rows, s_n, TOKENS, D, WIDTH)
         g = _load(d_out + frame * g_f + head * g_h, rows, g_n, TOKENS, D, WIDTH)
         into = d_qkv + (frame * TOKENS * 3 * heads + head) * D
         # Queries beyond the tokens count for nothing: the gradient of what they got is zero.
@@ -203,7 +209,7 @@ def _piece(x, y, x_n, y_n, start, SIZE: tl.constexpr, TOKENS: tl.constexpr, D: t
 
 @triton.jit
 def resident_forward(
-    qkv, o, lse, bias, mask, s_f, s_n, s_3, s_h, heads, windows, scale,
+    qkv, o, lse, bias, mask, s_f, s_n, s_3, s_h, frames, heads, windows, scale,
     TOKENS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
     P0: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr, P4: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr,
@@ -211,7 +217,8 @@ def resident_forward(
     head = (tl.program_id(0) % heads).to(tl.int64)
     frame = (tl.program_id(0) // heads).to(tl.int64)
     q_head = qkv + frame * s_f + head * s_h
-    k_head, v_head = q_head + s_3, q_head + 2 * s_3
+    k_head = q_head + s_3
+    v_head = k_head + s_3  # no multiple of a stride, which may pass 32 bits
     o += (frame * TOKENS * heads + head) * D
     lse += (frame * heads + head) * TOKENS
     if HAS_BIAS:
@@ -268,7 +275,7 @@ def _save_delta(
 
 @triton.jit
 def resident_backward(
-    d_out, qkv, o, lse, delta, bias, mask, d_qkv, g_f, g_n, g_h, s_f, s_n, s_3, s_h, heads, windows, scale,
+    d_out, qkv, o, lse, delta, bias, mask, d_qkv, g_f, g_n, g_h, s_f, s_n, s_3, s_h, frames, heads, windows, scale,
     TOKENS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
     P0: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr, P4: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr,
@@ -276,7 +283,8 @@ def resident_backward(
     head = (tl.program_id(0) % heads).to(tl.int64)
     frame = (tl.program_id(0) // heads // 2).to(tl.int64)
     q_head = qkv + frame * s_f + head * s_h
-    k_head, v_head = q_head + s_3, q_head + 2 * s_3
+    k_head = q_head + s_3
+    v_head = k_head + s_3  # no multiple of a stride, which may pass 32 bits
     g_head = d_out + frame * g_f + head * g_h
     o += (frame * TOKENS * heads + head) * D
     into = d_qkv + (frame * TOKENS * 3 * heads + head) * D
@@ -372,7 +380,7 @@ def resident_backward(
 
 @triton.jit
 def streaming_forward(
-    qkv, o, lse, bias, mask, s_f, s_n, s_3, s_h, heads, windows, scale,
+    qkv, o, lse, bias, mask, s_f, s_n, s_3, s_h, frames, heads, windows, scale,
     TOKENS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, REST: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr,
@@ -383,7 +391,8 @@ def streaming_forward(
     frame = (tl.program_id(0) // heads // TILES).to(tl.int64)
     rows = tl.program_id(0) // heads % TILES * ROWS + tl.arange(0, ROWS)
     q_head = qkv + frame * s_f + head * s_h
-    k_head, v_head = q_head + s_3, q_head + 2 * s_3
+    k_head = q_head + s_3
+    v_head = k_head + s_3  # no multiple of a stride, which may pass 32 bits
     if HAS_BIAS:
         bias += head * TOKENS * TOKENS
     if HAS_MASK:
@@ -409,7 +418,7 @@ def streaming_forward(
 
 @triton.jit
 def streaming_backward(
-    d_out, qkv, o, lse, delta, bias, mask, d_qkv, g_f, g_n, g_h, s_f, s_n, s_3, s_h, heads, windows, scale,
+    d_out, qkv, o, lse, delta, bias, mask, d_qkv, g_f, g_n, g_h, s_f, s_n, s_3, s_h, frames, heads, windows, scale,
     OF_KEYS: tl.constexpr,
     TOKENS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, REST: tl.constexpr,
@@ -422,7 +431,8 @@ def streaming_backward(
     first = tl.program_id(0) // heads % TILES * ROWS
     rows = first + tl.arange(0, ROWS)
     q_head = qkv + frame * s_f + head * s_h
-    k_head, v_head = q_head + s_3, q_head + 2 * s_3
+    k_head = q_head + s_3
+    v_head = k_head + s_3  # no multiple of a stride, which may pass 32 bits
     g_head = d_out + frame * g_f + head * g_h
     into = d_qkv + (frame * TOKENS * 3 * heads + head) * D
     lse += (frame * heads + head) * TOKENS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
 # Up to here one tile holds a sequence; nothing but the output need be kept for the backward pass.
@@ -29,67 +28,68 @@ class Tiles(NamedTuple):
     stages: int
 
 
-@cache
-def alternatives(tokens: int, head_dim: int, itemsize: int, *, backward: bool) -> tuple[Tiles, ...]:
+def alternatives(tokens: int, head_dim: int, *, added: bool, backward: bool) -> tuple[Tiles, ...]:
     """Return what may be launched, the fastest first; the first that the device has shared memory for is.
 
     Args:
         tokens: N.
         head_dim: d.
-        itemsize: Bytes of an element.
+        added: There is a bias or a mask.
         backward: For the backward pass.
     """
+    width = _above(head_dim)
     if tokens <= WINDOW:
-        rows = max(16, _above(tokens))
-        warps = {16: 1, 32: 1, 64: 4}[rows]
-        return tuple(Tiles("window", rows, group, warps, stages) for group, stages in ((4, 2), (1, 1), (4, 1), (8, 2)))
-    narrow = _above(head_dim) <= RESIDENT_WIDTH and itemsize == 2
-    resident = [
-        Tiles("resident", 64, columns, 4, stages)
-        for columns, stages in (((128, 1), (64, 1), (64, 2)) if backward else ((128, 1), (128, 2), (64, 1)))
-        if narrow and tokens <= RESIDENT
-    ]
-    streaming = [
-        Tiles("streaming", *each)
-        for each in ((128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2), (64, 32, 4, 1))
-        if narrow or each[1] == 32
-    ]
-    return (*resident, *streaming)
+        rows = _above(tokens)
+        groups = ((4, 2), (1, 1), (4, 1), (8, 2))
+        return tuple(Tiles("window", rows, group, 4 if rows == 64 else 1, stages) for group, stages in groups)
+    resident: tuple[tuple[int, int, int, int], ...] = ()
+    if tokens <= RESIDENT and width <= RESIDENT_WIDTH:
+        if added:
+            resident = ((64, 64, 4, 1),)
+        elif backward:
+            resident = (64, 128, 4, 1), (64, 64, 4, 1), (64, 64, 4, 2)
+        else:
+            resident = (64, 128, 4, 1), (64, 128, 4, 2), (64, 64, 4, 1)
+    streaming = [(64, 32, 4, 2), (64, 32, 4, 1)]
+    if width <= RESIDENT_WIDTH:
+        streaming = [(64, 64, 4, 2), (128, 64, 8, 2), *streaming]
+    return (*(Tiles("resident", *each) for each in resident), *(Tiles("streaming", *each) for each in streaming))
 
 
-def tiles_for(tokens: int, head_dim: int, itemsize: int, *, backward: bool, shared: int) -> Tiles | None:
+def tiles_for(tokens: int, head_dim: int, *, added: bool, backward: bool, shared: int) -> Tiles | None:
     """Return the fastest of `alternatives` that fits, or None.
 
     Args:
         tokens: N.
         head_dim: d.
-        itemsize: Bytes of an element.
+        added: There is a bias or a mask.
         backward: For the backward pass.
         shared: Bytes of shared memory that a program may use.
     """
-    for each in alternatives(tokens, head_dim, itemsize, backward=backward):
-        if shared_memory(each, tokens, head_dim, itemsize) <= shared:
+    for each in alternatives(tokens, head_dim, added=added, backward=backward):
+        if shared_memory(each, tokens, head_dim, added=added) <= shared:
             return each
     return None
 
 
-def shared_memory(tiles: Tiles, tokens: int, head_dim: int, itemsize: int) -> int:
+def shared_memory(tiles: Tiles, tokens: int, head_dim: int, *, added: bool) -> int:
     """Return the bytes of shared memory that a program may need. The compiler was never seen to take more.
 
     Args:
         tiles: How the kernel is launched.
         tokens: N.
         head_dim: d.
-        itemsize: Bytes of an element.
+        added: There is a bias or a mask.
     """
     kind, rows, columns, _, stages = tiles
     if kind == "window":
-        held, square = 4 * rows * stages, (2 + 2 * stages) * rows * rows * 4
+        held, pairs = 4 * rows * stages, rows * (rows + 4)
     elif kind == "resident":
-        held, square = 2 * sum(pieces(tokens, columns)) + (2 * stages + 2) * rows, 4096
+        held, pairs = 2 * sum(pieces(tokens, columns)) + (2 * stages + 2) * rows, rows * columns
     else:
-        held, square = (2 + 2) * rows + 2 * stages * columns, 4096
-    return held * max(16, _above(head_dim)) * itemsize + square
+        held, pairs = 4 * rows + 2 * stages * columns, rows * columns
+    # Elements of 2 bytes; and scores, bias and mask, of 4.
+    return 2 * held * _above(head_dim) + 4 * pairs * (1 + 2 * (stages - 1) * added)
 
 
 def pieces(tokens: int, largest: int) -> tuple[int, int, int, int, int]:
@@ -101,7 +101,7 @@ def pieces(tokens: int, largest: int) -> tuple[int, int, int, int, int]:
     """
     sizes: list[int] = []
     while tokens > 0:
-        above = max(16, _above(tokens))
+        above = _above(tokens)
         size = above if above - tokens < 16 or len(sizes) == 4 else above // 2
         sizes.append(size if len(sizes) == 4 else min(size, largest))
         tokens -= sizes[-1]
@@ -116,9 +116,12 @@ def rest(tokens: int, columns: int) -> int:
         tokens: N.
         columns: Rows of a whole block.
     """
-    return max(16, _above(tokens % columns)) if tokens % columns else 0
+    return _above(tokens % columns) if tokens % columns else 0
 
 
 def _above(number: int) -> int:
-    """Return the least power of two that is no less."""
-    return 1 << (number - 1).bit_length()
+    """Return the least power of two that is no less, at least 16."""
+    power = 16
+    while power < number:  # what a compiler can follow where the number is a symbol
+        power *= 2
+    return power

@@ -48,7 +48,7 @@ def forward(
     """Attend within every frame, outside of autograd.
 
     Args:
-        qkv: Queries, keys and values ``[F, N, 3, H, d]``, any strides; F frames or windows.
+        qkv: Queries, keys and values ``[F, N, 3, H, d]``, bfloat16 or float16, any strides; F frames or windows.
         scale: Factor on the scores.
         bias: Added to the scores, ``[H, N, N]``, floating point, or None.
         mask: Added to the scores, ``[W, N, N]``, floating point; window f takes ``mask[f % W]``; or None.
@@ -59,21 +59,19 @@ def forward(
         sum of the scores' exponentials, empty where N is at most 64.
     """
     qkv = _rows_together(qkv)
-    frames, tokens, _, heads, dim = qkv.shape
     o, lse = _outputs(qkv)
     if qkv.numel() == 0:
         return o, lse
-    tiles = tiles or _tiles(qkv, backward=False)
-    grid, options = _launch(qkv, bias, mask, tiles)
-    extra = _dense(bias), _dense(mask)
-    sizes = *qkv.stride()[:4], *((frames,) if tiles.kind == "window" else ()), heads, _windows(mask), scale
+    tiles = tiles or _tiles(qkv, bias, mask, backward=False)
+    kernel = {
+        "window": kernels.window_forward,
+        "resident": kernels.resident_forward,
+        "streaming": kernels.streaming_forward,
+    }[tiles.kind]
+    tensors = qkv, o, lse, _dense(bias), _dense(mask)
+    sizes = *qkv.stride()[:4], *_sizes(qkv, mask), scale
     with torch.cuda.device_of(qkv):
-        if tiles.kind == "window":
-            kernels.window_forward[grid](qkv, o, *extra, *sizes, **options)
-        elif tiles.kind == "resident":
-            kernels.resident_forward[grid](qkv, o, lse, *extra, *sizes, **options)
-        else:
-            kernels.streaming_forward[grid](qkv, o, lse, *extra, *sizes, **options)
+        kernel[(_programs(qkv, tiles),)](*tensors, *sizes, **_constants(qkv, bias, mask, tiles))
     return o, lse
 
 
@@ -104,32 +102,51 @@ def backward(
         ``[F, N, 3, H, d]`` in the dtype of ``qkv``, contiguous.
     """
     d_out, qkv = _rows_together(d_out), _rows_together(qkv)
-    frames, _, _, heads, _ = qkv.shape
     d_qkv = _contiguous_like(qkv)
     if qkv.numel() == 0:
         return d_qkv
-    tiles = tiles or _tiles(qkv, backward=True)
-    grid, options = _launch(qkv, bias, mask, tiles)
-    extra = _dense(bias), _dense(mask)
-    sizes = *d_out.stride()[:3], *qkv.stride()[:4], heads, _windows(mask), scale
+    tiles = tiles or _tiles(qkv, bias, mask, backward=True)
+    tensors = d_out, qkv, o.contiguous(), lse, torch.empty_like(lse), _dense(bias), _dense(mask), d_qkv
+    sizes = *d_out.stride()[:3], *qkv.stride()[:4], *_sizes(qkv, mask), scale
+    programs, constants = _programs(qkv, tiles), _constants(qkv, bias, mask, tiles)
     with torch.cuda.device_of(qkv):
         if tiles.kind == "window":
-            sizes = *sizes[:-3], frames, *sizes[-3:]
-            kernels.window_backward[grid](d_out, qkv, *extra, d_qkv, *sizes, **options)
-            return d_qkv
-        tensors = d_out, qkv, o.contiguous(), lse, torch.empty_like(lse), *extra, d_qkv
-        if tiles.kind == "resident":
-            kernels.resident_backward[(2 * grid[0],)](*tensors, *sizes, **options)
+            kernels.window_backward[(programs,)](*tensors, *sizes, **constants)
+        elif tiles.kind == "resident":
+            kernels.resident_backward[(2 * programs,)](*tensors, *sizes, **constants)
         else:
             for of_keys in (False, True):  # the first leaves behind what the second subtracts
-                kernels.streaming_backward[grid](*tensors, *sizes, OF_KEYS=of_keys, **options)
+                kernels.streaming_backward[(programs,)](*tensors, *sizes, OF_KEYS=of_keys, **constants)
     return d_qkv
 
 
-def _launch(qkv: Tensor, bias: Tensor | None, mask: Tensor | None, tiles: Tiles) -> tuple[tuple[int], dict[str, Any]]:
-    """Return the grid, and the constants of forward and backward kernels."""
-    frames, tokens, _, heads, dim = qkv.shape
-    options: dict[str, Any] = {
+def _tiles(qkv: Tensor, bias: Tensor | None, mask: Tensor | None, *, backward: bool) -> Tiles:
+    tokens, dim = qkv.shape[1], qkv.shape[4]
+    shared = case_of(qkv.device.type, qkv.dtype, dim, tokens).shared_memory
+    added = bias is not None or mask is not None
+    found = tiles_for(tokens, dim, added=added, backward=backward, shared=shared)
+    if found is None:
+        raise UnsupportedKernelError(
+            f"no tile of {tokens} tokens, {dim} wide, fits in {shared // 1024} KiB of shared memory; choose 'auto', "
+            "which falls back, 'sdpa' or 'eager'"
+        )
+    return found
+
+
+def _programs(qkv: Tensor, tiles: Tiles) -> int:
+    frames, tokens, _, heads, _ = qkv.shape
+    if tiles.kind == "window":
+        return -(-frames // tiles.columns) * heads
+    return frames * heads * (1 if tiles.kind == "resident" else -(-tokens // tiles.rows))
+
+
+def _sizes(qkv: Tensor, mask: Tensor | None) -> tuple[int, int, int]:
+    return qkv.shape[0], qkv.shape[3], 1 if mask is None else mask.shape[0]
+
+
+def _constants(qkv: Tensor, bias: Tensor | None, mask: Tensor | None, tiles: Tiles) -> dict[str, Any]:
+    tokens, dim = qkv.shape[1], qkv.shape[4]
+    constants: dict[str, Any] = {
         "TOKENS": tokens,
         "D": dim,
         "WIDTH": max(16, next_power_of_2(dim)),
@@ -140,24 +157,10 @@ def _launch(qkv: Tensor, bias: Tensor | None, mask: Tensor | None, tiles: Tiles)
         "num_stages": tiles.stages,
     }
     if tiles.kind == "window":
-        return (-(-frames // tiles.columns) * heads,), options | {"GROUP": tiles.columns}
+        return constants | {"GROUP": tiles.columns}
     if tiles.kind == "resident":
-        sizes = {f"P{index}": size for index, size in enumerate(pieces(tokens, tiles.columns))}
-        return (frames * heads,), options | sizes
-    blocks = {"COLUMNS": tiles.columns, "REST": rest(tokens, tiles.columns)}
-    return (frames * heads * -(-tokens // tiles.rows),), options | blocks
-
-
-def _tiles(qkv: Tensor, *, backward: bool) -> Tiles:
-    frames, tokens, _, _, dim = qkv.shape
-    shared = case_of(qkv.device.type, qkv.dtype, dim, tokens).shared_memory
-    found = tiles_for(tokens, dim, qkv.dtype.itemsize, backward=backward, shared=shared)
-    if found is None:
-        raise UnsupportedKernelError(
-            f"no tile of {tokens} tokens, {dim} wide, in {qkv.dtype}, fits in {shared // 1024} KiB of shared memory; "
-            "use 'auto', which falls back, 'sdpa' or 'eager'"
-        )
-    return found
+        return constants | {f"P{index}": size for index, size in enumerate(pieces(tokens, tiles.columns))}
+    return constants | {"COLUMNS": tiles.columns, "REST": rest(tokens, tiles.columns)}
 
 
 def _rows_together(x: Tensor) -> Tensor:
@@ -166,10 +169,6 @@ def _rows_together(x: Tensor) -> Tensor:
 
 def _dense(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
-
-
-def _windows(mask: Tensor | None) -> int:
-    return 1 if mask is None else mask.shape[0]
 
 
 def _contiguous_like(x: Tensor) -> Tensor:
@@ -226,6 +225,12 @@ def _refuse(ctx: Any, *gradients: Tensor) -> None:
     raise UnsupportedKernelError("attention='triton' has no second derivative; choose 'eager'")
 
 
+def _flops(shape: torch.Size, products: int) -> int:
+    """Return twice the multiply-accumulates of some products of N x N with N x d, for every head."""
+    frames, tokens, _, heads, dim = shape
+    return 2 * products * frames * tokens * tokens * heads * dim
+
+
 def _register() -> None:
     kinds: dict[str, tuple[Any, Any, int]] = {
         "spatial_attention": (_forward, _fake, 2),
@@ -245,9 +250,7 @@ def _register() -> None:
             torch.library.register_autograd(qualified, _differentiate, setup_context=_remember, lib=_LIBRARY)
 
         def count(*shapes: Any, _packed: int = int(gradient), _products: int = products, **_: Any) -> int:
-            """Return twice the multiply-accumulates of some products of N x N with N x d, for every head."""
-            frames, tokens, _, heads, dim = shapes[_packed]
-            return 2 * _products * frames * tokens * tokens * heads * dim
+            return _flops(shapes[_packed], _products)
 
         register_flop_formula(getattr(torch.ops.aim_adapters, name))(count)
 

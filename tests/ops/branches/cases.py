@@ -1,0 +1,143 @@
+"""Branches to test, and the plainest writing of them: every layer by itself, in whatever dtype is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aim_adapters.ops.branches import AttentionPlan, ChainPlan, MlpPlan
+from aim_adapters.ops.branches.plan import ATTENTION_FROZEN, MLP_FROZEN, TRAINED
+
+Tensors = list[Tensor | None]
+EPS, SCALE = 1e-5, 0.3
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
+MEMORY = ("fast", "balanced", "low")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a branch is made of.
+
+    B clips, T frames, N tokens of width D; H heads of width d, wider or narrower together than D.
+    """
+
+    clips: int = 2
+    frames: int = 3
+    tokens: int = 4
+    dim: int = 10
+    heads: int = 2
+    head_dim: int = 4
+    hidden: int = 12
+    width: int = 3
+    adapter: bool = True
+    gamma: bool = True
+    biases: bool = True  # of the frozen projections
+    affine: bool = True  # of the norm
+    factor: bool = False  # stochastic depth
+    time_bias: bool = False
+    activation: str = "gelu"
+
+    def tokens_in(self, seed: int = 0) -> Tensor:
+        """Return tokens ``[B*T, N, D]``, float64."""
+        return draw(seed, self.clips * self.frames, self.tokens, self.dim)
+
+    def chain(self, *branches: AttentionPlan | MlpPlan, dtype: str = "float64", memory: str = "fast") -> ChainPlan:
+        """Return a chain of branches."""
+        return ChainPlan(branches, self.frames, dtype, memory)
+
+    def attention(self, over: str, *, implementation: str = "", shares: bool = False) -> AttentionPlan:
+        """Return a branch as the adapted block asks for it: over frames without inner skip, over tokens with one."""
+        implementation = implementation or {"frames": "eager", "tokens": "flash"}[over]
+        return AttentionPlan(
+            over, self.heads, SCALE, EPS, self.adapter, self.adapter and over == "tokens", implementation, shares
+        )
+
+    def mlp(self) -> MlpPlan:
+        """Return an MLP branch."""
+        return MlpPlan(self.activation, EPS, self.adapter, 0.7)
+
+    def tensors(self, plan: AttentionPlan | MlpPlan, seed: int = 1) -> Tensors:
+        """Return the 13 tensors of a branch, float64; those that train require a gradient."""
+        d, attends = self.dim, isinstance(plan, AttentionPlan)
+        inner = self.heads * self.head_dim if attends else self.hidden
+        wide = 3 * inner if attends else inner
+        shapes = {
+            "norm_weight": (d,), "norm_bias": (d,), "qkv_weight": (wide, d), "qkv_bias": (wide,),
+            "in_weight": (wide, d), "in_bias": (wide,), "out_weight": (d, inner), "out_bias": (d,), "gamma": (d,),
+            "down_weight": (self.width, d), "down_bias": (self.width,), "up_weight": (d, self.width), "up_bias": (d,),
+            "bias": (self.heads, self.frames, self.frames),
+        }  # fmt: skip
+        absent = set() if self.gamma else {"gamma"}
+        absent |= set() if self.biases else {"qkv_bias", "in_bias", "out_bias"}
+        absent |= set() if self.affine else {"norm_weight", "norm_bias"}
+        absent |= set() if self.adapter else {"down_weight", "down_bias", "up_weight", "up_bias"}
+        absent |= set() if self.time_bias and attends and plan.over == "frames" else {"bias"}
+        frozen = ATTENTION_FROZEN if attends else MLP_FROZEN
+        found: Tensors = [None if n in absent else 0.5 * draw(seed + i, *shapes[n]) for i, n in enumerate(frozen)]
+        for i, n in enumerate(TRAINED):
+            found.append(None if n in absent else (0.5 * draw(seed + 20 + i, *shapes[n])).requires_grad_())
+        drops = self.factor and self.adapter and not (attends and plan.over == "tokens")
+        factor = torch.tensor([0.0, 2.0, 1.25], dtype=torch.float64)[: self.clips] if drops else None
+        return [*found[:7], factor, *found[7:]]
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def plain_chain(x: Tensor, tensors: Sequence[Tensor | None], plan: ChainPlan) -> Tensor:
+    """Compute a chain, each branch with all of its 13 tensors."""
+    for i, branch in enumerate(plan.branches):
+        run = plain_attention if isinstance(branch, AttentionPlan) else plain_mlp
+        x = run(x, tensors[13 * i : 13 * (i + 1)], branch, plan.num_frames)  # type: ignore[operator]
+    return x
+
+
+def plain_attention(x: Tensor, tensors: Sequence[Tensor | None], plan: AttentionPlan, num_frames: int) -> Tensor:
+    norm_w, norm_b, qkv_w, qkv_b, out_w, out_b, gamma, factor, *adapter, bias = tensors
+    h = F.layer_norm(x, x.shape[-1:], norm_w, norm_b, plan.eps)
+    qkv = F.linear(h, qkv_w, qkv_b).unflatten(-1, (3, plan.heads, -1))  # [B*T, N, 3, H, d]
+    out = F.linear(plain_attend(qkv, bias, plan, num_frames).flatten(2), out_w, out_b)
+    out = out if gamma is None else out * gamma
+    if plan.adapter:
+        branch = plain_adapter(out, adapter, factor, num_frames)
+        out = out + branch if plan.skip else branch
+    return x + out
+
+
+def plain_attend(qkv: Tensor, bias: Tensor | None, plan: AttentionPlan, num_frames: int) -> Tensor:
+    """Attend over frames or tokens of ``[B*T, N, 3, H, d]``; return ``[B*T, N, H, d]``."""
+    if plan.over == "frames":
+        q, k, v = qkv.unflatten(0, (-1, num_frames)).permute(3, 0, 2, 4, 1, 5)  # [B, N, H, T, d]
+    else:
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B*T, H, N, d]
+    scores = q @ k.mT * plan.scale
+    o = (scores if bias is None else scores + bias).softmax(-1) @ v
+    return o.permute(0, 3, 1, 2, 4).flatten(0, 1) if plan.over == "frames" else o.transpose(1, 2)
+
+
+def plain_mlp(x: Tensor, tensors: Sequence[Tensor | None], plan: MlpPlan, num_frames: int) -> Tensor:
+    norm_w, norm_b, in_w, in_b, out_w, out_b, gamma, factor, *adapter, _ = tensors
+    h = F.layer_norm(x, x.shape[-1:], norm_w, norm_b, plan.eps)
+    out = F.linear(plain_activation(F.linear(h, in_w, in_b), plan.activation), out_w, out_b)
+    out = out if gamma is None else out * gamma
+    return x + out + (plan.scale * plain_adapter(h, adapter, factor, num_frames) if plan.adapter else 0)
+
+
+def plain_activation(x: Tensor, kind: str) -> Tensor:
+    if kind == "quick_gelu":
+        return x * torch.sigmoid(1.702 * x)
+    if kind == "gelu_tanh":
+        return F.gelu(x, approximate="tanh")
+    return {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}[kind](x)
+
+
+def plain_adapter(x: Tensor, adapter: Sequence[Tensor | None], factor: Tensor | None, num_frames: int) -> Tensor:
+    down_w, down_b, up_w, up_b = adapter
+    assert up_w is not None
+    out = F.linear(F.gelu(F.linear(x, down_w, down_b)), up_w, up_b)
+    return out if factor is None else out * factor.to(out.dtype).repeat_interleave(num_frames).view(-1, 1, 1)

@@ -1,0 +1,63 @@
+"""The kernels compile for the GPUs that they are for, within the shared memory that the table counts with."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton", minversion="3.3")  # whose compiler takes its arguments otherwise
+
+COMPILE = """
+import torch
+from triton.compiler import ASTSource, compile
+from triton.backends.compiler import GPUTarget
+from aim_adapters.ops.spatial_attention import kernels, tiles, triton
+
+def check(target, tokens, dim, added, backward):
+    qkv = torch.empty(1, tokens, 3, 2, dim, dtype=torch.float16)
+    extra = qkv if added else None
+    first, *_, last = tiles.alternatives(tokens, dim, added=added, backward=backward)
+    for each in (first, last):
+        kernel = getattr(kernels, f"{each.kind}_{'backward' if backward else 'forward'}")
+        constants = triton._constants(qkv, extra, extra, each)
+        options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
+        if not added:
+            constants |= {"bias": None, "mask": None}
+        for of_keys in (False, True) if "OF_KEYS" in kernel.arg_names else (None,):
+            constants |= {"OF_KEYS": of_keys} if of_keys is not None else {}
+            kinds = dict.fromkeys(("qkv", "o", "d_out", "d_qkv"), "*fp16")
+            kinds |= {**dict.fromkeys(("lse", "delta", "bias", "mask"), "*fp32"), "scale": "fp32"}
+            kinds |= dict.fromkeys(constants, "constexpr")
+            signature = {name: kinds.get(name, "i32") for name in kernel.arg_names}
+            given = {(i,): constants[name] for i, name in enumerate(kernel.arg_names) if name in constants}
+            source = ASTSource(kernel, signature, given)
+            taken = compile(source, target=GPUTarget(*target), options=options).metadata.shared
+            promised = tiles.shared_memory(each, tokens, dim, added=added)
+            assert taken <= promised, f"{each} takes {taken} bytes, promised are {promised}"
+
+for case in CASES:
+    print(case, flush=True)
+    check(*case)
+"""
+CUDA = """[
+    (("cuda", 80, 32), 197, 64, False, False),
+    (("cuda", 89, 32), 49, 32, True, True),
+    (("cuda", 90, 32), 197, 64, False, True),
+    (("cuda", 90, 32), 257, 80, True, False),
+    (("cuda", 90, 32), 197, 64, True, True),
+]"""
+HIP = """[
+    (("hip", "gfx90a", 64), 49, 32, True, True),
+    (("hip", "gfx942", 64), 197, 64, False, False),
+]"""
+
+
+@pytest.mark.parametrize("cases", [CUDA, HIP], ids=["cuda", "hip"])
+def test_compiles_within_the_shared_memory_that_the_table_counts_with(cases: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", COMPILE.replace("CASES", cases)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]

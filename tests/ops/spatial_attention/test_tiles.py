@@ -1,0 +1,71 @@
+"""The table of tiles covers every size, and what it names can be launched."""
+
+from __future__ import annotations
+
+import pytest
+
+from aim_adapters.ops.spatial_attention.tiles import (
+    RESIDENT,
+    WINDOW,
+    Tiles,
+    alternatives,
+    pieces,
+    rest,
+    shared_memory,
+    tiles_for,
+)
+
+AMPERE, HOPPER = 99 * 1024, 227 * 1024
+
+
+@pytest.mark.parametrize("largest", [64, 128])
+def test_pieces_cover_a_sequence_with_little_more(largest: int) -> None:
+    for tokens in range(1, RESIDENT + 1):
+        sizes = pieces(tokens, largest)
+        used = [size for size in sizes if size]
+        assert tuple(used) == sizes[: len(used)]
+        assert all(size & (size - 1) == 0 and 16 <= size <= largest for size in used)
+        assert tokens <= sum(used) <= max(16, tokens + 15)
+        assert sum(used[:-1]) < tokens  # every piece holds a token
+
+
+@pytest.mark.parametrize(
+    ("tokens", "largest", "expected"),
+    [
+        (197, 128, (128, 64, 16, 0, 0)),
+        (197, 64, (64, 64, 64, 16, 0)),
+        (257, 128, (128, 128, 16, 0, 0)),
+        (65, 64, (64, 16, 0, 0, 0)),
+        (248, 128, (128, 128, 0, 0, 0)),
+    ],
+)
+def test_pieces(tokens: int, largest: int, expected: tuple[int, ...]) -> None:
+    assert pieces(tokens, largest) == expected
+
+
+def test_rest_holds_what_whole_blocks_leave() -> None:
+    assert [rest(tokens, 64) for tokens in (128, 129, 145, 161, 191)] == [0, 16, 32, 64, 64]
+
+
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("dim", [8, 24, 32, 64, 80, 128])
+def test_something_fits_every_size_on_every_device(dim: int, backward: bool, added: bool) -> None:
+    for tokens in (1, 16, 17, 49, WINDOW, WINDOW + 1, 197, RESIDENT, RESIDENT + 1, 1025):
+        for shared in (AMPERE, HOPPER):
+            found = tiles_for(tokens, dim, added=added, backward=backward, shared=shared)
+            assert found is not None
+            assert shared_memory(found, tokens, dim, added=added) <= shared
+            assert (found.kind == "window") == (tokens <= WINDOW)
+            assert found.kind != "window" or found.rows >= tokens
+            assert found.kind != "resident" or (tokens <= RESIDENT and dim <= 64)
+    assert tiles_for(197, dim, added=added, backward=backward, shared=1024) is None
+
+
+def test_first_that_fits_is_taken() -> None:
+    first, *others = alternatives(197, 64, added=False, backward=True)
+    assert first == Tiles("resident", 64, 128, 4, 1)
+    assert tiles_for(197, 64, added=False, backward=True, shared=HOPPER) == first
+    least = min(shared_memory(each, 197, 64, added=False) for each in (first, *others))
+    found = tiles_for(197, 64, added=False, backward=True, shared=least)
+    assert found is not None and shared_memory(found, 197, 64, added=False) == least
