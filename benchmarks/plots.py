@@ -1,6 +1,6 @@
-"""Draw the result of temporal attention, and write the tables of docs/benchmarks.md.
+"""Draw the results, and write the tables of docs/benchmarks.md.
 
-python -m benchmarks.plots            # draws docs/assets/temporal-attention.svg
+python -m benchmarks.plots            # draws the pictures in docs/assets
 python -m benchmarks.plots --write    # also writes the tables between the page's markers
 
 Both come from ``benchmarks/results``; what is not there is left out.
@@ -12,128 +12,26 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import step_tables
 from benchmarks.harness import RESULTS, ROOT
+from benchmarks.pages import ATTENTION_PEERS, Results, measured, ms, spread, table, verdict
+from benchmarks.pictures import ASSETS, PICTURES
 
 PAGE = ROOT / "docs" / "benchmarks.md"
-PICTURE = ROOT / "docs" / "assets" / "temporal-attention.svg"
 MARKED = re.compile(r"(?<=<!-- begin )(\w+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
-PASS = "forward+backward"
 ATTENTION = ("temporal_attention", "temporal_attention_sizes")
 WITHOUT_GPU = ("checkpoint_io", "load_video_model", "wrap_time", "import_time")
-FILES = (*ATTENTION, "train_step", *WITHOUT_GPU)
-PEERS = {
-    "triton": "Triton",
-    "sdpa": "SDPA, rearranged",
-    "sdpa compiled": "SDPA, compiled",
-    "eager": "eager",
-    "flex": "FlexAttention",
-}
-FLOOR = "copy of the same bytes"
-# Colour, marker, and by how many points the name at the end of a line is moved to keep clear of its neighbour.
-STYLES = {
-    "triton": ("#c2410c", "o", 0),
-    "sdpa": ("#1d4ed8", "s", 0),
-    "sdpa compiled": ("#0284c7", "D", -5),
-    "eager": ("#6b7280", "^", 0),
-    "flex": ("#047857", "v", 5),
-}
-MODELS = {
-    "triton": "AIM, `triton`",
-    "sdpa": "AIM, `sdpa`",
-    "triton-bf16": "AIM, `triton`, frozen weights in bf16",
-    "sdpa-bf16": "AIM, `sdpa`, frozen weights in bf16",
-    "full": "ViT on single frames, fully fine-tuned",
-    "timesformer": "TimeSformer, fully fine-tuned",
-}
-Results = dict[str, dict[str, Any]]
+FILES = (*ATTENTION, *step_tables.STEPS, *WITHOUT_GPU)
 
 
 def load(folder: Path = RESULTS) -> Results:
     """Return every result that there is, by name."""
     paths = {name: folder / f"{name}.json" for name in FILES}
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
-
-
-# The picture
-
-
-def lines(result: dict[str, Any]) -> dict[str, list[tuple[int, float]]]:
-    """Return frames and milliseconds of each peer in the main case, and of a copy of the bytes."""
-    found: dict[str, list[tuple[int, float]]] = {name: [] for name in (*PEERS, "copy")}
-    for row in measured(result, "main"):
-        frames = row["case"]["num_frames"]
-        found["copy"].append((frames, 1e3 * row["bytes"] / result["ceilings"]["copy_bytes_per_second"]))
-        for peer, entry in row["peers"].items():
-            if "median" in entry:
-                found[peer].append((frames, 1e3 * entry["median"]))
-    return found
-
-
-def draw(result: dict[str, Any], path: Path) -> None:
-    """Draw time against frames as an SVG, which holds the numbers as its description too."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    points = lines(result)
-    style = {"font.family": "DejaVu Sans", "font.size": 10, "svg.hashsalt": "aim", "svg.fonttype": "path"}
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(8, 4.6), layout="constrained", facecolor="white")
-        axes = figure.add_subplot(facecolor="white")
-        for peer, (colour, marker, offset) in STYLES.items():
-            frames, times = zip(*points[peer], strict=True)
-            width = 2.4 if peer == "triton" else 1.5
-            axes.plot(frames, times, color=colour, marker=marker, markersize=5, linewidth=width)
-            _name(axes, PEERS[peer], (frames[-1], times[-1]), colour=colour, offset=offset)
-        frames, floor = zip(*points["copy"], strict=True)
-        axes.plot(frames, floor, color="black", linestyle="--", linewidth=1.2)
-        _name(axes, FLOOR, (frames[-1], floor[-1]), colour="black", offset=0)
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xticks(frames, [str(number) for number in frames])
-        axes.set_yticks((0.2, 0.5, 1, 2, 5), ("0.2", "0.5", "1", "2", "5"))
-        axes.set_yticks((), minor=True)
-        axes.set_ylim(0.15, 6)
-        axes.grid(color="#e5e7eb", linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlabel("frames in a clip, T (256 frames in all)")
-        axes.set_ylabel("milliseconds")
-        axes.set_title(f"Attention over time in one layer, forward and backward, {result['ran_on']['gpus'][0]}")
-        figure.savefig(path, format="svg", metadata={"Date": None, "Description": json.dumps(points)})
-
-
-def _name(axes: Any, text: str, end: tuple[int, float], *, colour: str, offset: int) -> None:
-    axes.annotate(text, end, (8, offset), textcoords="offset points", color=colour, va="center", annotation_clip=False)
-
-
-# The tables
-
-
-def measured(result: dict[str, Any], *tables: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of both passes together."""
-    return (row for row in result["rows"] if row["case"]["table"] in tables and row["pass"] == PASS)
-
-
-def table(head: str, rows: Iterable[Sequence[object]]) -> str:
-    """Return a table in Markdown; a title that begins with a space is that of a column of words."""
-    titles = head.split("|")
-    lines = ["|".join(("", *(f" {title.strip()} " for title in titles), ""))]
-    lines.append("|".join(("", *("---" if title.startswith(" ") else "---:" for title in titles), "")))
-    body = [f"| {' | '.join(map(str, row))} |" for row in rows]
-    return "\n".join(lines + body) if body else "Not measured."
-
-
-def ms(seconds: float) -> str:
-    """Return milliseconds to three digits, or whole ones."""
-    return f"{1e3 * seconds:#.3g}".rstrip(".") if abs(seconds) < 0.9995 else f"{1e3 * seconds:,.0f}"
-
-
-def spread(entry: dict[str, Any]) -> str:
-    """Return the first and the ninth decile in milliseconds."""
-    return f"{ms(entry['p10'])} to {ms(entry['p90'])}"
 
 
 def against(row: dict[str, Any], peer: str) -> str:
@@ -152,10 +50,10 @@ def ours(row: dict[str, Any]) -> tuple[str, str]:
 def attention(results: Results) -> str:
     """Return the main case: every peer, by frames."""
     rows = []
-    others = [peer for peer in PEERS if peer != "triton"]
+    others = [peer for peer in ATTENTION_PEERS if peer != "triton"]
     for row in measured(results.get("temporal_attention", {"rows": []}), "main"):
         rows.append((row["case"]["num_frames"], *ours(row), *(against(row, peer) for peer in others)))
-    return table("|".join(("T", "Triton", "of copy", *(PEERS[peer] for peer in others))), rows)
+    return table("|".join(("T", "Triton", "of copy", *(ATTENTION_PEERS[peer] for peer in others))), rows)
 
 
 def shapes(results: Results) -> str:
@@ -172,7 +70,7 @@ def shapes(results: Results) -> str:
             }
             notes = ", ".join(note for note, holds in unlike_main.items() if holds)
             nearest = min(speedup, key=lambda peer: speedup[peer])
-            other = f"{PEERS[nearest]}: {against(row, nearest)}" if len(speedup) > 1 else ""
+            other = f"{ATTENTION_PEERS[nearest]}: {against(row, nearest)}" if len(speedup) > 1 else ""
             shape = f"{case['heads']} × {case['dim']}"
             rows.append((shape, notes, case["num_frames"], *ours(row), against(row, "sdpa"), other))
     return table(" heads × width| otherwise|T|Triton|of copy|SDPA, rearranged|fastest of all others", rows)
@@ -196,40 +94,14 @@ def start_up(results: Results) -> str:
     return table("run| kernels|first call, s|second call, ms", rows)
 
 
-def steps(results: Results) -> str:
-    """Return the peers of the training step, the fastest first."""
-    rows = []
-    for size in results.get("train_step", {"tables": []})["tables"]:
-        peers = {name: entry for name, entry in size["peers"].items() if "median" in entry}
-        for name, entry in sorted(peers.items(), key=lambda item: item[1]["median"]):
-            model, mode = name.split("/")
-            rows.append((
-                MODELS[model],
-                {"eager": "no", "blocks": "each block", "whole": "whole model"}[mode],
-                ms(entry["median"]),
-                f"{entry['clips_per_second']:.0f}",
-                f"{entry['peak_bytes'] / 2**30:.1f}",
-                f"{entry['median'] / peers['triton/blocks']['median']:.2f}",
-            ))  # fmt: skip
-    return table(" model| compiled|ms|clips/s|GiB|time, ours = 1", rows)
-
-
 def targets(results: Results) -> str:
-    """Return the targets of attention as a count, those of the step each."""
+    """Return the targets of attention as a count, those of steps and inference each."""
     held = [entry for name in ATTENTION if name in results for entry in results[name]["targets"]]
-    rows: list[tuple[str, str, str, str]] = []
+    rows = []
     if held:
         met = sum(entry["met"] for entry in held)
-        rows.append(("temporal attention: targets met", str(met), str(len(held)), verdict(met == len(held))))
-    for entry in results.get("train_step", {"targets": []})["targets"]:
-        what = f"training step, {entry['what']}"
-        rows.append((what, f"{entry['value']:.2f}", f"{entry['at_least']:g}", verdict(entry["met"])))
-    return table(" what|measured|at least| ", rows)
-
-
-def verdict(met: bool) -> str:
-    """Say how a target came out."""
-    return "met" if met else "MISSED"
+        rows.append(("temporal attention: targets met", str(met), f"{len(held)}", verdict(met == len(held))))
+    return table(" what|measured|target| ", rows + step_tables.target_rows(results))
 
 
 def files(results: Results) -> str:
@@ -262,20 +134,24 @@ def memory(results: Results) -> str:
 
 def ran_on(results: Results) -> str:
     """Return on what each result was measured."""
+    runs = [
+        (f"`{name}`", result["ran_on"], result.get("complete", True))
+        for name, result in results.items()
+        if name not in step_tables.STEPS
+    ]
     rows = []
-    for name, result in results.items():
-        on = result["ran_on"]
+    for name, on, complete in (*runs, *step_tables.ran(results)):
         version = on["versions"]
         machine = on["gpus"][0] if on["gpus"] else on["processor"]
         rows.append((
-            f"`{name}`", machine, on["cores"], on["load_average"], version["torch"], version.get("triton", ""),
+            name, machine, on["cores"], on["load_average"], version["torch"], version.get("triton", ""),
             on["python"], f"`{on['commit'][:7]}{'+changes' * on['commit'].endswith('+changes')}`",
-            "yes" if result.get("complete", True) else "no",
+            "yes" if complete else "no",
         ))  # fmt: skip
     return table(" result| machine|cores|load|torch|Triton|Python| commit| complete", rows)
 
 
-TABLES = (attention, shapes, host, start_up, steps, targets, files, times, memory, ran_on)
+TABLES = (attention, shapes, host, start_up, *step_tables.TABLES, targets, files, times, memory, ran_on)
 
 
 def fill(page: str, results: Results) -> str:
@@ -290,9 +166,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help=f"write the tables of {PAGE.name}")
     arguments = parser.parse_args(argv)
     results = load()
-    if "temporal_attention" in results:
-        draw(results["temporal_attention"], PICTURE)
-        print(f"wrote {PICTURE}")
+    for name, (points_of, draw) in PICTURES.items():
+        points = points_of(results)
+        if points:
+            draw(results, points, ASSETS / name)
+            print(f"wrote {ASSETS / name}")
     if arguments.write:
         PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
         print(f"wrote {PAGE}")

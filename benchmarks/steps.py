@@ -22,12 +22,14 @@ from torch import Tensor, nn
 import aim_adapters as aim
 from benchmarks import harness
 from benchmarks.breakdown import breakdown
-from benchmarks.harness import Target, Timing, reason, record, write
+from benchmarks.goals import Goal
+from benchmarks.harness import Timing, reason, record, write
 from benchmarks.machines import Cpu, Gpu, Machine
-from benchmarks.peers import COMPILED, MODELS, MODES, Batch, Size, arithmetic, compile_model, family, wrapped
+from benchmarks.peers import MODELS, MODES, Batch, Size, arithmetic, compile_model, family, wrapped
 
 KINDS = ("tables", "sweeps")
-# How many times as far from float32 as those of `plain` our results may be, both in low precision; and in float32, how far.
+SMALL = "small-8"  # the size that a CPU can do
+# How many times as far from float32 as those of `plain` our results may be, in low precision; and how far in float32.
 TOLERANCE, ROUNDING = 1.5, 1e-5
 PROFILED = ("aim/eager", "plain/blocks")
 Table = dict[str, Any]
@@ -54,25 +56,8 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Goal:
-    """What a peer has to reach against another, in the same table.
-
-    The fastest way to run ours is held against the fastest of some ways to run the other; the memory is that of the
-    same two.
-    """
-
-    ours: str
-    peer: str
-    speed: float | None = None
-    time: float | None = None
-    memory: float | None = None
-    modes: tuple[str, ...] = COMPILED
-    by: str = "median"
-
-
-@dataclass(frozen=True)
 class Job:
-    """A table: its peers by name, each with its size."""
+    """A table: its peers by name, each with its size, and what it is held against."""
 
     key: str
     runs: dict[str, tuple[str, Size]]
@@ -190,7 +175,9 @@ def agree(errors: dict[str, Any]) -> bool:
     )
 
 
-def rates(entry: dict[str, Any], seconds: Sequence[float], size: Size, flops: int | None, ceiling: float | None) -> None:
+def rates(
+    entry: dict[str, Any], seconds: Sequence[float], size: Size, flops: int | None, ceiling: float | None
+) -> None:
     """Write into an entry the times of steps, and what they make of clips and arithmetic."""
     timing = Timing.of(seconds)
     entry |= {**asdict(timing), "clips_per_second": size.clips / timing.median}
@@ -260,7 +247,7 @@ def measure(run: Run, job: Job) -> bool:
     for label, seconds in turns.items():
         peer, size = job.runs[label]
         rates(table["peers"][label], seconds, size, count(run.task, peer, size, flops), run.ceiling)
-    held = targets(table["peers"], job)
+    held = [target for goal in job.goals for target in goal(job.key, table["peers"])]
     agreed = agree(table["agreement"])
     table["targets"] = [{**asdict(target), "met": target.met} for target in held]
     table["complete"] = not table["left_out"]
@@ -332,38 +319,6 @@ def describe(label: str, entry: dict[str, Any]) -> str:
     return "  ".join((*words, f"ready after {entry['seconds_until_ready']:.0f} s"))
 
 
-def fastest(
-    peers: dict[str, Any], names: Iterable[str], modes: Sequence[str] = MODES, by: str = "median"
-) -> tuple[str, dict[str, Any]] | None:
-    """Return the fastest of some models in some modes, with its name, or None."""
-    names = tuple(names)
-    found = [
-        (label, entry)
-        for label, entry in peers.items()
-        if entry.get(by) is not None and label.split("/")[0] in names and label.split("/")[1] in modes
-    ]
-    return min(found, key=lambda each: each[1][by], default=None)
-
-
-def targets(peers: dict[str, Any], job: Job) -> list[Target]:
-    """Hold a table against its goals, where both peers were measured."""
-    found = []
-    for goal in job.goals:
-        ours = fastest(peers, (goal.ours,), by=goal.by)
-        other = fastest(peers, (goal.peer,), goal.modes, by=goal.by)
-        if ours is None or other is None:
-            continue
-        where = f"{job.key}: {ours[0]} against {other[0]}"
-        if goal.speed is not None:
-            found.append(Target(f"{where}, times as fast", other[1][goal.by] / ours[1][goal.by], goal.speed))
-        if goal.time is not None:
-            found.append(Target(f"{where}, share of its time", ours[1][goal.by] / other[1][goal.by], at_most=goal.time))
-        if goal.memory is not None:
-            share = ours[1]["peak_bytes"] / other[1]["peak_bytes"]
-            found.append(Target(f"{where}, share of its memory", share, at_most=goal.memory))
-    return found
-
-
 # The command
 
 
@@ -373,13 +328,12 @@ def key_of(size: Size, device: str) -> str:
     return words if device == "cuda" else f"{words}, {device}"
 
 
-def parser(task: Task, description: str, sizes: Iterable[str]) -> argparse.ArgumentParser:
+def parser(description: str, sizes: Iterable[str]) -> argparse.ArgumentParser:
     """Return the options that both benchmarks know."""
     made = argparse.ArgumentParser(description=description)
-    names = tuple(sizes)
     made.add_argument("--out", type=Path, help="folder of the result")
     made.add_argument("--quick", action="store_true", help="the first two peers of the first size, few steps")
-    made.add_argument("--sizes", nargs="+", choices=names, help="by default all that a GPU, or the CPU, has")
+    made.add_argument("--sizes", nargs="+", choices=tuple(sizes), help="by default all that the device has")
     made.add_argument("--peers", nargs="+", metavar="MODEL/MODE", help="only these, of every size")
     made.add_argument("--clips", nargs="+", type=int, help="numbers of clips, instead of each size's own")
     made.add_argument("--seconds", type=float, default=float("inf"), help="begin no peer after them")
@@ -388,18 +342,19 @@ def parser(task: Task, description: str, sizes: Iterable[str]) -> argparse.Argum
     return made
 
 
-def start(task: Task, arguments: argparse.Namespace, made: argparse.ArgumentParser, argv: Sequence[str] | None) -> Run:
-    """Check what was asked for, and begin."""
+def begin(task: Task, made: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[Run, argparse.Namespace]:
+    """Check what is asked for, and begin."""
+    arguments = made.parse_args(argv)
     for peer in arguments.peers or ():
         name, _, mode = peer.partition("/")
         if name not in MODELS or mode not in MODES:
             made.error(f"a peer is one of {', '.join(MODELS)} and /{', /'.join(MODES)}, got {peer!r}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
-        made.error("there is no GPU; --device cpu times small models on the processor")
+        made.error("there is no GPU; --device cpu times a small model on the processor")
     # Blocks share their code; each peer's and each mode's is one more version of it.
     torch._dynamo.config.recompile_limit = 256
     machine = Gpu() if arguments.device == "cuda" else Cpu()
-    return Run(
+    run = Run(
         task,
         machine,
         effort=Effort(rounds=2, energy_seconds=0) if arguments.quick else Effort(),
@@ -409,12 +364,31 @@ def start(task: Task, arguments: argparse.Namespace, made: argparse.ArgumentPars
         command=shlex.join(["python", "-m", f"benchmarks.{task.name}", *(sys.argv[1:] if argv is None else argv)]),
         ceiling=machine.ceiling(),
     )
+    return run, arguments
 
 
-def finish(run: Run, jobs: Sequence[Job]) -> int:
+def jobs(
+    arguments: argparse.Namespace,
+    sizes: dict[str, Size],
+    peers: Callable[[str, Size], Sequence[str]],
+    goals: Callable[[str, Size], tuple[Goal, ...]],
+) -> list[Job]:
+    """Return a table for every size and number of clips that is asked for; those of a CPU are in float32."""
+    found = []
+    for name in arguments.sizes or [name for name in sizes if (name == SMALL) == (arguments.device == "cpu")]:
+        for clips in arguments.clips or [sizes[name].clips]:
+            size = replace(sizes[name], clips=clips)
+            chosen = arguments.peers or peers(name, size)
+            runs = {peer: (peer, size) for peer in (chosen[:2] if arguments.quick else chosen)}
+            meant = (name == SMALL) == (arguments.device == "cpu")  # on the other device the ratios are others
+            found.append(Job(key_of(size, arguments.device), runs, goals(name, size) if meant else ()))
+    return found[:1] if arguments.quick else found
+
+
+def measure_all(run: Run, tables: Sequence[Job]) -> int:
     """Measure every table, and return the exit status."""
     good = True
-    for job in jobs:
+    for job in tables:
         good &= measure(run, job)
         run.machine.forget()
     return 0 if good else 1

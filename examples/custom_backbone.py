@@ -107,24 +107,23 @@ def heads(attention: SelfAttention) -> int:
     return attention.heads
 
 
+LAYER_TYPES = [
+    nn.LayerNorm, SelfAttention, nn.Linear, nn.Linear, nn.Linear, nn.LayerNorm, nn.Sequential, nn.Linear, nn.GELU,
+    nn.Linear,
+]  # fmt: skip
+
+
 def parts(layer: Layer, anatomy: BlockAnatomy) -> BlockParts:
     """Hand over a layer's weights, so that its branches run fused. A descriptor can do without this function.
 
     It is called each time the layer runs: a part that was replaced, or has hooks, must be called, and its weights are
     not enough. Then words take their place.
     """
-    attention, (first, activation, last) = layer.attend, layer.feed
-    expected = {
-        nn.Linear: (attention.query, attention.key_value, attention.output, first, last),
-        nn.LayerNorm: (layer.norm_a, layer.norm_b),
-        nn.GELU: (activation,),
-        nn.Sequential: (layer.feed,),
-        SelfAttention: (attention,),
-    }
-    for kind, modules in expected.items():
-        if any(type(module) is not kind or is_heard(module) for module in modules):
-            why = f"one of its {kind.__name__} was replaced or has hooks"
-            return BlockParts(attention=why, mlp=why)
+    attention, feed = layer.attend, layer.feed
+    modules = (layer.norm_a, attention, *attention.children(), layer.norm_b, feed, *feed.children())
+    if [type(module) for module in modules] != LAYER_TYPES or any(map(is_heard, modules)):
+        why = "a part of it was replaced or has hooks"
+        return BlockParts(attention=why, mlp=why)
     return BlockParts(
         attention=AttentionParts(
             norm_weight=layer.norm_a.weight,
@@ -142,10 +141,10 @@ def parts(layer: Layer, anatomy: BlockAnatomy) -> BlockParts:
         mlp=MlpParts(
             norm_weight=layer.norm_b.weight,
             norm_bias=layer.norm_b.bias,
-            in_weight=first.weight,
-            in_bias=first.bias,
-            out_weight=last.weight,
-            out_bias=last.bias,
+            in_weight=feed[0].weight,
+            in_bias=feed[0].bias,
+            out_weight=feed[2].weight,
+            out_bias=feed[2].bias,
             gamma=None,
             eps=layer.norm_b.eps,
             activation="gelu",

@@ -13,6 +13,7 @@ from aim_adapters.layers.adapter import Adapter, keep_clips
 from aim_adapters.layers.state import BlockState
 from aim_adapters.layers.temporal import relative_temporal_bias
 from aim_adapters.ops.branches import FROZEN, AttentionPlan, ChainPlan, MlpPlan, flash_takes
+from aim_adapters.ops.spatial_attention import api as spatial
 from aim_adapters.ops.temporal_attention import case_of, choose
 from aim_adapters.ops.temporal_attention.api import exporting, triton_missing
 from aim_adapters.patching import is_heard
@@ -149,8 +150,10 @@ def _spatial(block: Any, x: Tensor, parts: AttentionParts | str, *, positions: b
     dtype, width = compute_dtype(x), parts.qkv_weight.shape[0] // 3 // parts.heads
     if not flash_takes(x.device.type, dtype, width):
         return f"no fused attention takes heads of width {width} in {dtype} on {x.device.type}"
-    adapter = block.aim.spatial
-    plan = AttentionPlan("tokens", parts.heads, parts.scale, parts.eps, adapter is not None, True, "flash")
+    adapter, tokens = block.aim.spatial, x[0, ..., 0].numel()
+    choice = spatial.choose("auto", spatial.case_of(x.device.type, dtype, width, tokens))
+    implementation = "triton" if choice.implementation == "triton" else "flash"
+    plan = AttentionPlan("tokens", parts.heads, parts.scale, parts.eps, adapter is not None, True, implementation)
     return _branch(block, plan, parts.tensors(), adapter)
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
 
-from aim_adapters.ops.branches import AttentionPlan, MlpPlan, residual
+from aim_adapters.ops.branches import AttentionPlan, MlpPlan, run_branches
 from aim_adapters.ops.branches.plan import TRAINED
-from tests.ops.branches.cases import ACTIVATIONS, Case, Tensors, draw, plain_chain
+from tests.ops.branches.cases import ACTIVATIONS, MEMORY, Case, Tensors, draw, plain_chain
 
 KINDS = ("frames", "tokens", "mlp")
 VARIANTS = {
@@ -26,10 +23,11 @@ VARIANTS = {
     "time_bias": Case(time_bias=True),
     "narrow_heads": Case(heads=3, head_dim=2),
     "wide_heads": Case(head_dim=8),
+    "wide_adapter": Case(width=20),
     "one_frame": Case(frames=1),
     "one_token": Case(tokens=1, heads=1),
-    "one_of_all": Case(clips=1, frames=1, tokens=1, heads=1),
-    "no_clips": Case(clips=0, affine=False),
+    "one_of_all": Case(clips=1, frames=1, tokens=1, heads=1, width=1),
+    "no_clips": Case(clips=0),
 }
 
 
@@ -42,50 +40,28 @@ def plan_of(case: Case, kind: str) -> AttentionPlan | MlpPlan:
     return case.mlp() if kind == "mlp" else case.attention(kind)
 
 
-def run(
-    x: Tensor, tensors: Tensors, plan: AttentionPlan | MlpPlan, case: Case, d_out: Tensor, *, keep: str, needs: bool
-) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
-    """Run a branch forwards and backwards; in the backward pass a branch that kept nothing gets what it must have."""
-    chain = case.chain(plan)
-    with torch.no_grad():
-        if isinstance(plan, AttentionPlan):
-            out, kept = residual.attention_forward(x, tensors, plan, chain, keep=keep)
-            assert keep or not kept
-            kept = kept or residual.attention_forward(x, tensors, plan, chain, keep="balanced")[1]
-            return out, *residual.attention_backward(d_out, x, tensors, kept, plan, chain, needs_input=needs)
-        out, kept = residual.mlp_forward(x, tensors, plan, chain, keep=keep)
-        assert keep or not kept
-        return out, *residual.mlp_backward(d_out, x, tensors, kept, plan, chain, needs_input=needs)
-
-
-def check(case: Case, kind: str, *, keep: str = "fast", needs: bool = True) -> None:
-    plan = plan_of(case, kind)
-    x, tensors = case.tokens_in(), case.tensors(plan)
+def check(
+    case: Case, kind: str, *, memory: str = "fast", needs: bool = True, plan: AttentionPlan | MlpPlan | None = None
+) -> None:
+    """Hold a branch to autograd, and see that it leaves what it is given alone."""
+    plan = plan or plan_of(case, kind)
+    x, tensors, chain = case.tokens_in(), case.tensors(plan), case.chain(plan, memory=memory)
     d_out = draw(7, *x.shape)
     before = [None if t is None else t.detach().clone() for t in (x, d_out, *tensors)]
-    out, d_x, found = run(x, tensors, plan, case, d_out, keep=keep, needs=needs)
-
-    trained = [t for t in tensors[-len(TRAINED) :] if t is not None]
-    leaf = x.clone().requires_grad_()
-    expected = plain_chain(leaf, tensors, case.chain(plan))
-    wanted = iter(torch.autograd.grad(expected, [leaf, *trained], d_out))
-    torch.testing.assert_close(out, expected.detach(), rtol=1e-10, atol=1e-10)
-    expected_x = next(wanted)
-    assert (d_x is not None) == needs
-    if d_x is not None:
-        torch.testing.assert_close(d_x, expected_x, rtol=1e-10, atol=1e-10)
-    compare(found, tensors[-len(TRAINED) :], wanted)
+    runs: list[list[Tensor]] = []
+    names = ["input"] * needs + [n for n, t in zip(TRAINED, tensors[-len(TRAINED) :], strict=True) if t is not None]
+    for run in (run_branches, plain_chain):
+        leaf = x.detach().requires_grad_(needs)
+        out = run(leaf, tensors, chain)
+        assert out.requires_grad == bool(names)
+        runs.append([out.detach()])
+        if names:
+            leaves = ([leaf] if needs else []) + [t for t in tensors[-len(TRAINED) :] if t is not None]
+            runs[-1] += torch.autograd.grad(out, leaves, d_out)
+    for name, ours, theirs in zip(["output", *names], *runs, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
     for now, then in zip((x, d_out, *tensors), before, strict=True):
         assert (now is None and then is None) or torch.equal(now, then)  # type: ignore[arg-type]
-
-
-def compare(found: Sequence[Tensor | None], trained: Sequence[Tensor | None], wanted: Iterator[Tensor]) -> None:
-    assert [g is None for g in found] == [t is None for t in trained]
-    for name, gradient in zip(TRAINED, found, strict=True):
-        if gradient is not None:
-            torch.testing.assert_close(
-                gradient, next(wanted), rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
-            )
 
 
 @pytest.mark.filterwarnings("ignore:var_mean.*degrees of freedom:UserWarning")  # of a batch without clips
@@ -95,53 +71,47 @@ def test_output_and_gradients(case: Case, kind: str) -> None:
 
 
 @pytest.mark.parametrize("needs", [True, False])
-@pytest.mark.parametrize("keep", ["", "balanced", "fast"])
+@pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("adapter", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_whatever_is_kept(kind: str, adapter: bool, keep: str, needs: bool) -> None:
-    check(Case(adapter=adapter, time_bias=True, factor=True), kind, keep=keep, needs=needs)
+def test_whatever_is_kept(kind: str, adapter: bool, memory: str, needs: bool) -> None:
+    check(Case(adapter=adapter, time_bias=True, factor=True), kind, memory=memory, needs=needs)
 
 
-@pytest.mark.parametrize("keep", ["", "balanced", "fast"])
+@pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activations(activation: str, keep: str) -> None:
-    check(Case(activation=activation), "mlp", keep=keep)
+def test_activations(activation: str, memory: str) -> None:
+    check(Case(activation=activation), "mlp", memory=memory)
 
 
 @pytest.mark.parametrize("over", ["frames", "tokens"])
 @pytest.mark.parametrize("skip", [True, False])
 def test_inner_skip_belongs_to_the_plan_and_not_to_the_axis(over: str, skip: bool) -> None:
     case = Case()
-    plan = case.attention(over)._replace(skip=skip)
-    x, tensors = case.tokens_in(), case.tensors(plan)
-    d_out = draw(7, *x.shape)
-    out, d_x, _ = run(x, tensors, plan, case, d_out, keep="fast", needs=True)
-    leaf = x.clone().requires_grad_()
-    expected = plain_chain(leaf, tensors, case.chain(plan))
-    torch.testing.assert_close(out, expected.detach(), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(d_x, torch.autograd.grad(expected, leaf, d_out)[0], rtol=1e-10, atol=1e-10)
+    check(case, over, plan=case.attention(over)._replace(skip=skip))
 
 
-def test_dropped_clips_give_the_adapter_nothing() -> None:
-    case = replace(VARIANTS["drop_path"], adapter=True)
-    for kind in ("frames", "mlp"):
-        plan = plan_of(case, kind)
-        tensors, x = case.tensors(plan), case.tokens_in()
-        tensors[7] = torch.zeros(case.clips, dtype=torch.float64)
-        d_out = draw(7, *x.shape)
-        out, _, found = run(x, tensors, plan, case, d_out, keep="fast", needs=True)
-        assert not any(g.any() for g in found if g is not None)
-        if kind == "frames":
-            assert torch.equal(out, x)
+@pytest.mark.parametrize("kind", ["frames", "mlp"])
+def test_dropped_clips_give_the_adapter_nothing(kind: str) -> None:
+    case = VARIANTS["drop_path"]
+    plan = plan_of(case, kind)
+    tensors: Tensors = case.tensors(plan)
+    tensors[7] = torch.zeros(case.clips, dtype=torch.float64)
+    x = case.tokens_in()
+    out = run_branches(x, tensors, case.chain(plan))
+    found = torch.autograd.grad(out, [t for t in tensors[-len(TRAINED) :] if t is not None], draw(7, *x.shape))
+    assert not any(gradient.any() for gradient in found)
+    if kind == "frames":
+        assert torch.equal(out, x)
 
 
-@pytest.mark.parametrize("keep", ["balanced", "fast"])
+@pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("kind", KINDS)
-def test_kernels_write_every_element(kind: str, keep: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_element_is_written(kind: str, memory: str) -> None:
     """PyTorch fills new memory with NaN while it is deterministic."""
     torch.use_deterministic_algorithms(True)
     try:
         assert torch.empty(3, dtype=torch.float64).isnan().all()
-        check(Case(time_bias=True, factor=True), kind, keep=keep)
+        check(Case(time_bias=True, factor=True), kind, memory=memory)
     finally:
         torch.use_deterministic_algorithms(False)

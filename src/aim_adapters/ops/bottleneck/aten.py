@@ -1,4 +1,4 @@
-"""Compute the parts of an adapter by PyTorch's own operators, on any device."""
+"""Compute the hidden layer of an adapter by PyTorch's own operators, on any device."""
 
 from __future__ import annotations
 
@@ -7,77 +7,46 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def up_add(
-    pre: Tensor,
-    up_weight: Tensor,
-    up_bias: Tensor,
-    residual: Tensor,
-    other: Tensor | None,
-    factor: Tensor | None,
-    rows_per_factor: int,
-    scale: float,
+def hidden(pre: Tensor, out: Tensor, factor: Tensor | None, rows_per_factor: int, scale: float) -> None:
+    """Write ``f * gelu(pre)``, then a column of ``f``, then zeros; f is ``scale * factor`` of the row.
+
+    Args:
+        pre: What the down-projection gave ``[M, W]``, floating point, rows any distance apart.
+        out: ``[M, P]`` of the same dtype, P more than W, rows any distance apart; overwritten.
+        factor: Stochastic depth of each clip ``[clips]``, float32 at least, or None for 1.
+        rows_per_factor: Rows of a clip.
+        scale: Factor on the branch.
+    """
+    width = pre.shape[1]
+    f = _of_rows(factor, rows_per_factor, scale)
+    torch.mul(F.gelu(pre), f, out=out[:, :width])
+    out[:, width:] = 0
+    out[:, width : width + 1] = f
+
+
+def hidden_backward(
+    d_hidden: Tensor, pre: Tensor, out: Tensor | None, factor: Tensor | None, rows_per_factor: int, scale: float
 ) -> Tensor:
-    """Return ``residual + other + f * (gelu(pre) @ up_weight^T + up_bias)``, f being ``scale * factor`` of the row.
+    """Turn the gradient of ``gelu(pre)`` behind f into that of ``pre``, in place.
 
     Args:
-        pre: What the down-projection gave ``[M, W]``, floating point.
-        up_weight: ``[D, W]``, same dtype.
-        up_bias: ``[D]``, same dtype.
-        residual: ``[M, D]``, float32 or the dtype of ``pre``.
-        other: A second summand ``[M, D]``, same dtype as ``pre``, or None.
-        factor: Stochastic depth of each clip ``[clips]``, float32, or None for 1.
-        rows_per_factor: Rows of a clip; M is a multiple of it.
+        d_hidden: Gradient of the branch times the up-projection's weights, without f, ``[M, W]``; overwritten.
+        pre: What the down-projection gave ``[M, W]``, same dtype, rows any distance apart.
+        out: Where to write what `hidden` writes, or None.
+        factor: Stochastic depth of each clip ``[clips]``, float32 at least, or None for 1.
+        rows_per_factor: Rows of a clip.
         scale: Factor on the branch.
 
     Returns:
-        ``[M, D]`` in the dtype of ``residual``.
+        Gradient of the down-projection's bias ``[W]``: the sum of the rows, float32 (float64 for float64).
     """
-    branch = F.linear(F.gelu(pre), up_weight, up_bias)  # [M, D]
-    if factor is None:
-        out = torch.add(residual, branch, alpha=scale)
-    else:
-        out = torch.addcmul(residual, branch, _of_rows(factor, rows_per_factor), value=scale)  # float32 at least
-    return (out if other is None else out.add_(other)).to(residual.dtype)
-
-
-def down_backward(
-    d_out: Tensor,
-    up_weight: Tensor,
-    pre: Tensor,
-    factor: Tensor | None,
-    rows_per_factor: int,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Carry a gradient through the up-projection and the GELU; the hidden layer is computed again.
-
-    Args:
-        d_out: Gradient of what `up_add` returned ``[M, D]``, float32 or the dtype of ``pre``.
-        up_weight: ``[D, W]``, same dtype as ``pre``.
-        pre: What the down-projection gave ``[M, W]``, floating point.
-        factor: Stochastic depth of each clip ``[clips]``, float32, or None for 1.
-        rows_per_factor: Rows of a clip; M is a multiple of it.
-        scale: Factor on the branch.
-
-    Returns:
-        The gradient of ``pre`` ``[M, W]``; ``f * gelu(pre)`` ``[M, W]``, of which ``d_out^T`` times it is the gradient
-        of ``up_weight``; the gradients of ``up_bias`` ``[D]`` and of the down-projection's bias ``[W]``, these two
-        float32 (float64 for float64).
-    """
-    sums = torch.promote_types(pre.dtype, torch.float32)
-    d_pre, hidden = d_out.to(pre.dtype) @ up_weight, F.gelu(pre)  # [M, W]
-    f: Tensor | float = scale
-    if factor is None:
-        d_up_bias = d_out.sum(0, dtype=sums).mul_(scale)
-    else:
-        by_clip = factor.to(sums) * scale  # [clips]
-        d_up_bias = by_clip @ d_out.unflatten(0, (-1, rows_per_factor)).sum(1, dtype=sums)
-        f = _of_rows(by_clip, rows_per_factor)
     if factor is not None or scale != 1:
-        d_pre.mul_(f)
-        hidden.mul_(f)
-    torch.ops.aten.gelu_backward(d_pre, pre, grad_input=d_pre)
-    return d_pre, hidden, d_up_bias, d_pre.sum(0, dtype=sums)
+        d_hidden.mul_(_of_rows(factor, rows_per_factor, scale))
+    torch.ops.aten.gelu_backward(d_hidden, pre, grad_input=d_hidden)
+    if out is not None:
+        hidden(pre, out, factor, rows_per_factor, scale)
+    return d_hidden.sum(0, dtype=torch.promote_types(pre.dtype, torch.float32))
 
 
-def _of_rows(factor: Tensor, rows: int) -> Tensor:
-    return factor.repeat_interleave(rows).unsqueeze(-1)  # [M, 1]
+def _of_rows(factor: Tensor | None, rows: int, scale: float) -> Tensor | float:
+    return scale if factor is None else factor.repeat_interleave(rows).unsqueeze(-1) * scale  # [M, 1]

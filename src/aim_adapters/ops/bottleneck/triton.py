@@ -1,144 +1,73 @@
-"""Compute the parts of an adapter by Triton kernels, for float32, bfloat16 and float16; they are deterministic."""
+"""Compute the hidden layer of an adapter by Triton kernels, for float32, bfloat16 and float16."""
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
-from triton import cdiv
+from triton import cdiv, next_power_of_2
 
-from aim_adapters.errors import UnsupportedKernelError
-from aim_adapters.ops.bottleneck import kernels, tiles
+from aim_adapters.ops.bottleneck import kernels
 
-# float32 on the matrix units of NVIDIA's GPUs: three products of parts that they hold exactly. AMD's compiler refuses
-# these words, even for half precision, which ignores them.
-_HALF, _EXACT = ("ieee", "ieee") if torch.version.hip is not None else ("tf32", "tf32x3")
-_LEAST_SHARED_MEMORY = (64 if torch.version.hip is not None else 99) * 1024  # where PyTorch does not tell it
+_TILES = 8  # tiles of rows of a program that adds rows up
 
 
-def up_add(
-    pre: Tensor,
-    up_weight: Tensor,
-    up_bias: Tensor,
-    residual: Tensor,
-    other: Tensor | None,
-    factor: Tensor | None,
-    rows_per_factor: int,
-    scale: float,
-) -> Tensor:
-    """Return ``residual + other + f * (gelu(pre) @ up_weight^T + up_bias)``, f being ``scale * factor`` of the row.
-
-    All tensors contiguous.
+def hidden(pre: Tensor, out: Tensor, factor: Tensor | None, rows_per_factor: int, scale: float) -> None:
+    """Write ``f * gelu(pre)``, then a column of ``f``, then zeros; f is ``scale * factor`` of the row.
 
     Args:
-        pre: What the down-projection gave ``[M, W]``, floating point.
-        up_weight: ``[D, W]``, same dtype.
-        up_bias: ``[D]``, same dtype.
-        residual: ``[M, D]``, float32 or the dtype of ``pre``.
-        other: A second summand ``[M, D]``, same dtype as ``pre``, or None.
+        pre: What the down-projection gave ``[M, W]``, rows any distance apart.
+        out: ``[M, P]`` of the same dtype, P more than W, rows any distance apart; overwritten.
         factor: Stochastic depth of each clip ``[clips]``, float32, or None for 1.
         rows_per_factor: Rows of a clip.
         scale: Factor on the branch.
-
-    Returns:
-        ``[M, D]`` in the dtype of ``residual``.
-
-    Raises:
-        UnsupportedKernelError: The hidden layer does not fit in the device's shared memory.
     """
-    rows, width = residual.shape
-    tile = _fitting(tiles.up_add(pre.shape[1], pre.dtype.itemsize, shared_memory(pre.device)), pre)
-    out = torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
+    options = _options(pre, out, factor)
     with torch.cuda.device_of(pre):
-        kernels.up_add_kernel[(cdiv(rows, tile.rows),)](
-            pre, up_weight, up_bias, residual, other, factor, out, rows, rows_per_factor, scale,
-            D=width, HAS_OTHER=other is not None, STEPS=cdiv(width, tile.columns), **_options(tile, pre, factor),
-        )  # fmt: skip
-    return out
-
-
-def down_backward(
-    d_out: Tensor,
-    up_weight: Tensor,
-    pre: Tensor,
-    factor: Tensor | None,
-    rows_per_factor: int,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Carry a gradient through the up-projection and the GELU; the hidden layer is computed again.
-
-    All tensors contiguous.
-
-    Args:
-        d_out: Gradient of what `up_add` returned ``[M, D]``, float32 or the dtype of ``pre``.
-        up_weight: ``[D, W]``, same dtype as ``pre``.
-        pre: What the down-projection gave ``[M, W]``, floating point.
-        factor: Stochastic depth of each clip ``[clips]``, float32, or None for 1.
-        rows_per_factor: Rows of a clip.
-        scale: Factor on the branch.
-
-    Returns:
-        The gradient of ``pre`` ``[M, W]``; ``f * gelu(pre)`` ``[M, W]``, of which ``d_out^T`` times it is the gradient
-        of ``up_weight``; the gradients of ``up_bias`` ``[D]`` and of the down-projection's bias ``[W]``, these two
-        float32.
-
-    Raises:
-        UnsupportedKernelError: The hidden layer does not fit in the device's shared memory.
-    """
-    (rows, width), units = d_out.shape, pre.shape[1]
-    tile = _fitting(tiles.down_backward(units, pre.dtype.itemsize, shared_memory(pre.device)), pre)
-    count, parts = cdiv(rows, tile.rows), tiles.parts(units)
-    d_pre, hidden = (torch.empty(pre.shape, dtype=pre.dtype, device=pre.device) for _ in range(2))
-    sums, d_up_bias, d_down_bias = (
-        torch.empty(shape, dtype=torch.float32, device=pre.device) for shape in ((count, width + units), width, units)
-    )
-    with torch.cuda.device_of(pre):
-        kernels.down_backward_kernel[(count * parts,)](
-            d_out, up_weight, pre, factor, d_pre, hidden, sums, rows, rows_per_factor, scale,
-            D=width, PARTS=parts, **_options(tile, pre, factor),
-        )  # fmt: skip
-        kernels.add_tiles_kernel[(cdiv(width + units, 32),)](
-            sums, d_up_bias, d_down_bias, count, D=width, W=units, ROWS=32, COLUMNS=32, num_warps=4
+        kernels.hidden_kernel[(cdiv(len(pre), options["ROWS"]),)](
+            pre, out, factor, len(pre), rows_per_factor, scale, **options
         )
-    return d_pre, hidden, d_up_bias, d_down_bias
 
 
-def shared_memory(device: torch.device) -> int:
-    """Return the bytes of shared memory that a program may use on a device.
+def hidden_backward(
+    d_hidden: Tensor, pre: Tensor, out: Tensor | None, factor: Tensor | None, rows_per_factor: int, scale: float
+) -> Tensor:
+    """Turn the gradient of ``gelu(pre)`` behind f into that of ``pre``, in place.
 
     Args:
-        device: A GPU, or the CPU on which kernels are interpreted.
+        d_hidden: Gradient of the branch times the up-projection's weights, without f, ``[M, W]``; overwritten.
+        pre: What the down-projection gave ``[M, W]``, same dtype, rows any distance apart.
+        out: Where to write what `hidden` writes, or None.
+        factor: Stochastic depth of each clip ``[clips]``, float32, or None for 1.
+        rows_per_factor: Rows of a clip.
+        scale: Factor on the branch.
+
+    Returns:
+        Gradient of the down-projection's bias ``[W]``: the sum of the rows, float32.
     """
-    return 2**20 if device.type == "cpu" else _of_gpu(device)
+    options = _options(pre, out, factor)
+    programs = cdiv(len(pre), options["ROWS"] * _TILES)
+    sums = torch.empty((programs, pre.shape[1]), dtype=torch.float32, device=pre.device)
+    with torch.cuda.device_of(pre):
+        kernels.hidden_backward_kernel[(programs,)](
+            d_hidden, pre, out, sums, factor, len(pre), rows_per_factor, scale,
+            GRADIENT=d_hidden.stride(0), HAS_OUT=out is not None, TILES=_TILES, **options,
+        )  # fmt: skip
+    return sums.sum(0)
 
 
-@functools.cache
-def _of_gpu(device: torch.device) -> int:
-    properties = torch.cuda.get_device_properties(device)
-    # PyTorch 2.6, and 2.11 for ROCm, do not have it.
-    return int(getattr(properties, "shared_memory_per_block_optin", _LEAST_SHARED_MEMORY))
-
-
-def _fitting(tile: tiles.Tile | None, pre: Tensor) -> tiles.Tile:
-    if tile is None:
-        why = tiles.unfit(pre.shape[1], pre.dtype.itemsize, shared_memory(pre.device))
-        raise UnsupportedKernelError(f"{why}; run it by PyTorch's own operators, or make it narrower")
-    return tile
-
-
-def _options(tile: tiles.Tile, pre: Tensor, factor: Tensor | None) -> dict[str, Any]:
-    exact = pre.dtype.itemsize == 4
+def _options(pre: Tensor, out: Tensor | None, factor: Tensor | None) -> dict[str, Any]:
+    columns = pre.shape[1] + 1 if out is None else out.shape[1]
+    width = next_power_of_2(columns)
     return {
+        "PRE": pre.stride(0),
+        "OUT": 0 if out is None else out.stride(0),
         "W": pre.shape[1],
-        "UNITS": tile.units,
-        "PIECES": tile.pieces,
+        "P": columns,
+        "WIDTH": width,
         "HAS_FACTOR": factor is not None,
-        "EXACT": exact,
-        "PRECISION": _EXACT if exact else _HALF,
-        "ROWS": tile.rows,
-        "COLUMNS": tile.columns,
-        "num_warps": tile.warps,
-        "num_stages": tile.stages,
+        "EXACT": pre.dtype.itemsize == 4,
+        "ROWS": max(1, 4096 // width),
+        "num_warps": 4,
     }

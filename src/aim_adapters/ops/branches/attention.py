@@ -15,7 +15,14 @@ def flash_takes(device: str, dtype: torch.dtype, width: int) -> bool:
     return dtype in _FLASH.get(device, ()) and (device == "cpu" or (width % 8 == 0 and width <= 256))
 
 
-def attend(qkv: Tensor, bias: Tensor | None, plan: AttentionPlan, num_frames: int) -> tuple[Tensor, Tensor | None]:
+def lse_shape(plan: AttentionPlan, frames: int, tokens: int) -> tuple[int, ...]:
+    """Return the shape of the log-sum-exp that `attend` returns for tokens; a tile of all of them needs none."""
+    return (0,) if plan.implementation == "triton" and tokens <= 64 else (frames, plan.heads, tokens)
+
+
+def attend(
+    qkv: Tensor, bias: Tensor | None, plan: AttentionPlan, num_frames: int, *, out: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Attend.
 
     Args:
@@ -23,9 +30,10 @@ def attend(qkv: Tensor, bias: Tensor | None, plan: AttentionPlan, num_frames: in
         bias: Relative bias along time ``[H, T, T]``, or None.
         plan: The branch.
         num_frames: T.
+        out: For tokens: where to write, ``[B*T, N, H, d]``, its last dimension contiguous.
 
     Returns:
-        ``[B*T, N, H, d]``, contiguous, and what the backward pass needs beside it: the log-sum-exp of the scores
+        ``[B*T, N, H, d]``, and what the backward pass needs beside it: the log-sum-exp of the scores
         ``[B*T, H, N]`` for tokens, None for frames.
     """
     if plan.over == "frames":
@@ -38,13 +46,16 @@ def attend(qkv: Tensor, bias: Tensor | None, plan: AttentionPlan, num_frames: in
     if plan.implementation == "triton":
         from aim_adapters.ops.spatial_attention import triton as spatial
 
-        return spatial.forward(qkv, plan.scale, None, None)
+        o, lse = spatial.forward(qkv, plan.scale, None, None)
+        o = o if out is None else out.copy_(o)
+        return o, lse.view(lse_shape(plan, qkv.shape[0], qkv.shape[1]))
     q, k, v = qkv.transpose(1, 3).unbind(2)  # 3 x [B*T, H, N, d]
     if qkv.device.type == "cpu":
         o, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=plan.scale)
     else:
         o, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=plan.scale)[:2]
-    return o.transpose(1, 2).contiguous(), lse.contiguous()  # on a CPU it comes transposed
+    o = o.transpose(1, 2)
+    return (o.contiguous() if out is None else out.copy_(o)), lse.contiguous()  # on a CPU it comes transposed
 
 
 def attend_backward(

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from aim_adapters.errors import UnsupportedKernelError
+from aim_adapters.ops.bottleneck import padded
 from aim_adapters.ops.branches import residual
-from aim_adapters.ops.branches.plan import AttentionPlan, ChainPlan, decode, encode
+from aim_adapters.ops.branches.attention import lse_shape
+from aim_adapters.ops.branches.plan import AttentionPlan, ChainPlan, MlpPlan, decode, encode
 
 # Tensors of one branch: seven frozen ones, the factor of each clip, five that train.
 PER_BRANCH, FROZEN, TRAINED = 13, 7, 5
@@ -89,27 +91,28 @@ def _backward(
 
 def _run(x: Tensor, tensors: Sequence[Tensor | None], text: str, train: bool) -> list[Tensor]:
     """Return the output, and what the backward pass finds: inputs of branches but the first, and what each kept."""
-    plan = decode(text)
+    plan = decode(text)._replace(tokens=x.shape[1])
     keep = plan.memory if train and plan.memory != "low" else ""
     found: list[Tensor] = []
     with torch.no_grad(), _plain(x):
+        rows, y = x.view(-1, x.shape[2]), None  # [M, D]
         for index in range(len(plan.branches)):
-            if index and keep:
-                found.append(x)
-            x, kept = _branch(x, tensors, plan, index, keep=keep)
-            found += kept
-    return [x, *found]
+            rows, y, kept = _branch(rows, y, tensors, plan, index, keep=keep)
+            found += ([rows] if index and keep else []) + kept
+        assert y is not None
+        return [residual.parts_for(x)[0].add(rows, y).view(x.shape), *found]
 
 
 def _run_backward(
     d_out: Tensor, x: Tensor, kept: Sequence[Tensor], tensors: Sequence[Tensor | None], text: str, needs_input: bool
 ) -> list[Tensor]:
     """Return the gradient of the input, if it is wanted, and of each tensor that trains and is there, in order."""
-    plan = decode(text)
+    plan = decode(text)._replace(tokens=x.shape[1])
     with torch.no_grad(), _plain(x):
-        inputs, found = _found(x, list(kept), tensors, plan)
+        inputs, found = _found(x.view(-1, x.shape[2]), list(kept), tensors, plan)
+        del kept
         gradients: list[Tensor | None] = []
-        d: Tensor | None = d_out
+        d: Tensor | None = d_out.view(-1, x.shape[2])  # [M, D]
         for index in reversed(range(len(plan.branches))):
             branch, own, needs = plan.branches[index], tensors_of(plan, index, tensors), index > 0 or needs_input
             assert d is not None
@@ -120,7 +123,7 @@ def _run_backward(
                 d, ours = residual.mlp_backward(*given, branch, plan, needs_input=needs)
             del given
             gradients = [g for g, t in zip(ours, own[-TRAINED:], strict=True) if t is not None] + gradients
-    wanted = ([d] if needs_input else []) + gradients
+    wanted = ([None if d is None else d.view(x.shape)] if needs_input else []) + gradients
     return [each for each in wanted if each is not None]
 
 
@@ -128,18 +131,22 @@ def _found(
     x: Tensor, kept: list[Tensor], tensors: Sequence[Tensor | None], plan: ChainPlan
 ) -> tuple[list[Tensor], list[list[Tensor]]]:
     """Return each branch's input and what it kept; in low memory, compute them again."""
-    inputs, found = [x], []
+    inputs: list[Tensor] = []
+    found: list[list[Tensor]] = []
     if plan.memory == "low":
-        for index in range(len(plan.branches) - 1):
-            x, own = _branch(x, tensors, plan, index, keep="fast")
+        y = None
+        for index, branch in enumerate(plan.branches):
+            if index + 1 == len(plan.branches) and isinstance(branch, MlpPlan):
+                assert y is not None or index == 0
+                inputs.append(x if y is None else residual.parts_for(x)[0].add(x, y))
+                found.append([])
+                break
+            x, y, own = _branch(x, y, tensors, plan, index, keep="fast")
             inputs.append(x)
             found.append(own)
-        last = len(plan.branches) - 1
-        found.append(_branch(x, tensors, plan, last, keep="fast")[1] if _attends(plan, last) else [])
         return inputs, found
     for index in range(len(plan.branches)):
-        if index:
-            inputs.append(kept.pop(0))
+        inputs.append(kept.pop(0) if index else x)
         number = kept_by(plan, index)
         found.append(kept[:number])
         del kept[:number]
@@ -160,28 +167,22 @@ def kept_by(plan: ChainPlan, index: int) -> int:
     everything = int(plan.memory == "fast")
     if isinstance(branch, AttentionPlan):
         return 2 * (branch.over == "tokens") + 2 * branch.adapter + everything
-    return int(branch.adapter) + everything
-
-
-def _attends(plan: ChainPlan, index: int) -> bool:
-    return isinstance(plan.branches[index], AttentionPlan)
+    return everything
 
 
 def _branch(
-    x: Tensor, tensors: Sequence[Tensor | None], plan: ChainPlan, index: int, *, keep: str
-) -> tuple[Tensor, list[Tensor]]:
+    x: Tensor, y: Tensor | None, tensors: Sequence[Tensor | None], plan: ChainPlan, index: int, *, keep: str
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     branch, own = plan.branches[index], tensors_of(plan, index, tensors)
     if isinstance(branch, AttentionPlan):
-        return residual.attention_forward(x, own, branch, plan, keep=keep)
-    return residual.mlp_forward(x, own, branch, plan, keep=keep)
+        return residual.attention_forward(x, y, own, branch, plan, keep=keep)
+    return residual.mlp_forward(x, y, own, branch, plan, keep=keep)
 
 
 def _plain(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Leave autocast: dtypes are chosen here."""
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
 # What compilers need to know of the two operators: shapes.
@@ -189,33 +190,31 @@ def _plain(x: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 def _fake(x: Tensor, tensors: Sequence[Tensor | None], text: str, train: bool) -> list[Tensor]:
     plan = decode(text)
-    dtype, (frames, tokens) = plan.compute_dtype, x.shape[:2]
+    dtype, (frames, tokens, width) = plan.compute_dtype, x.shape
     rows, found = frames * tokens, [x.new_empty(x.shape)]
     if not train or plan.memory == "low":
         return found
     for index, branch in enumerate(plan.branches):
-        own = tensors_of(plan, index, tensors)
+        first, down = tensors_of(plan, index, tensors)[2], tensors_of(plan, index, tensors)[8]
+        assert first is not None
+        units = 0 if down is None else down.shape[0]
+        shapes: list[tuple[Any, ...]] = []
         if index:
-            found.append(x.new_empty(x.shape))
-        adapter = None if own[8] is None else x.new_empty((rows, own[8].shape[0]), dtype=dtype)
-        wide = own[2]
-        assert wide is not None
+            found.append(x.new_empty((rows, width)))
         if isinstance(branch, AttentionPlan):
-            dim = wide.shape[0] // 3
+            dim = first.shape[0] // 3
             if branch.over == "tokens":
-                wider = torch.promote_types(dtype, torch.float32)
-                found.append(x.new_empty((frames, tokens, branch.heads, dim // branch.heads), dtype=dtype))
-                found.append(x.new_empty((frames, branch.heads, tokens), dtype=wider))
-            if adapter is not None:
-                found += [adapter, x.new_empty((adapter.shape[1], dim), dtype=dtype)]
+                found.append(x.new_empty((rows, dim + (padded(units) if branch.adapter else 0)), dtype=dtype))
+                found.append(
+                    x.new_empty(lse_shape(branch, frames, tokens), dtype=torch.promote_types(dtype, torch.float32))
+                )
+            if branch.adapter:
+                shapes += [(rows, units), (units, dim)]
             if plan.memory == "fast":
-                shape = (frames, tokens, 3, branch.heads, dim // branch.heads)
-                found.append(x.new_empty(shape, dtype=dtype))
-        else:
-            if plan.memory == "fast":
-                found.append(x.new_empty((rows, wide.shape[0]), dtype=dtype))
-            if adapter is not None:
-                found.append(adapter)
+                shapes.append((frames, tokens, 3, branch.heads, dim // branch.heads))
+        elif plan.memory == "fast":
+            shapes.append((rows, first.shape[0] + units))
+        found += [x.new_empty(shape, dtype=dtype) for shape in shapes]
     return found
 
 

@@ -61,12 +61,14 @@ class ChainPlan(NamedTuple):
         num_frames: T.
         dtype: What products are computed in, as ``"bfloat16"``.
         memory: ``"fast"``, ``"balanced"`` or ``"low"``: what the backward pass finds, and what it computes again.
+        tokens: N; known once there are tokens, and no part of the text.
     """
 
     branches: tuple[AttentionPlan | MlpPlan, ...]
     num_frames: int
     dtype: str
     memory: str
+    tokens: int = 0
 
     @property
     def compute_dtype(self) -> torch.dtype:

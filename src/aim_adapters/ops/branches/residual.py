@@ -5,7 +5,11 @@ the tokens needs. What is cheap to compute again, such as normalised tokens and 
 
 The adapter's down-projection is composed with the frozen projection in front of it: ``down(W o + b)`` is
 ``(W_down W) o + (W_down b + b_down)``. Where the adapter has no skip, as along time, a D x D product per token
-is gone; where it has one, the projection's output need not be kept.
+is gone; where it has one, the projection's output need not be kept. An adapter beside a frozen layer is computed as
+further columns of that layer's matrices: one product gives both, and adds them.
+
+Tokens are rows ``[M, D]`` here, M = B*T*N. A branch's output is handed on beside its input, so that the next branch
+adds the two where it reads them anyway.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import torch
 from torch import Tensor
 
 from aim_adapters.ops.bottleneck import aten as aten_bottleneck
+from aim_adapters.ops.bottleneck import padded
 from aim_adapters.ops.branches.attention import attend, attend_backward
 from aim_adapters.ops.branches.plan import AttentionPlan, ChainPlan, MlpPlan
 from aim_adapters.ops.frozen import aten as aten_frozen
@@ -26,7 +31,7 @@ Tensors = Sequence[Tensor | None]
 _WIDE_PRODUCTS = "dtype" in torch.ops.aten.mm.overloads()
 
 
-def _rows(x: Tensor) -> tuple[ModuleType, ModuleType]:
+def parts_for(x: Tensor) -> tuple[ModuleType, ModuleType]:
     """Return the row-wise parts of frozen layers and of adapters for a device."""
     if not x.is_cuda:
         return aten_frozen, aten_bottleneck
@@ -37,44 +42,49 @@ def _rows(x: Tensor) -> tuple[ModuleType, ModuleType]:
 
 
 def attention_forward(
-    x: Tensor, tensors: Tensors, branch: AttentionPlan, chain: ChainPlan, *, keep: str
-) -> tuple[Tensor, list[Tensor]]:
-    """Add an attention branch.
+    x: Tensor, y: Tensor | None, tensors: Tensors, branch: AttentionPlan, chain: ChainPlan, *, keep: str
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Compute an attention branch.
 
     Args:
-        x: Tokens ``[B*T, N, D]``, contiguous.
+        x: Tokens ``[M, D]``, contiguous.
+        y: What the branch in front of it adds to them ``[M, D]``, or None.
         tensors: As `ATTENTION_FROZEN`, the factor of each clip, and `TRAINED` name them.
         branch: The branch.
         chain: The chain it is in.
         keep: ``"fast"`` or ``"balanced"``, what is kept; ``""``: nothing.
 
     Returns:
-        Tokens ``[B*T, N, D]``, and what the backward pass finds.
+        The branch's input ``x + y``; what it adds to that, ``[M, D]``; what the backward pass finds.
     """
-    bottleneck = _rows(x)[1]
-    dtype, tokens = chain.compute_dtype, x.flatten(0, -2)  # [M, D]
+    bottleneck, dtype = parts_for(x)[1], chain.compute_dtype
     factor, down_w, down_b, up_w, up_b, bias = tensors[7:]
-    qkv = _project_qkv(x, tensors, branch, dtype)
-    o, lse = attend(qkv, bias, branch, chain.num_frames)
+    x, h = _enter(x, y, tensors, branch.eps, dtype)
+    qkv = _project_qkv(h, tensors, branch, chain, dtype)
+    del h
     out_w, out_b = _output(tensors, dtype)
-    rows = o.view(len(tokens), out_w.shape[1])  # [M, H*d]
-    kept = [] if lse is None else [o, lse]
+    width, hidden = out_w.shape[1], padded(up_w.shape[1]) if up_w is not None else 0
+    if branch.over == "tokens":
+        wide = qkv.new_empty((len(x), width + hidden))  # attended values, and the adapter's hidden layer beside them
+        rows = wide[:, :width]
+        kept = [wide, attend(qkv, bias, branch, chain.num_frames, out=_heads(rows, qkv))[1]]
+    else:
+        rows, kept = attend(qkv, bias, branch, chain.num_frames)[0].view(len(x), width), []
+        wide = qkv.new_empty((len(x), hidden))
     if branch.adapter:
         assert down_w is not None and down_b is not None and up_w is not None and up_b is not None
         low_w, low_b = down_w.to(dtype), down_b.to(dtype)
         composed = low_w @ out_w  # [W, H*d]
         composed_b = low_b if out_b is None else torch.addmv(low_b, low_w, out_b)
         pre = torch.addmm(composed_b, rows, composed.T)  # [M, W]
-        other = _linear(rows, out_w, out_b) if branch.skip else None  # [M, D]
-        out = bottleneck.up_add(
-            pre, up_w.to(dtype), up_b.to(dtype), tokens, other, factor, chain.num_frames * x.shape[1], 1.0
-        )
+        bottleneck.hidden(pre, wide[:, -hidden:], factor, chain.num_frames * chain.tokens, 1.0)
         kept += [pre, composed]
+        y = _linear(wide, *_widened(out_w, out_b, up_w, up_b, skip=branch.skip))  # [M, D]
     else:
-        out = tokens + _linear(rows, out_w, out_b)
+        y = _linear(rows, out_w, out_b)
     if keep == "fast":
         kept.append(qkv)
-    return out.view(x.shape), kept if keep else []
+    return x, y, [each for each in kept if each is not None] if keep else []
 
 
 def attention_backward(
@@ -90,93 +100,94 @@ def attention_backward(
     """Return the gradients of the tokens and of what trains.
 
     Args:
-        d_out: Gradient of the output ``[B*T, N, D]``, contiguous.
-        x: The branch's input ``[B*T, N, D]``.
+        d_out: Gradient of the tokens behind the branch ``[M, D]``, contiguous.
+        x: The branch's input ``[M, D]``.
         tensors: As in `attention_forward`.
         kept: What that kept.
         branch: The branch.
         chain: The chain it is in.
         needs_input: The gradient of ``x`` is wanted.
     """
-    frozen, bottleneck = _rows(x)
-    dtype, tokens = chain.compute_dtype, x.flatten(0, -2)  # [M, D]
-    factor, down_w, _, up_w, _, bias = tensors[7:]
-    d_tokens = d_out.flatten(0, -2)  # [M, D]
-    d_low = d_tokens.to(dtype)
+    (frozen, bottleneck), dtype = parts_for(x), chain.compute_dtype
+    factor, down_w, _, up_w, up_b, bias = tensors[7:]
+    d_low = d_out.to(dtype)
     out_w, out_b = _output(tensors, dtype)
-    kept = list(kept)
-    o, lse = (None, None) if branch.over == "frames" else (kept.pop(0), kept.pop(0))
+    width, kept = out_w.shape[1], list(kept)
+    wide, lse = (None, None) if branch.over == "frames" else (kept.pop(0), kept.pop(0))
     gradients: list[Tensor | None] = [None] * 5
     if branch.adapter:
+        assert down_w is not None and up_w is not None and up_b is not None
         pre, composed = kept.pop(0), kept.pop(0)
-        assert down_w is not None and up_w is not None
-        d_pre, hidden, d_up_b, d_down_b = bottleneck.down_backward(
-            d_tokens, up_w.to(dtype), pre, factor, chain.num_frames * x.shape[1], 1.0
+        hidden = None if wide is None else wide[:, width:]
+        d_wide = d_low @ _widened(out_w, None, up_w, up_b, skip=branch.skip)[0]  # [M, (H*d +) P]
+        d_pre = d_wide[:, -padded(len(down_w)) :][:, : len(down_w)]
+        hidden, again = (torch.empty_like(d_wide), True) if hidden is None else (hidden, False)
+        d_down_b = bottleneck.hidden_backward(
+            d_pre, pre, hidden if again else None, factor, chain.num_frames * chain.tokens, 1.0
         )
-        gradients[2:4] = _product(d_low.T, hidden), d_up_b
+        gradients[2:4] = _of_up(d_low, hidden, up_w)
         del hidden, pre
-        d_o = d_pre @ composed  # [M, H*d]
-        if branch.skip:
-            d_o.addmm_(d_low, out_w)
+        d_o = d_wide[:, :width].addmm_(d_pre, composed) if branch.skip else d_pre @ composed  # [M, H*d]
     else:
         d_o = d_low @ out_w
-    qkv = kept.pop(0) if kept else _project_qkv(x, tensors, branch, dtype)
-    d_qkv, o, d_bias = attend_backward(
-        d_o.view(*qkv.shape[:2], *qkv.shape[3:]), qkv, bias, o, lse, branch, chain.num_frames
-    )
+    qkv = kept.pop(0) if kept else None
+    if qkv is None:
+        qkv = _project_qkv(_enter(x, None, tensors, branch.eps, dtype)[1], tensors, branch, chain, dtype)
+    o = None if wide is None else _heads(wide[:, :width], qkv)
+    d_qkv, o, d_bias = attend_backward(_heads(d_o, qkv), qkv, bias, o, lse, branch, chain.num_frames)
     del d_o, qkv
     if branch.adapter:
-        d_composed = d_pre.T @ o.view(len(tokens), out_w.shape[1])  # [W, H*d]
+        d_composed = d_pre.T @ (o.view(len(x), width) if wide is None else wide[:, :width])  # [W, H*d]
         d_down_w = _product(d_composed, out_w.T)  # [W, D]
         if out_b is not None:
             d_down_w.addr_(d_down_b.to(d_down_w.dtype), out_b.to(d_down_w.dtype))
         gradients[:2] = d_down_w, d_down_b
-        del d_pre, o
+        del d_pre, d_wide
     gradients[4] = d_bias
+    del o, wide
     d_x = None
     if needs_input:
         qkv_w = _require(tensors[2]).to(dtype)
-        d_h = d_qkv.view(len(tokens), len(qkv_w)) @ qkv_w  # [M, D]
-        d_x = frozen.layer_norm_backward(d_h, tokens, tensors[0], branch.eps, d_tokens).view(x.shape)
+        d_h = d_qkv.view(len(x), len(qkv_w)) @ qkv_w  # [M, D]
+        del d_qkv
+        d_x = frozen.layer_norm_backward(d_h, x, tensors[0], branch.eps, d_out)
     return d_x, _in_dtypes(gradients, tensors)
 
 
 def mlp_forward(
-    x: Tensor, tensors: Tensors, branch: MlpPlan, chain: ChainPlan, *, keep: str
-) -> tuple[Tensor, list[Tensor]]:
-    """Add an MLP branch.
+    x: Tensor, y: Tensor | None, tensors: Tensors, branch: MlpPlan, chain: ChainPlan, *, keep: str
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Compute an MLP branch.
 
     Args:
-        x: Tokens ``[B*T, N, D]``, contiguous.
+        x: Tokens ``[M, D]``, contiguous.
+        y: What the branch in front of it adds to them ``[M, D]``, or None.
         tensors: As `MLP_FROZEN`, the factor of each clip, and `TRAINED` name them.
         branch: The branch.
         chain: The chain it is in.
         keep: ``"fast"`` or ``"balanced"``, what is kept; ``""``: nothing.
 
     Returns:
-        Tokens ``[B*T, N, D]``, and what the backward pass finds.
+        The branch's input ``x + y``; what it adds to that, ``[M, D]``; what the backward pass finds.
     """
-    frozen, bottleneck = _rows(x)
-    dtype, tokens = chain.compute_dtype, x.flatten(0, -2)  # [M, D]
+    (frozen, bottleneck), dtype = parts_for(x), chain.compute_dtype
     factor, down_w, down_b, up_w, up_b, _ = tensors[7:]
-    h = frozen.layer_norm(tokens, tensors[0], tensors[1], branch.eps, dtype)  # [M, D]
-    in_pre = _linear(h, _require(tensors[2]).to(dtype), _to(tensors[3], dtype))  # [M, K]
-    kept = [in_pre] if keep == "fast" else []
+    x, h = _enter(x, y, tensors, branch.eps, dtype)
+    pre = _linear(h, *_joined(tensors[2], tensors[3], down_w, down_b, dtype))  # [M, K (+ W)]
+    del h
     out_w, out_b = _output(tensors, dtype)
-    act = frozen.activation(in_pre, branch.activation)
-    del in_pre
-    other = _linear(act, out_w, out_b)  # [M, D]
-    del act
+    width = out_w.shape[1]
     if branch.adapter:
-        assert down_w is not None and down_b is not None and up_w is not None and up_b is not None
-        pre = torch.addmm(down_b.to(dtype), h, down_w.to(dtype).T)  # [M, W]
-        out = bottleneck.up_add(
-            pre, up_w.to(dtype), up_b.to(dtype), tokens, other, factor, chain.num_frames * x.shape[1], branch.scale
-        )
-        kept.append(pre)
+        assert up_w is not None and up_b is not None
+        act = pre.new_empty((len(x), width + padded(up_w.shape[1])))
+        frozen.activation(pre[:, :width], branch.activation, out=act[:, :width])
+        bottleneck.hidden(pre[:, width:], act[:, width:], factor, chain.num_frames * chain.tokens, branch.scale)
+        out_w, out_b = _widened(out_w, out_b, up_w, up_b, skip=True)
     else:
-        out = tokens + other
-    return out.view(x.shape), kept if keep else []
+        act = frozen.activation(pre, branch.activation)
+    kept = [pre] if keep == "fast" else []
+    del pre
+    return x, _linear(act, out_w, out_b), kept
 
 
 def mlp_backward(
@@ -192,59 +203,67 @@ def mlp_backward(
     """Return the gradients of the tokens and of what trains.
 
     Args:
-        d_out: Gradient of the output ``[B*T, N, D]``, contiguous.
-        x: The branch's input ``[B*T, N, D]``.
+        d_out: Gradient of the tokens behind the branch ``[M, D]``, contiguous.
+        x: The branch's input ``[M, D]``.
         tensors: As in `mlp_forward`.
         kept: What that kept, or nothing.
         branch: The branch.
         chain: The chain it is in.
         needs_input: The gradient of ``x`` is wanted.
     """
-    frozen, bottleneck = _rows(x)
-    dtype, tokens = chain.compute_dtype, x.flatten(0, -2)  # [M, D]
-    factor, down_w, down_b, up_w, _, _ = tensors[7:]
-    d_tokens = d_out.flatten(0, -2)  # [M, D]
-    d_low = d_tokens.to(dtype)
-    kept = list(kept)
-    pre = kept.pop() if branch.adapter and kept else None
-    in_pre = kept.pop() if kept else None
-    h, d_pre = None, None
-    if branch.adapter or (in_pre is None and needs_input):
-        h = frozen.layer_norm(tokens, tensors[0], tensors[1], branch.eps, dtype)  # [M, D]
+    (frozen, bottleneck), dtype = parts_for(x), chain.compute_dtype
+    factor, down_w, down_b, up_w, up_b, _ = tensors[7:]
+    d_low = d_out.to(dtype)
     gradients: list[Tensor | None] = [None] * 5
+    h, pre = None, kept[0] if kept else None
+    if branch.adapter or pre is None:
+        h = _enter(x, None, tensors, branch.eps, dtype)[1]  # [M, D]
+    in_w, in_b = _joined(tensors[2], tensors[3], down_w, down_b, dtype)
+    if pre is None:
+        pre = _linear(_require(h), in_w, in_b)  # [M, K (+ W)]
+    out_w = _output(tensors, dtype)[0]
+    width = out_w.shape[1]
     if branch.adapter:
-        assert h is not None and down_w is not None and down_b is not None and up_w is not None
-        if pre is None:
-            pre = torch.addmm(down_b.to(dtype), h, down_w.to(dtype).T)
-        d_pre, hidden, d_up_b, d_down_b = bottleneck.down_backward(
-            d_tokens, up_w.to(dtype), pre, factor, chain.num_frames * x.shape[1], branch.scale
+        assert h is not None and down_w is not None and up_w is not None and up_b is not None
+        d_wide = d_low @ _widened(out_w, None, up_w, up_b, skip=True)[0]  # [M, K + P]
+        d_pre = d_wide[:, : width + len(down_w)]
+        d_hidden, hidden = d_pre[:, width:], d_wide.new_empty((len(x), padded(len(down_w))))
+        d_down_b = bottleneck.hidden_backward(
+            d_hidden, pre[:, width:], hidden, factor, chain.num_frames * chain.tokens, branch.scale
         )
-        gradients[:4] = _product(d_pre.T, h), d_down_b, _product(d_low.T, hidden), d_up_b
-        del hidden, pre
-    if not needs_input:
-        return None, _in_dtypes(gradients, tensors)
-    in_w = _require(tensors[2]).to(dtype)
-    if in_pre is None:
-        assert h is not None
-        in_pre = _linear(h, in_w, _to(tensors[3], dtype))  # [M, K]
-    del h
-    d_act = d_low @ _output(tensors, dtype)[0]  # [M, K]
-    d_in = frozen.activation_backward(d_act, in_pre, branch.activation)  # [M, K]
-    del in_pre, d_act
-    d_h = d_in @ in_w  # [M, D]
-    del d_in
-    if d_pre is not None:
-        assert down_w is not None
-        d_h.addmm_(d_pre, down_w.to(dtype))
-    d_x = frozen.layer_norm_backward(d_h, tokens, tensors[0], branch.eps, d_tokens).view(x.shape)
+        gradients[:2] = _product(d_hidden.T, h), d_down_b
+        gradients[2:4] = _of_up(d_low, hidden, up_w)
+        del h, hidden
+    else:
+        d_pre = d_low @ out_w  # [M, K]
+    d_x = None
+    if needs_input:
+        frozen.activation_backward(d_pre[:, :width], pre[:, :width], branch.activation)
+        del pre
+        d_h = d_pre @ in_w  # [M, D]
+        d_x = frozen.layer_norm_backward(d_h, x, tensors[0], branch.eps, d_out)
     return d_x, _in_dtypes(gradients, tensors)
 
 
-def _project_qkv(x: Tensor, tensors: Tensors, branch: AttentionPlan, dtype: torch.dtype) -> Tensor:
+def _enter(x: Tensor, y: Tensor | None, tensors: Tensors, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return a branch's input and that normalised."""
+    frozen = parts_for(x)[0]
+    if y is None:
+        return x, frozen.layer_norm(x, tensors[0], tensors[1], eps, dtype)
+    total, h = frozen.add_layer_norm(x, y, tensors[0], tensors[1], eps, dtype)
+    return total, h
+
+
+def _project_qkv(h: Tensor, tensors: Tensors, branch: AttentionPlan, chain: ChainPlan, dtype: torch.dtype) -> Tensor:
     """Return ``[B*T, N, 3, H, d]``."""
-    h = _rows(x)[0].layer_norm(x.flatten(0, -2), tensors[0], tensors[1], branch.eps, dtype)  # [M, D]
     packed = _linear(h, _require(tensors[2]).to(dtype), _to(tensors[3], dtype))  # [M, 3*H*d]
-    return packed.view(*x.shape[:2], 3, branch.heads, packed.shape[1] // (3 * branch.heads))
+    return packed.view(-1, chain.tokens, 3, branch.heads, packed.shape[1] // (3 * branch.heads))
+
+
+def _heads(rows: Tensor, qkv: Tensor) -> Tensor:
+    """Return rows ``[M, H*d]`` as ``[B*T, N, H, d]``."""
+    heads: Tensor = rows.unflatten(0, qkv.shape[:2]).unflatten(-1, qkv.shape[3:])
+    return heads
 
 
 def _output(tensors: Tensors, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -253,6 +272,37 @@ def _output(tensors: Tensors, dtype: torch.dtype) -> tuple[Tensor, Tensor | None
     if gamma is not None:
         weight, bias = gamma.unsqueeze(-1) * weight, None if bias is None else gamma * bias
     return weight.to(dtype), _to(bias, dtype)
+
+
+def _joined(
+    weight: Tensor | None, bias: Tensor | None, down_w: Tensor | None, down_b: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Return a layer with the rows of a down-projection below its own."""
+    weight, bias = _require(weight).to(dtype), _to(bias, dtype)
+    if down_w is None or down_b is None:
+        return weight, bias
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    return torch.cat((weight, down_w.to(dtype))), torch.cat((bias, down_b.to(dtype)))
+
+
+def _widened(
+    weight: Tensor, bias: Tensor | None, up_w: Tensor, up_b: Tensor, *, skip: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return a layer with the columns of an up-projection beside its own, or those alone without ``skip``."""
+    own, width = weight.shape[1] if skip else 0, up_w.shape[1]
+    wide = weight.new_empty((len(weight), own + padded(width)))
+    if skip:
+        wide[:, :own] = weight
+    wide[:, own : own + width] = up_w
+    wide[:, own + width] = up_b
+    wide[:, own + width + 1 :] = 0
+    return wide, bias if skip else None
+
+
+def _of_up(d: Tensor, hidden: Tensor, up_w: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of an up-projection: its bias' is that of the column of ones."""
+    both, width = _product(d.T, hidden), up_w.shape[1]  # [D, P]
+    return both[:, :width].contiguous(), both[:, width].contiguous()
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -29,6 +29,31 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     return out.to(dtype)
 
 
+def add_layer_norm(
+    x: Tensor, other: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Add a branch to the residual stream, and normalise the rows of the sum.
+
+    Args:
+        x: Tokens ``[M, D]``, floating point.
+        other: The branch ``[M, D]``, floating point.
+        weight: ``[D]``, any floating dtype, or None.
+        bias: ``[D]``, any floating dtype, or None.
+        eps: Added to the variance.
+        dtype: Dtype of the normalised rows.
+
+    Returns:
+        The sum ``[M, D]`` in the dtype of ``x``, and it normalised ``[M, D]`` in ``dtype``.
+    """
+    total = add(x, other)
+    return total, layer_norm(total, weight, bias, eps, dtype)
+
+
+def add(x: Tensor, other: Tensor) -> Tensor:
+    """Return the sum of two tensors of a shape in the dtype of the first."""
+    return torch.add(x, other).to(x.dtype)
+
+
 def layer_norm_backward(d_h: Tensor, x: Tensor, weight: Tensor | None, eps: float, d_residual: Tensor | None) -> Tensor:
     """Return the gradient by the input of a LayerNorm whose weight and bias are frozen.
 
@@ -58,23 +83,27 @@ def layer_norm_backward(d_h: Tensor, x: Tensor, weight: Tensor | None, eps: floa
     return (d_x if d_residual is None else d_x.add_(d_residual)).to(x.dtype)
 
 
-def activation(pre: Tensor, kind: str) -> Tensor:
+def activation(pre: Tensor, kind: str, out: Tensor | None = None) -> Tensor:
     """Apply an MLP's activation.
 
     Args:
         pre: Its input ``[M, K]``, floating point.
         kind: ``"gelu"``, ``"gelu_tanh"``, ``"quick_gelu"``, ``"relu"`` or ``"silu"``.
+        out: Where to write, ``[M, K]`` of the same dtype; a new tensor if None.
 
     Returns:
         ``[M, K]`` in the dtype of ``pre``.
     """
+    out = torch.empty_like(pre) if out is None else out
     if kind == "quick_gelu":
-        return (QUICK_GELU * pre).sigmoid_().mul_(pre)
+        return torch.mul(pre, QUICK_GELU, out=out).sigmoid_().mul_(pre)
     if kind == "relu":
-        return F.relu(pre)
+        return torch.clamp(pre, min=0, out=out)
     if kind == "silu":
-        return F.silu(pre)
-    return F.gelu(pre, approximate=_APPROXIMATE[kind])
+        torch.ops.aten.silu(pre, out=out)
+    else:
+        torch.ops.aten.gelu(pre, approximate=_APPROXIMATE[kind], out=out)
+    return out
 
 
 def activation_backward(d_act: Tensor, pre: Tensor, kind: str) -> Tensor:

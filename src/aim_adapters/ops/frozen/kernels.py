@@ -49,20 +49,41 @@ def activate(x, KIND: tl.constexpr, EXACT: tl.constexpr):
 
 
 @triton.jit
-def activation_kernel(pre, out, size, KIND: tl.constexpr, EXACT: tl.constexpr, BLOCK: tl.constexpr):
-    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = offsets < size
-    value, _ = activate(tl.load(pre + offsets, mask=inside, other=0.0).to(tl.float32), KIND, EXACT)
-    tl.store(out + offsets, value.to(out.dtype.element_ty), mask=inside)
+def _elements(rows, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Return the rows and columns of a program's tile, and where there is an element."""
+    groups: tl.constexpr = (K + COLUMNS - 1) // COLUMNS
+    row = (tl.program_id(0) // groups).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(0) % groups * COLUMNS + tl.arange(0, COLUMNS)
+    return row[:, None], column[None, :], (row < rows)[:, None] & (column < K)[None, :]
 
 
 @triton.jit
-def activation_backward_kernel(d_act, pre, size, KIND: tl.constexpr, EXACT: tl.constexpr, BLOCK: tl.constexpr):
+def activation_kernel(
+    pre, out, rows, PRE: tl.constexpr, OUT: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, EXACT: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    row, column, inside = _elements(rows, K, ROWS, COLUMNS)
+    value, _ = activate(tl.load(pre + row * PRE + column, mask=inside, other=0.0).to(tl.float32), KIND, EXACT)
+    tl.store(out + row * OUT + column, value.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def activation_backward_kernel(
+    d_act, pre, rows, PRE: tl.constexpr, OUT: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, EXACT: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    row, column, inside = _elements(rows, K, ROWS, COLUMNS)
+    gradient = tl.load(d_act + row * OUT + column, mask=inside, other=0.0).to(tl.float32)
+    _, slope = activate(tl.load(pre + row * PRE + column, mask=inside, other=0.0).to(tl.float32), KIND, EXACT)
+    tl.store(d_act + row * OUT + column, (gradient * slope).to(d_act.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def add_kernel(x, other, out, size, BLOCK: tl.constexpr):
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < size
-    gradient = tl.load(d_act + offsets, mask=inside, other=0.0).to(tl.float32)
-    _, slope = activate(tl.load(pre + offsets, mask=inside, other=0.0).to(tl.float32), KIND, EXACT)
-    tl.store(d_act + offsets, (gradient * slope).to(d_act.dtype.element_ty), mask=inside)
+    tile = tl.load(x + offsets, mask=inside).to(tl.float32) + tl.load(other + offsets, mask=inside).to(tl.float32)
+    tl.store(out + offsets, tile.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -74,20 +95,26 @@ def _place(rows, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _normalise(x, offsets, inside, eps, D: tl.constexpr):
+def _normalise(tile, inside, eps, D: tl.constexpr):
     """Return the rows minus their means, and the reciprocals of their standard deviations."""
-    tile = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
     centred = tl.where(inside, tile - (tl.sum(tile, 1) / D)[:, None], 0.0)
     return centred, tl.rsqrt(tl.sum(centred * centred, 1) / D + eps)[:, None]
 
 
 @triton.jit
 def layer_norm_kernel(
-    x, weight, bias, out, rows, eps,
-    D: tl.constexpr, WIDTH: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr,
+    x, other, weight, bias, total, out, rows, eps,
+    D: tl.constexpr, WIDTH: tl.constexpr, HAS_OTHER: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
     column, offsets, inside = _place(rows, D, WIDTH, ROWS)
-    centred, rstd = _normalise(x, offsets, inside, eps, D)
+    tile = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
+    if HAS_OTHER:
+        tile += tl.load(other + offsets, mask=inside, other=0.0).to(tl.float32)
+        rounded = tile.to(total.dtype.element_ty)  # the backward pass normalises what is stored
+        tl.store(total + offsets, rounded, mask=inside)
+        tile = rounded.to(tl.float32)
+    centred, rstd = _normalise(tile, inside, eps, D)
     h = centred * rstd
     if HAS_WEIGHT:
         h *= tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
@@ -107,7 +134,8 @@ def layer_norm_backward_kernel(
         residual = tl.load(d_residual + offsets, mask=inside, other=0.0).to(tl.float32)
     if HAS_WEIGHT:
         gradient *= tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
-    centred, rstd = _normalise(x, offsets, inside, eps, D)
+    tile = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
+    centred, rstd = _normalise(tile, inside, eps, D)
     mean = (tl.sum(gradient, 1) / D)[:, None]
     along = (tl.sum(gradient * centred, 1) / D)[:, None] * rstd * rstd
     tile = (gradient - mean - centred * along) * rstd

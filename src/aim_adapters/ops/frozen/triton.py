@@ -24,12 +24,52 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     Returns:
         ``[M, D]`` in ``dtype``.
     """
+    return _layer_norm(x, None, None, weight, bias, eps, dtype)
+
+
+def add_layer_norm(
+    x: Tensor, other: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Add a branch to the residual stream, and normalise the rows of the sum.
+
+    Args:
+        x: Tokens ``[M, D]``, contiguous, D at most 8192.
+        other: The branch ``[M, D]``, contiguous, any floating dtype.
+        weight: ``[D]``, any floating dtype, or None.
+        bias: ``[D]``, any floating dtype, or None.
+        eps: Added to the variance.
+        dtype: Dtype of the normalised rows.
+
+    Returns:
+        The sum ``[M, D]`` in the dtype of ``x``, and it normalised ``[M, D]`` in ``dtype``.
+    """
+    total = torch.empty_like(x)
+    return total, _layer_norm(x, other, total, weight, bias, eps, dtype)
+
+
+def add(x: Tensor, other: Tensor) -> Tensor:
+    """Return the sum of two tensors of a shape, contiguous, in the dtype of the first."""
+    out = torch.empty_like(x)
+    with torch.cuda.device_of(x):
+        kernels.add_kernel[(cdiv(x.numel(), ELEMENTS),)](x, other, out, x.numel(), BLOCK=ELEMENTS, num_warps=WARPS)
+    return out
+
+
+def _layer_norm(
+    x: Tensor,
+    other: Tensor | None,
+    total: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+) -> Tensor:
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     grid, options = _rows(x)
     with torch.cuda.device_of(x):
         kernels.layer_norm_kernel[grid](
-            x, weight, bias, out, x.shape[0], eps,
-            HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, **options,
+            x, other, weight, bias, total, out, x.shape[0], eps,
+            HAS_OTHER=other is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, **options,
         )  # fmt: skip
     return out
 
@@ -57,20 +97,21 @@ def layer_norm_backward(d_h: Tensor, x: Tensor, weight: Tensor | None, eps: floa
     return d_x
 
 
-def activation(pre: Tensor, kind: str) -> Tensor:
+def activation(pre: Tensor, kind: str, out: Tensor | None = None) -> Tensor:
     """Apply an MLP's activation.
 
     Args:
-        pre: Its input ``[M, K]``, contiguous.
+        pre: Its input ``[M, K]``, rows any distance apart.
         kind: ``"gelu"``, ``"gelu_tanh"``, ``"quick_gelu"``, ``"relu"`` or ``"silu"``.
+        out: Where to write, ``[M, K]`` of the same dtype, rows any distance apart; a new tensor if None.
 
     Returns:
         ``[M, K]`` in the dtype of ``pre``.
     """
-    out = torch.empty(pre.shape, dtype=pre.dtype, device=pre.device)
-    grid, options = _elements(pre, kind)
+    out = torch.empty_like(pre) if out is None else out
+    grid, options = _elements(pre, out, kind)
     with torch.cuda.device_of(pre):
-        kernels.activation_kernel[grid](pre, out, pre.numel(), **options)
+        kernels.activation_kernel[grid](pre, out, len(pre), **options)
     return out
 
 
@@ -78,16 +119,16 @@ def activation_backward(d_act: Tensor, pre: Tensor, kind: str) -> Tensor:
     """Multiply a gradient by the activation's derivative, in place.
 
     Args:
-        d_act: Gradient of the activation's output ``[M, K]``, contiguous; overwritten.
-        pre: The activation's input ``[M, K]``, contiguous, same dtype.
+        d_act: Gradient of the activation's output ``[M, K]``, rows any distance apart; overwritten.
+        pre: The activation's input ``[M, K]``, same dtype, rows any distance apart.
         kind: ``"gelu"``, ``"gelu_tanh"``, ``"quick_gelu"``, ``"relu"`` or ``"silu"``.
 
     Returns:
         ``d_act`` itself.
     """
-    grid, options = _elements(pre, kind)
+    grid, options = _elements(pre, d_act, kind)
     with torch.cuda.device_of(pre):
-        kernels.activation_backward_kernel[grid](d_act, pre, pre.numel(), **options)
+        kernels.activation_backward_kernel[grid](d_act, pre, len(pre), **options)
     return d_act
 
 
@@ -102,7 +143,7 @@ def tile(width: int) -> tuple[int, int]:
     return max(1, 1024 // width), min(max(1, width // 1024), 8)
 
 
-BLOCK, BLOCK_WARPS = 2048, 4  # elements and warps of a program that computes elements
+ELEMENTS, WARPS = 2048, 4  # of a program that computes elements
 
 
 def _rows(x: Tensor) -> tuple[tuple[int], dict[str, Any]]:
@@ -110,6 +151,11 @@ def _rows(x: Tensor) -> tuple[tuple[int], dict[str, Any]]:
     return (cdiv(x.shape[0], rows),), {"D": x.shape[1], "WIDTH": width, "ROWS": rows, "num_warps": warps}
 
 
-def _elements(pre: Tensor, kind: str) -> tuple[tuple[int], dict[str, Any]]:
-    options = {"KIND": kind, "EXACT": pre.dtype.itemsize == 4, "BLOCK": BLOCK, "num_warps": BLOCK_WARPS}
-    return (cdiv(pre.numel(), BLOCK),), options
+def _elements(pre: Tensor, out: Tensor, kind: str) -> tuple[tuple[int], dict[str, Any]]:
+    width = pre.shape[1]
+    # Whole tiles where a power of two divides the width, so that nothing is masked.
+    columns = min(max(width & -width, 128), 1024, next_power_of_2(width))
+    rows = ELEMENTS // columns
+    options = {"PRE": pre.stride(0), "OUT": out.stride(0), "K": width, "KIND": kind, "EXACT": pre.dtype.itemsize == 4}
+    sizes = {"ROWS": rows, "COLUMNS": columns, "num_warps": WARPS}
+    return (cdiv(pre.shape[0], rows) * cdiv(width, columns),), {**options, **sizes}

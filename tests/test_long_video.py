@@ -16,7 +16,7 @@ from torch._dynamo.testing import CompileCounter
 
 import aim_adapters as aim
 from aim_adapters.errors import ConfigError, InputError, StateError
-from aim_adapters.features import features
+from aim_adapters.long_video import features
 from tests.backbones import test_open_clip_vit, test_swin, test_timm_vit, test_torchvision_vit, test_transformers
 from tests.backbones.contract import FRAMES, Case, scramble, wake
 from tests.memory import at_most
@@ -124,15 +124,13 @@ def test_frames_are_let_go_of_when_no_clip_needs_them() -> None:
 def test_memory_does_not_grow_with_the_video() -> None:
     torch.manual_seed(0)
     model = aim.wrap_image_model(VisionTransformer(**{**SIZE, "img_size": 224, "patch_size": 112}), FRAMES)
-    frame = 3 * 224 * 224 * 4 / 2**20  # MiB
 
     def decode(number: int) -> Iterator[Tensor]:
         return (torch.full((3, 224, 224), 0.1) for _ in range(number))
 
     features(model, decode(16), batch_size=2)
-    with at_most(100):
+    with at_most(100):  # the frames are 574 MiB
         assert len(features(model, decode(1000), stride=2, batch_size=2)) == 499
-    assert 1000 * frame > 500
 
 
 def test_no_more_is_read_than_the_next_batch_needs() -> None:
@@ -225,7 +223,7 @@ def test_models_without_features_are_refused() -> None:
         features(model, frames(8))
     own = VisionTransformer(**SIZE)
     own.head = nn.Sequential(nn.Linear(32, 5), nn.ReLU())
-    with pytest.raises(aim.UnsupportedModelError, match="'head' is a Sequential.*num_classes=0"):
+    with pytest.raises(aim.UnsupportedModelError, match=r"'head' is a Sequential.*num_classes=0"):
         features(aim.wrap_image_model(own, FRAMES), frames(8))
     tower: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     unpooled = hf.ViTModel(hf.ViTConfig(**tower, image_size=16, patch_size=8), add_pooling_layer=False)

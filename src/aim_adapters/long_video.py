@@ -154,8 +154,8 @@ def _pooled(out: Any, pooled_outputs: tuple[str, ...]) -> Tensor:
         if isinstance(found := getattr(out, name, None), Tensor):
             return found
     raise UnsupportedModelError(
-        f"this model returns a {type(out).__name__} without {' or '.join(pooled_outputs)}: it pools nothing over tokens; "
-        "load it with its pooling layer"
+        f"this model returns a {type(out).__name__} without {' or '.join(pooled_outputs)}: it pools nothing over "
+        "tokens; load it with its pooling layer"
     )
 
 
@@ -166,7 +166,7 @@ def _require_features(root: nn.Module, shared: RootState) -> None:
         raise StateError("features: adapters are disabled; leave disable_adapters first")
     if anatomy.patch_inputs:
         raise UnsupportedModelError(
-            f"this {type(root).__name__} reads patches cut beforehand, not frames; call the model on each clip's patches"
+            f"this {type(root).__name__} reads patches cut beforehand, not frames; call it on the patches of each clip"
         )
     for head in anatomy.heads:
         own = root.get_submodule(head.path)
