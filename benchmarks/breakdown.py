@@ -11,7 +11,7 @@ from benchmarks.machines import Kernel
 # The first that fits: a library's attention kernels name products too, and fused kernels name all that they compute.
 WORDS = (
     ("optimiser", ("multi_tensor_apply", "adam")),
-    ("adapter", ("up_add", "down_backward", "add_tiles")),
+    ("adapter", ("hidden_kernel", "hidden_backward")),
     ("norms", ("layer_norm", "layernorm", "gammabeta")),
     ("attention", ("flash", "fmha", "sdpa", "attention")),
     ("spatial attention", ("window_forward", "window_backward", "resident_", "streaming_")),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.goals import Against, Goal
 from benchmarks.peers import Batch, Size
 from benchmarks.steps import SMALL, Step, Task, begin, jobs, key_of, measure_all, parser, sweep
-from benchmarks.train_step import SIZES
+from benchmarks.train_step import GOALS, PEERS, SIZES
 
 MANY = (
     "aim/eager", "plain/blocks", "aim/blocks", "aim/graph", "aim/whole", "plain/whole", "reference/eager",
@@ -29,14 +29,14 @@ SWEPT = ("aim/eager", "plain/eager")
 def peers_of(name: str, size: Size) -> Sequence[str]:
     """Return the peers of a size."""
     if name == SMALL:
-        return ("aim/eager", "plain/eager")
+        return PEERS[SMALL]
     return FEW if size.clips <= 8 else MANY
 
 
 def goals_of(name: str, size: Size) -> tuple[Goal, ...]:
     """Return what is asked of a size."""
     if name == SMALL:
-        return (Against("aim", "plain", speed=1.0, modes=("eager",)),)
+        return GOALS[SMALL]
     if name != "base-8":
         return ()
     if size.clips <= 8:
@@ -53,12 +53,7 @@ def logits_of(model: nn.Module, batch: Batch, dtype: torch.dtype) -> Tensor:
 
 def prepare(model: nn.Module, batch: Batch, size: Size) -> Step:
     """Return what classifies the clips."""
-
-    def step() -> Tensor:
-        torch.compiler.cudagraph_mark_step_begin()
-        return logits_of(model, batch, size.low)
-
-    return step
+    return lambda: logits_of(model, batch, size.low)
 
 
 def observe(model: nn.Module, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -166,6 +166,7 @@ def arithmetic(model: nn.Module, size: Size, *, train: bool) -> int:
     gradient of every layer's input from the first that trains upwards, and of the weights that train. For AIM on
     ViT-B/16 that is 2.1 times the forward pass, for a model that trains as a whole 3 times.
     """
+    model = model.float()  # without autocast there is one dtype
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with (
         sdpa_kernel(SDPBackend.MATH),  # a CPU's fused attention has no formula; the products it stands for have

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from aim_adapters.ops.spatial_attention import reference, spatial_attention
+from aim_adapters.ops.spatial_attention import spatial_attention
 from aim_adapters.ops.spatial_attention.tiles import alternatives
 from benchmarks.harness import Target, reason, record, write
 from benchmarks.temporal_attention import TOLERANCE, Clock, Effort, GraphClock, alternate, ceilings
@@ -42,7 +42,7 @@ CHECKED = 16
 
 @dataclass(frozen=True)
 class Case:
-    """What is computed: one layer's spatial attention."""
+    """What is computed: one layer's spatial attention; within windows of a frame, by index, if it has any."""
 
     tokens: int
     frames: int = 256
@@ -50,14 +50,20 @@ class Case:
     dim: int = 64
     bias: bool = False
     windows: int = 0
+    masked: bool = False
     dtype: str = "bfloat16"
     peers: tuple[str, ...] = PEERS
     target: float = 1.0
 
     @property
+    def length(self) -> int:
+        """Tokens of a frame."""
+        return self.tokens * max(1, self.windows)
+
+    @property
     def unit(self) -> int:
         """Bytes of the queries."""
-        return self.frames * self.tokens * self.heads * self.dim * getattr(torch, self.dtype).itemsize
+        return self.frames * self.length * self.heads * self.dim * getattr(torch, self.dtype).itemsize
 
 
 CASES = (
@@ -66,8 +72,8 @@ CASES = (
     Case(257, frames=128, heads=16, target=1.2),  # ViT-L/14
     Case(577, frames=64),  # ViT-B/16 at 384 pixels
     Case(257, frames=128, heads=16, dim=80),  # ViT-H/14
-    Case(49, frames=64 * 128, heads=4, dim=32, bias=True, windows=64, target=2.0),  # Swin-B, stage 1
-    Case(49, frames=4 * 128, heads=16, dim=32, bias=True, target=2.0),  # Swin-B, stage 3
+    Case(49, frames=128, heads=4, dim=32, bias=True, windows=64, masked=True, target=2.0),  # Swin-B, stage 1
+    Case(49, frames=128, heads=16, dim=32, bias=True, windows=4, target=2.0),  # Swin-B, stage 3
     Case(197, bias=True),  # BEiT
 )
 
@@ -80,24 +86,28 @@ class Inputs:
         generator = torch.Generator(device).manual_seed(0)
         normal = partial(torch.randn, generator=generator, device=device, dtype=getattr(torch, case.dtype))
         square = (case.tokens, case.tokens)
-        self.qkv = normal(case.frames, case.tokens, 3, case.heads, case.dim).requires_grad_()
+        self.qkv = normal(case.frames, case.length, 3, case.heads, case.dim).requires_grad_()
         self.bias = normal(case.heads, *square, dtype=torch.float32) if case.bias else None
         self.mask = None
-        if case.windows:
+        if case.masked:
             self.mask = -100.0 * (normal(case.windows, *square, dtype=torch.float32) > 0.5)
-        self.d_out = normal(case.frames, case.tokens, case.heads, case.dim)
+        self.index = None
+        if case.windows:  # a frame is cut into them in bands
+            order = torch.arange(case.length, device=device, dtype=torch.int32)
+            self.index = order.view(-1, case.windows).T.contiguous()
+        self.d_out = normal(case.frames, case.length, case.heads, case.dim)
 
     def reference(self) -> list[Tensor]:
         """Return output and gradient in float64, of the first frames."""
-        frames = max(CHECKED // max(1, self.case.windows), 1) * max(1, self.case.windows)
+        frames = max(CHECKED // max(1, self.case.windows), 1)
         qkv = self.qkv.detach()[:frames].double().requires_grad_()
-        out = reference.spatial_attention(qkv, scale=self.case.dim**-0.5, bias=self.bias, mask=self.mask)
+        out = spatial_attention(qkv, bias=self.bias, mask=self.mask, index=self.index, implementation="eager")
         return [out.detach(), *torch.autograd.grad(out, qkv, self.d_out[:frames].double())]
 
 
 def build(peer: str, inputs: Inputs) -> Callable[[], Tensor]:
     """Return what computes the output of the inputs, as one of the peers."""
-    given = {"bias": inputs.bias, "mask": inputs.mask}
+    given = {"bias": inputs.bias, "mask": inputs.mask, "index": inputs.index}
 
     def run() -> Tensor:
         with sdpa_kernel(BACKENDS[peer]) if peer in BACKENDS else nullcontext():
@@ -171,15 +181,15 @@ def tune_case(case: Case, clock: Clock, device: str, *, effort: Effort) -> Itera
     inputs = Inputs(case, device)
     given = (case.dim**-0.5, inputs.bias, inputs.mask)
     exact, qkv = inputs.reference(), inputs.qkv.detach()
-    o, lse = triton.forward(qkv, *given)
+    o, lse = triton.forward(qkv, *given, index=inputs.index)
     for index, backward in enumerate((False, True)):
         row: dict[str, Any] = {"case": asdict(case), "pass": ("forward", "backward")[index], "peers": {}}
         replays = {}
-        for tiles in alternatives(case.tokens, case.dim, added=case.bias or case.windows > 0, backward=backward):
+        for tiles in alternatives(case.tokens, case.dim, added=case.bias or case.masked, backward=backward):
             if backward:
-                run = partial(triton.backward, inputs.d_out, qkv, o, lse, *given, tiles=tiles)
+                run = partial(triton.backward, inputs.d_out, qkv, o, lse, *given, index=inputs.index, tiles=tiles)
             else:
-                run = partial(triton.forward, qkv, *given, tiles=tiles)
+                run = partial(triton.forward, qkv, *given, index=inputs.index, tiles=tiles)
             name = " ".join(map(str, tiles))
             try:
                 got = run() if backward else run()[0]
@@ -195,8 +205,9 @@ def tune_case(case: Case, clock: Clock, device: str, *, effort: Effort) -> Itera
 def describe(row: dict[str, Any]) -> str:
     """Return a row as a line for each peer."""
     case = row["case"]
-    added = (", bias" if case["bias"] else "") + (f", {case['windows']} masks" if case["windows"] else "")
-    lines = [f"N={case['tokens']} {case['frames']} x {case['heads']} x {case['dim']}{added}, {row['pass']}"]
+    windows = f" x {case['windows']} windows" if case["windows"] else ""
+    added = (", bias" if case["bias"] else "") + (", mask" if case["masked"] else "")
+    lines = [f"N={case['tokens']} {case['frames']}{windows} x {case['heads']} x {case['dim']}{added}, {row['pass']}"]
     for peer, entry in row["peers"].items():
         if "error" in entry:
             lines.append(f"  {peer:<26} {entry['error'][:160]}")

@@ -142,7 +142,18 @@ def make_step(task: Task, peer: str, size: Size, device: str) -> Step:
     torch.manual_seed(0)
     model = MODELS[name](size).to(device).train(task.train)
     compile_model(model, mode)
-    return task.prepare(model, size.batch(device), size)
+    step = task.prepare(model, size.batch(device), size)
+    return replayed(step) if mode == "graph" else step
+
+
+def replayed(step: Step) -> Step:
+    """Say at each step that the memory of the last one's results may be used anew, as CUDA graphs need."""
+
+    def run() -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        return step()
+
+    return run
 
 
 def agreement(task: Task, size: Size, device: str) -> dict[str, Any]:
@@ -290,7 +301,8 @@ def count(task: Task, peer: str, size: Size, found: dict[str, Any]) -> int | Non
 
 def profile(machine: Machine, step: Step, size: Size, steps: int = 3) -> dict[str, Any]:
     """Return the parts of a step."""
-    vit = size.build()
+    with torch.device("meta"):
+        vit = size.build()
     tokens = vit.patch_embed.num_patches + getattr(vit, "num_prefix_tokens", 0)
     heads = next(module.num_heads for module in vit.modules() if hasattr(module, "num_heads"))
     try:

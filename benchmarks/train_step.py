@@ -60,7 +60,7 @@ PEERS = {
         "aim/blocks", "swin3d/blocks", "aim/eager", "swin3d/eager", "aim-balanced/blocks", "aim-low/blocks",
         "plain/blocks", "aim/whole", "swin3d/whole",
     ),
-    SMALL: ("aim/eager", "plain/eager", "aim-balanced/eager", "aim-low/eager"),
+    SMALL: ("aim/eager", "reference/eager", "plain/eager"),
 }  # fmt: skip
 FEW = ("reference/eager", "aim/eager", "aim/graph", "aim/blocks", "aim/whole", "plain/blocks", "plain/whole")
 SWEPT = ("aim/eager", "aim-balanced/eager", "aim-low/eager", "plain/eager")
@@ -95,7 +95,8 @@ GOALS: dict[str, tuple[Goal, ...]] = {
     ),
     "large-8": (Against("aim", "plain", speed=1.55), fits),
     "swin-32": (Against("aim", "swin3d", time=0.45, memory=0.38),),
-    SMALL: (Against("aim", "plain", speed=1.0, modes=("eager",)),),
+    # On a CPU attention over so few frames is faster written out than by SDPA.
+    SMALL: tuple(Against("aim", peer, speed=1.0, modes=("eager",)) for peer in ("reference", "plain")),
 }
 FEW_GOALS = (Against("aim", "reference", speed=3.0, modes=("eager",)),)
 
@@ -125,7 +126,6 @@ def prepare(model: nn.Module, batch: Batch, size: Size) -> Step:
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
 
     def step() -> Tensor:
-        torch.compiler.cudagraph_mark_step_begin()
         loss = loss_of(model, batch, size.low)
         loss.backward()
         optimizer.step()

@@ -19,8 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import aim_adapters as aim
-from aim_adapters.anatomy import AttentionParts, BackboneAnatomy, BlockAnatomy, BlockParts, HeadAnatomy, MlpParts
-from aim_adapters.patching import is_heard
+from aim_adapters.anatomy import (
+    AttentionParts,
+    BackboneAnatomy,
+    BlockAnatomy,
+    BlockParts,
+    HeadAnatomy,
+    MlpParts,
+    is_heard,
+)
 
 # The model, as somebody might have written it -----------------------------------------------------------------------
 

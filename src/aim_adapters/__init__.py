@@ -12,6 +12,7 @@ from aim_adapters.execution import BlockExecution, explain_execution, set_base_d
 from aim_adapters.frames import set_num_frames
 from aim_adapters.guards import is_wrapped
 from aim_adapters.hub import push_to_hub
+from aim_adapters.long_video import features
 from aim_adapters.parameters import (
     ParameterCount,
     adapter_param_groups,
@@ -48,6 +49,7 @@ __all__ = [
     "disable_adapters",
     "explain_attention",
     "explain_execution",
+    "features",
     "is_wrapped",
     "list_adapters",
     "list_backbones",

@@ -22,6 +22,20 @@ Attend = Callable[..., Tensor]
 Parts = Callable[[Any, Any], "BlockParts"]
 
 
+class Windows(NamedTuple):
+    """Say which tokens of a frame attend to one another.
+
+    Attributes:
+        size: Height and width of a window.
+        shift: How far the windows are shifted, down and right; those at the edges are cut in parts.
+        bias: Added to the scores, ``[H, N, N]`` for the N tokens of a window.
+    """
+
+    size: tuple[int, int]
+    shift: tuple[int, int]
+    bias: Tensor
+
+
 class AttentionParts(NamedTuple):
     """Hold what a pre-norm attention branch is made of: ``gamma * (out(attention(qkv(norm(x)))))``.
 
@@ -37,6 +51,7 @@ class AttentionParts(NamedTuple):
         heads: H.
         scale: Factor on the scores.
         plain: Among the tokens of a frame it is the softmax of scaled products alone: no positions, masks or windows.
+        windows: The windows, if these are all that it knows beside.
     """
 
     norm_weight: Tensor | None
@@ -50,6 +65,7 @@ class AttentionParts(NamedTuple):
     heads: int
     scale: float
     plain: bool
+    windows: Windows | None = None
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """Return the tensors in order."""
@@ -194,6 +210,7 @@ class BackboneAnatomy:
             are pooled over tokens: they are averaged over frames, and the others are left per frame.
         relabel: ``(root, labels) -> old``: change what the model itself knows of its classes, to a number of them when
             a new classification layer comes, and back to ``old`` when it goes; None where it knows nothing.
+        patch_conv: Path of the convolution that cuts an image into patches, if it is one.
         class_token_only: Of what the last block returns, the root's own ``forward`` reads the first token alone, for
             each frame by itself; so a block need not compute the others.
         whole_model: The root lies in a larger model (CLIP) that reads its output, so the output must stay as it is.
@@ -225,6 +242,7 @@ class BackboneAnatomy:
     patch_inputs: tuple[str, ...] = ()
     pooled_outputs: tuple[str, ...] = ()
     relabel: Callable[[Any, Any], Any] | None = None
+    patch_conv: str | None = None
     class_token_only: bool = False
     whole_model: bool = False
 
@@ -246,6 +264,12 @@ def apply_part(block: nn.Module, name: str | tuple[str, ...] | None, x: Tensor) 
         return x
     result: Tensor = x * part if isinstance(part, Tensor) else part(x)
     return result
+
+
+def is_heard(module: nn.Module) -> bool:
+    """Tell whether calling a module does more than its class says: it has hooks, or a ``forward`` of its own."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(hooks) or "forward" in module.__dict__  # transformers puts one there to record outputs
 
 
 def require_type(block: nn.Module, attribute: str, expected: Sequence[type], *, where: str) -> None:

@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from aim_adapters.anatomy import AttentionParts, BlockAnatomy, MlpParts
+from aim_adapters.anatomy import AttentionParts, BlockAnatomy, MlpParts, is_heard
 from aim_adapters.errors import UnsupportedKernelError
 from aim_adapters.layers.adapter import Adapter, keep_clips
 from aim_adapters.layers.state import BlockState
 from aim_adapters.layers.temporal import relative_temporal_bias
-from aim_adapters.ops.branches import FROZEN, AttentionPlan, ChainPlan, MlpPlan, flash_takes
+from aim_adapters.ops.branches import FROZEN, AttentionPlan, ChainPlan, MlpPlan, flash_takes, tile
 from aim_adapters.ops.spatial_attention import api as spatial
 from aim_adapters.ops.temporal_attention import case_of, choose
 from aim_adapters.ops.temporal_attention.api import exporting, triton_missing
-from aim_adapters.patching import is_heard
 
 DEVICES = ("cpu", "cuda")
+_MOST_IN_WINDOW = 64
 _ON_GPU = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -119,7 +119,7 @@ def _unfit(x: Tensor) -> str | None:
             return missing
         if dtype not in _ON_GPU:
             return f"on a GPU fused branches compute in {', '.join(map(str, _ON_GPU))}, got {dtype}"
-    if exporting() or torch.jit.is_tracing():
+    if exporting() or torch._C._get_tracing_state() is not None:
         return "an exported model must run without this package"
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return "fused branches have no rules for function transforms"
@@ -145,9 +145,11 @@ def _temporal(block: Any, x: Tensor, parts: AttentionParts | str) -> Branch | st
 def _spatial(block: Any, x: Tensor, parts: AttentionParts | str, *, positions: bool) -> Branch | str:
     if isinstance(parts, str):
         return parts
-    if not parts.plain or positions:
+    if positions or not (parts.plain or parts.windows):
         return "its spatial attention knows positions or masks"
     dtype, width = compute_dtype(x), parts.qkv_weight.shape[0] // 3 // parts.heads
+    if parts.windows is not None:
+        return _windowed(block, x, parts, width)
     if not flash_takes(x.device.type, dtype, width):
         return f"no fused attention takes heads of width {width} in {dtype} on {x.device.type}"
     adapter, tokens = block.aim.spatial, x[0, ..., 0].numel()
@@ -155,6 +157,21 @@ def _spatial(block: Any, x: Tensor, parts: AttentionParts | str, *, positions: b
     implementation = "triton" if choice.implementation == "triton" else "flash"
     plan = AttentionPlan("tokens", parts.heads, parts.scale, parts.eps, adapter is not None, True, implementation)
     return _branch(block, plan, parts.tensors(), adapter)
+
+
+def _windowed(block: Any, x: Tensor, parts: AttentionParts, width: int) -> Branch | str:
+    windows, adapter, dtype, device = parts.windows, block.aim.spatial, compute_dtype(x), x.device.type
+    assert windows is not None
+    (height, across), tokens = x.shape[1:3], windows.size[0] * windows.size[1]
+    if height % windows.size[0] or across % windows.size[1]:
+        return f"its windows of {windows.size} do not tile {height} x {across} tokens"
+    choice = spatial.choose("auto", spatial.case_of(device, dtype, width, tokens, added=True))
+    if device != "cpu" and (choice.implementation != "triton" or tokens > _MOST_IN_WINDOW):
+        return f"no fused attention takes windows of {tokens} tokens, {width} wide, in {dtype}: {choice.reason}"
+    implementation = "triton" if device != "cpu" else "flash"
+    plan = AttentionPlan("windows", parts.heads, parts.scale, parts.eps, adapter is not None, True, implementation)
+    index, mask = tile(height, across, windows.size, windows.shift, x.device)
+    return _branch(block, plan, parts.tensors(), adapter, windows=(windows.bias, mask, index))
 
 
 def _mlp(block: Any, x: Tensor, parts: MlpParts | str) -> Branch | str:
@@ -172,9 +189,10 @@ def _branch(
     adapter: Adapter | None,
     *,
     bias: Tensor | None = None,
+    windows: tuple[Tensor | None, ...] = (None, None, None),
     drop: bool = False,
 ) -> Branch | str:
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in frozen):
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in (*frozen, *windows)):
         return "a weight of the image model requires a gradient"
     if any(tensor is not None and type(tensor) not in (Tensor, nn.Parameter) for tensor in frozen):
         return "a weight of the image model is a tensor of another kind, as of a quantised or sharded layer"
@@ -185,7 +203,7 @@ def _branch(
         down, up = adapter.down_proj, adapter.up_proj
         trained = (down.weight, down.bias, up.weight, up.bias)
     drops = drop and adapter is not None and block.training and block.aim.drop_path > 0
-    return Branch(plan, (*frozen, None, *trained, bias), drops)
+    return Branch(plan, (*frozen, None, *trained, bias, *windows), drops)
 
 
 def is_plain(module: nn.Module, expected: type[nn.Module]) -> bool:

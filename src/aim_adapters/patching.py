@@ -75,12 +75,6 @@ def unpatch(module: nn.Module) -> None:
     module.__class__ = module.aim_base  # type: ignore[assignment]
 
 
-def is_heard(module: nn.Module) -> bool:
-    """Tell whether calling a module does more than its class says: it has hooks, or a ``forward`` of its own."""
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(hooks) or "forward" in module.__dict__  # transformers puts one there to record outputs
-
-
 def wrap_forward(base: type[nn.Module], forward: Callable[..., Any]) -> Callable[..., Any]:
     """Give ``forward`` the signature of the model's own, which trainers and tracers read."""
 

@@ -22,7 +22,7 @@ from aim_adapters.layers.head import new_classifier
 from aim_adapters.layers.state import IDLE, AdapterSet, AIMState, BlockState, NormState, declared_tensors
 from aim_adapters.layers.temporal import is_temporal, new_temporal_bias, new_temporal_embedding
 from aim_adapters.patching import Patched, patch, unpatch
-from aim_adapters.root import ClipHead, Layout, RootState, TokenEntry, TrainedNorm, VideoRoot, WrapRecord
+from aim_adapters.root import ClipHead, Layout, PatchProduct, RootState, TokenEntry, TrainedNorm, VideoRoot, WrapRecord
 
 
 class _Place(TypedDict):
@@ -71,6 +71,8 @@ def build_adapter(
         embedding = new_temporal_embedding(config.attention_frames, anatomy.block_widths[adapted[0]], **place)
         if adapted[0] == 0:
             builder.hold(anatomy.entry, TokenEntry, anatomy.entry_side)
+    if anatomy.patch_conv is not None and _is_product(root.get_submodule(anatomy.patch_conv)):
+        builder.hold(anatomy.patch_conv, PatchProduct, None)
     state = RootState(config, embedding, bypassed=_bypassed(root, anatomy, config))
     state.record, state.name = record, name
     if builder.running is not None:
@@ -299,6 +301,15 @@ def _require_place_for_head(anatomy: BackboneAnatomy, config: AIMConfig, *, owne
             "layer; load the same weights as its ...ForImageClassification class, or wrap it with num_classes=None and "
             "put a layer of your own behind pooler_output"
         )
+
+
+def _is_product(module: nn.Module) -> bool:
+    """Tell whether a module is a convolution over patches that do not overlap."""
+    if isinstance(module, PatchProduct):
+        return True
+    if type(module) is not nn.Conv2d or module.padding not in ((0, 0), "valid"):
+        return False
+    return module.stride == module.kernel_size and module.dilation == (1, 1) and module.groups == 1
 
 
 def _part(root: nn.Module, path: str) -> nn.Module:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy
@@ -242,6 +243,34 @@ class TokenEntry(Patched):
         if self.aim_spec == "input":
             return super().forward(add_temporal_embedding(x, shared.temporal_embedding), *args, **kwargs)
         return add_temporal_embedding(super().forward(x, *args, **kwargs), shared.temporal_embedding)
+
+
+class PatchProduct(Patched):
+    """Cut images into patches by one product, where a convolution's kernel is as wide as its stride and is frozen."""
+
+    aim_shared: tuple[SharedState]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed the patches.
+
+        Args:
+            x: Images ``[B*T, C, H, W]``.
+
+        Returns:
+            ``[B*T, D, H/p, W/q]``; a token's elements lie side by side.
+        """
+        shared, weight, bias = self.aim_shared[0], self.weight, self._parameters["bias"]
+        assert isinstance(weight, Tensor)
+        height, width = weight.shape[2:]
+        fits = x.shape[2] % height == 0 and x.shape[3] % width == 0
+        if not shared.enabled or shared.branches == "modules" or weight.requires_grad or not fits:
+            out: Tensor = super().forward(x)
+            return out
+        device = x.device.type
+        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        patches = x.unflatten(3, (-1, width)).unflatten(2, (-1, height)).permute(0, 2, 4, 1, 3, 5)  # [F, h, w, C, p, q]
+        rows = patches.to(low, memory_format=torch.contiguous_format).flatten(3)  # [F, h, w, C*p*q]
+        return F.linear(rows, weight.flatten(1), bias).permute(0, 3, 1, 2)  # [F, D, h, w]
 
 
 class TrainedNorm(Patched):

@@ -44,6 +44,12 @@ def test_report_writes_and_says_whether_the_target_is_met(
     assert written["ran_on"]["commit"]
 
 
+def test_a_target_has_either_limit() -> None:
+    assert harness.Target("speed", 2.0, 2.0).met and not harness.Target("speed", 1.9, 2.0).met
+    assert harness.Target("share", 0.4, at_most=0.4).met and not harness.Target("share", 0.41, at_most=0.4).met
+    assert str(harness.Target("share", 0.41, at_most=0.4)) == "share: 0.41, target at most 0.4: MISSED"
+
+
 def test_the_commit_that_is_named_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIM_COMMIT", "abc+changes")
     assert harness.commit() == "abc+changes"

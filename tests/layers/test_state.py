@@ -21,7 +21,7 @@ def shared_state(**settings: float) -> SharedState:
 
 def block_state(index: int, shared: SharedState, *names: str) -> BlockState:
     adapters = {name: Adapter(8, 2, skip=False) for name in names}
-    return BlockState(f"blocks.{index}.", adapters, shared=shared, drop_path=0.1, enters=index == 1)
+    return BlockState(f"blocks.{index}.", adapters, shared=shared, drop_path=0.1, enters=index == 1, last=index == 1)
 
 
 def model_with_state() -> nn.Module:
@@ -64,7 +64,7 @@ def test_block_state_holds_the_named_adapters_and_none_else() -> None:
     assert state.spatial is None
     assert isinstance(state.joint, Adapter)
     assert isinstance(state.temporal_input, Adapter)
-    assert (state.key, state.drop_path, state.enters) == ("blocks.1.", 0.1, True)
+    assert (state.key, state.drop_path, state.enters, state.last) == ("blocks.1.", 0.1, True, True)
 
 
 @pytest.mark.parametrize("kind", ["block", "norm"])

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aim_adapters.anatomy import AttentionParts, BlockAnatomy, BlockParts, MlpParts
-from aim_adapters.patching import is_heard
+from aim_adapters.anatomy import AttentionParts, BlockAnatomy, BlockParts, MlpParts, Windows, is_heard
 
 # By name, as only models of a library that is there can hold its layers. They all normalise in float32 or better.
 _NORMS = frozenset(
@@ -78,6 +77,14 @@ def plain_parts(block: Any, anatomy: BlockAnatomy) -> BlockParts:
 def placed_parts(block: Any, anatomy: BlockAnatomy) -> BlockParts:
     """Read a block whose attention, among the tokens of a frame, knows of positions or windows too."""
     return _read(block, anatomy, plain=False)
+
+
+def windowed_parts(block: Any, anatomy: BlockAnatomy, windows: Windows) -> BlockParts:
+    """Read a block whose attention stays within windows."""
+    found = _read(block, anatomy, plain=False)
+    if isinstance(found.attention, str):
+        return found
+    return found._replace(attention=found.attention._replace(windows=windows))
 
 
 def _read(block: Any, anatomy: BlockAnatomy, *, plain: bool) -> BlockParts:

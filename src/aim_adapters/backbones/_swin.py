@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aim_adapters.anatomy import Attend, BlockAnatomy
+from aim_adapters.anatomy import Attend, BlockAnatomy, Parts
 from aim_adapters.backbones._attention import num_heads, project_out, unit_scale
-from aim_adapters.backbones._parts import placed_parts
 
 
 def _split(attn: Any, packed: Tensor) -> Tensor:
@@ -51,12 +50,13 @@ def _scale(attn: Any) -> float:
     return float((attn.qkv.out_features // 3 // attn.num_heads) ** -0.5)  # heads may be wider than their share
 
 
-def block_anatomy(version: int, attend: Attend, *, shifted: bool) -> BlockAnatomy:
+def block_anatomy(version: int, attend: Attend, parts: Parts, *, shifted: bool) -> BlockAnatomy:
     """Describe a block.
 
     Args:
         version: 1 or 2.
         attend: The library's own windowed attention.
+        parts: Reads a block of version 1 as tensors.
         shifted: Its windows are shifted (the odd blocks of a stage), so that it does not attend over time.
     """
     return BlockAnatomy(
@@ -72,6 +72,6 @@ def block_anatomy(version: int, attend: Attend, *, shifted: bool) -> BlockAnatom
         attend=attend,
         softmax_scale=_scale if version == 1 else unit_scale,
         heads=num_heads,
-        parts=placed_parts if version == 1 else None,
+        parts=parts if version == 1 else None,
         temporal=not shifted,
     )

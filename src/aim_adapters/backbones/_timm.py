@@ -43,6 +43,7 @@ def facts(model: Any) -> dict[str, Any]:
         "input_name": "x",
         "in_channels": channels,
         "patch_size": tuple(patch_embed.patch_size),
+        "patch_conv": "patch_embed.proj" if isinstance(getattr(patch_embed, "proj", None), nn.Conv2d) else None,
         "blocked_methods": ("reset_classifier",),
         "library": "timm",
         **_name(cfg),

@@ -109,6 +109,7 @@ def read_tower(
                 f"{at}{layers}.{index}.{block.attention} has no q_proj: this version of transformers builds "
                 f"{type(layer).__name__} otherwise than the newest; update transformers"
             )
+    convolutions = [name for name, each in model.get_submodule(tower).named_modules() if isinstance(each, nn.Conv2d)]
     size, patch = getattr(config, "image_size", None), config.patch_size
     return BackboneAnatomy(
         family=family,
@@ -123,6 +124,7 @@ def read_tower(
         output_width=_classifier_width(model, heads, config.hidden_size),
         in_channels=config.num_channels,
         patch_size=(patch, patch) if isinstance(patch, int) else tuple(patch),
+        patch_conv=at + convolutions[0] if len(convolutions) == 1 else None,
         prefix_tokens=prefix_tokens,
         library="transformers",
         **identity(model, classes=bool(heads)),

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
+from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, BlockParts, HeadAnatomy, Windows, require_type
 from aim_adapters.backbones import Backbone
+from aim_adapters.backbones._parts import windowed_parts
 from aim_adapters.backbones._swin import block_anatomy
 from aim_adapters.backbones._timm import build, facts
 
@@ -31,7 +32,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
             require_type(layer.blocks, str(index), (block_type,), where=f"layers.{stage}.blocks")
             require_type(block, "attn", (attention_type,), where=path)
             # The index decides: timm sets the shift of a stage that is one window wide to 0 on every block.
-            blocks.append((path, block_anatomy(version, _attend, shifted=index % 2 == 1)))
+            blocks.append((path, block_anatomy(version, _attend, _parts, shifted=index % 2 == 1)))
             widths.append(block.dim)
     return BackboneAnatomy(
         family="timm_swin",
@@ -50,6 +51,11 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
 def _attend(block: Any, h: Tensor) -> Tensor:
     out: Tensor = block._attn(h)
     return out
+
+
+def _parts(block: Any, anatomy: BlockAnatomy) -> BlockParts:
+    windows = Windows(tuple(block.window_size), tuple(block.shift_size), block.attn._get_rel_pos_bias().squeeze(0))
+    return windowed_parts(block, anatomy, windows)
 
 
 BACKBONE = Backbone(

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
+from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, BlockParts, HeadAnatomy, Windows, require_type
 from aim_adapters.backbones import Backbone
+from aim_adapters.backbones._parts import windowed_parts
 from aim_adapters.backbones._swin import block_anatomy
 from aim_adapters.backbones._torchvision import build
 from aim_adapters.errors import UnsupportedModelError
@@ -33,7 +34,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
             require_type(layer, str(index), tuple(versions), where=f"features.{stage}")
             version = versions[type(block)]
             require_type(block, "attn", (attention[version],), where=path)
-            blocks.append((path, block_anatomy(version, _attend, shifted=index % 2 == 1)))
+            blocks.append((path, block_anatomy(version, _attend, _parts, shifted=index % 2 == 1)))
             widths.append(block.attn.qkv.in_features)
     if not blocks:
         raise UnsupportedModelError("this torchvision SwinTransformer has no blocks")
@@ -60,6 +61,12 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
 def _attend(block: Any, h: Tensor) -> Tensor:
     out: Tensor = block.attn(h)
     return out
+
+
+def _parts(block: Any, anatomy: BlockAnatomy) -> BlockParts:
+    size, shift = block.attn.window_size, block.attn.shift_size
+    windows = Windows((size[0], size[1]), (shift[0], shift[1]), block.attn.get_relative_position_bias().squeeze(0))
+    return windowed_parts(block, anatomy, windows)
 
 
 BACKBONE = Backbone(

@@ -48,6 +48,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
         in_channels=stem.in_channels,
         patch_size=(model.patch_size, model.patch_size),
         prefix_tokens=1,
+        patch_conv="conv_proj" if isinstance(model.conv_proj, nn.Conv2d) else None,
         class_token_only=True,
         library="torchvision",
         build_arguments={"num_classes": model.num_classes, "image_size": model.image_size},

@@ -29,6 +29,7 @@ CHAINS = st.builds(
     num_frames=st.integers(1, 128),
     dtype=st.sampled_from(["float64", "float32", "bfloat16", "float16"]),
     memory=st.sampled_from(MEMORY),
+    tokens=st.just(0),  # no part of the text
 )
 
 

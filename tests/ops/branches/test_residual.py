@@ -40,11 +40,9 @@ def plan_of(case: Case, kind: str) -> AttentionPlan | MlpPlan:
     return case.mlp() if kind == "mlp" else case.attention(kind)
 
 
-def check(
-    case: Case, kind: str, *, memory: str = "fast", needs: bool = True, plan: AttentionPlan | MlpPlan | None = None
-) -> None:
+def check(case: Case, kind: str, *, memory: str = "fast", needs: bool = True) -> None:
     """Hold a branch to autograd, and see that it leaves what it is given alone."""
-    plan = plan or plan_of(case, kind)
+    plan = plan_of(case, kind)
     x, tensors, chain = case.tokens_in(), case.tensors(plan), case.chain(plan, memory=memory)
     d_out = draw(7, *x.shape)
     before = [None if t is None else t.detach().clone() for t in (x, d_out, *tensors)]
@@ -82,13 +80,6 @@ def test_whatever_is_kept(kind: str, adapter: bool, memory: str, needs: bool) ->
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations(activation: str, memory: str) -> None:
     check(Case(activation=activation), "mlp", memory=memory)
-
-
-@pytest.mark.parametrize("over", ["frames", "tokens"])
-@pytest.mark.parametrize("skip", [True, False])
-def test_inner_skip_belongs_to_the_plan_and_not_to_the_axis(over: str, skip: bool) -> None:
-    case = Case()
-    check(case, over, plan=case.attention(over)._replace(skip=skip))
 
 
 @pytest.mark.parametrize("kind", ["frames", "mlp"])

@@ -56,6 +56,27 @@ def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> T
     return out if bias is None else out + bias
 
 
+def beside(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return memory with other columns on both sides of some, and these columns, which hold ``x``."""
+    memory = x.new_full((len(x), x.shape[1] + 5), 7.0)
+    columns = memory[:, 2:-3]
+    columns.copy_(x)
+    return memory, columns
+
+
+def untouched(memory: Tensor) -> bool:
+    """Tell whether the columns on both sides are what they were."""
+    return bool((memory[:, :2] == 7.0).all() and (memory[:, -3:] == 7.0).all())
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hand out memory full of NaN, so that an element left out shows."""
+    for name in ("empty", "empty_like"):
+        make = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *a, make=make, **k: make(*a, **k).fill_(float("nan")))
+
+
 def by_autograd(function: Any, x: Tensor, d_out: Tensor) -> Tensor:
     x = x.detach().clone().requires_grad_()
     return torch.autograd.grad(function(x), x, d_out)[0]
@@ -90,6 +111,33 @@ def test_layer_norm(
 @IMPLEMENTATIONS
 @DTYPES
 @SHAPES
+@pytest.mark.parametrize("parameters", [True, False], ids=["affine", "plain"])
+def test_add_layer_norm(
+    ops: ModuleType, stream: torch.dtype, low: torch.dtype, shape: tuple[int, int], parameters: bool
+) -> None:
+    x, other = 3 * normal(*shape, dtype=stream) + 5, normal(*shape, dtype=low, seed=1)
+    weight, bias = (normal(shape[1], seed=seed) if parameters else None for seed in (2, 3))
+    total, h = ops.add_layer_norm(x, other, weight, bias, 1e-3, low)
+    exact, sum_plain = x.double() + other.double(), (x.float() + other.float()).to(stream)
+    near(total, sum_plain, exact)
+    near(ops.add(x, other), sum_plain, exact)
+    # What is normalised is the sum as it is stored: the backward pass sees no other.
+    true = norm(total.double(), double(weight), double(bias), 1e-3)
+    near(h, norm(total.float(), weight, bias, 1e-3).to(low), true)
+
+
+@IMPLEMENTATIONS
+def test_a_branch_as_large_as_its_input_is_added_before_it_is_rounded(ops: ModuleType) -> None:
+    """A quarter of a unit in the last place of the sum, which rounding the branch first would lose."""
+    x = torch.full((1, 24), 2048.0, device=DEVICE, dtype=torch.float16)
+    other = torch.full((1, 24), 1.0078125, device=DEVICE)  # 2049 lies half-way between 2048 and 2050
+    for total in (ops.add(x, other), ops.add_layer_norm(x, other, None, None, 1e-5, torch.float16)[0]):
+        assert total.dtype == torch.float16 and (total == 2050).all()
+
+
+@IMPLEMENTATIONS
+@DTYPES
+@SHAPES
 @pytest.mark.parametrize("weighted", [True, False], ids=["weighted", "plain"])
 @pytest.mark.parametrize("residual", [True, False], ids=["residual", "alone"])
 def test_layer_norm_backward(
@@ -113,16 +161,45 @@ def test_layer_norm_backward(
 @IMPLEMENTATIONS
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("low", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", [(1, 24), (7, 333), (5, 1024)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 24), (40, 96), (7, 333), (3, 1536), (5, 1024)], ids=str)
 def test_activations(ops: ModuleType, kind: str, low: torch.dtype, shape: tuple[int, int]) -> None:
     pre, d_act = 3 * normal(*shape, dtype=low), normal(*shape, dtype=low, seed=1)
     pre[0, :3] = torch.tensor([0.0, -20.0, 20.0])
+    kept = pre.clone()
     near(ops.activation(pre, kind), KINDS[kind](pre), KINDS[kind](pre.double()))
     true = by_autograd(KINDS[kind], pre.double(), d_act.double())
     plain = by_autograd(KINDS[kind], pre, d_act)
     got = ops.activation_backward(d_act, pre, kind)
-    assert got is d_act
+    assert got is d_act and torch.equal(pre, kept)
     near(got, plain, true)
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(1, 24), (40, 96), (7, 333), (5, 1024)], ids=str)
+def test_activations_of_columns_beside_others(ops: ModuleType, kind: str, shape: tuple[int, int]) -> None:
+    """The same to the bit as by itself, and nothing beside it is written."""
+    alone, d_alone = 3 * normal(*shape), normal(*shape, seed=1)
+    (_, pre), (memory, out), (d_memory, d_act) = beside(alone), beside(alone + float("nan")), beside(d_alone)
+    assert ops.activation(pre, kind, out=out) is out
+    assert torch.equal(out, ops.activation(alone, kind)) and torch.equal(ops.activation(pre, kind), out)
+    assert ops.activation_backward(d_act, pre, kind) is d_act
+    assert torch.equal(d_act, ops.activation_backward(d_alone, alone, kind))
+    assert torch.equal(pre, alone) and untouched(memory) and untouched(d_memory)
+
+
+def test_rows_farther_apart_than_32_bits_can_count() -> None:
+    far = 2**30
+    memory = torch.empty(
+        2 * far + 24, device=DEVICE, dtype=torch.float16
+    )  # on a CPU, only what is touched takes memory
+    pre, out = (memory[start:].as_strided((3, 8), (far, 1), start) for start in (0, 8))
+    alone, d_act = normal(3, 8, dtype=torch.float16), normal(3, 8, dtype=torch.float16, seed=1)
+    pre.copy_(alone)
+    assert torch.equal(kernels.activation(pre, "gelu", out=out), kernels.activation(alone, "gelu"))
+    out.copy_(d_act)
+    kernels.activation_backward(out, pre, "gelu")
+    assert torch.equal(out, kernels.activation_backward(d_act, alone, "gelu"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -155,30 +232,49 @@ def test_aten_in_float64() -> None:
     torch.testing.assert_close(
         aten.layer_norm(x, weight, weight, 1e-5, torch.float64), norm(x, weight, weight, 1e-5), rtol=1e-13, atol=1e-13
     )
+    total, h = aten.add_layer_norm(x, d_h, weight, None, 1e-5, torch.float64)
+    assert torch.equal(total, x + d_h) and torch.equal(aten.add(x, d_h), total)
+    torch.testing.assert_close(h, norm(x + d_h, weight, None, 1e-5), rtol=1e-13, atol=1e-13)
     for kind, function in KINDS.items():
         torch.testing.assert_close(aten.activation(x, kind), function(x))
         true = by_autograd(function, x, d_h)
         torch.testing.assert_close(aten.activation_backward(d_h.clone(), x, kind), true)
 
 
-@pytest.mark.parametrize("shape", [(1, 24), (9, 100), (3, 1024)], ids=str)
-def test_every_element_is_written(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]) -> None:
-    """Memory handed out is full of NaN, so that an element left out shows."""
-    empty = torch.empty
-    monkeypatch.setattr(kernels.torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
+@IMPLEMENTATIONS
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("shape", [(1, 24), (9, 100), (3, 1024), (2, 2500)], ids=str)
+def test_every_element_is_written(ops: ModuleType, shape: tuple[int, int]) -> None:
     x = normal(*shape)
-    assert kernels.layer_norm(x, None, None, 1e-5, torch.float16).isfinite().all()
-    assert kernels.layer_norm_backward(x, x, None, 1e-5, None).isfinite().all()
-    assert kernels.activation(x, "gelu").isfinite().all()
+    results = (
+        ops.layer_norm(x, None, None, 1e-5, torch.float16),
+        *ops.add_layer_norm(x, x, None, None, 1e-5, torch.float16),
+        ops.layer_norm_backward(x, x, None, 1e-5, None),
+        ops.add(x, x),
+        *(ops.activation(x, kind) for kind in KINDS),
+    )
+    assert all(each.isfinite().all() for each in results)
 
 
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("shape", [(1, 24), (9, 100)], ids=str)
-def test_nothing_else_is_written(shape: tuple[int, int]) -> None:
-    """What lies behind a gradient that is changed in place stays as it is."""
-    memory = torch.full((4096,), 7.0, device=DEVICE)
-    size = shape[0] * shape[1]
-    kernels.activation_backward(memory[:size].view(shape), normal(*shape), "gelu")
-    assert (memory[size:] == 7.0).all() and (memory[:size] != 7.0).any()
+def test_inputs_stay_as_they_are(ops: ModuleType, shape: tuple[int, int]) -> None:
+    tensors = [normal(*shape, seed=seed) for seed in range(3)]
+    kept = [each.clone() for each in tensors]
+    ops.layer_norm(tensors[0], None, None, 1e-5, torch.float32)
+    ops.add_layer_norm(tensors[0], tensors[1], None, None, 1e-5, torch.float32)
+    ops.add(tensors[0], tensors[1])
+    ops.layer_norm_backward(*tensors[:2], None, 1e-5, tensors[2])
+    ops.activation(tensors[0], "quick_gelu")
+    assert all(torch.equal(a, b) for a, b in zip(tensors, kept, strict=True))
+
+
+@pytest.mark.parametrize("width", range(1, 8193, 63))
+def test_programs_hold_whole_rows(width: int) -> None:
+    power = 1 << (width - 1).bit_length()
+    rows, warps = kernels.tile(power)
+    assert rows * power == max(1024, power) and warps in (1, 2, 4, 8)
+    assert rows * power == 1024 * warps  # 32 elements in each thread
 
 
 @pytest.mark.gpu
@@ -196,3 +292,24 @@ def test_sizes_in_use(width: int, dtype: torch.dtype) -> None:
     assert torch.equal(*got)
     true = by_autograd(lambda x: F.layer_norm(x, (width,)), x.double(), d_h.double()) + x.double()
     near(got[0], aten.layer_norm_backward(d_h, x, None, 1e-5, x), true)
+    sums = [kernels.add_layer_norm(x, d_h, None, None, 1e-5, torch.bfloat16) for _ in range(2)]
+    assert all(torch.equal(*each) for each in zip(*sums, strict=True))
+    assert torch.equal(sums[0][0], aten.add(x, d_h)) and torch.equal(kernels.add(x, d_h), sums[0][0])
+    exact = F.layer_norm(sums[0][0].double(), (width,))
+    near(sums[0][1], F.layer_norm(sums[0][0].float(), (width,)).bfloat16(), exact)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="needs a GPU")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("width", [384, 3072, 4096, 4304])
+def test_activations_beside_an_adapter(width: int, kind: str) -> None:
+    wide = 3 * normal(1577, width + 192, dtype=torch.bfloat16)
+    pre, d_wide = wide[:, :width], normal(1577, width + 208, dtype=torch.bfloat16, seed=1)
+    out, d_act = torch.full_like(d_wide, 7.0), d_wide.clone()
+    kernels.activation(pre, kind, out=out[:, :width])
+    near(out[:, :width], aten.activation(pre, kind), KINDS[kind](pre.double()))
+    kernels.activation_backward(d_act[:, :width], pre, kind)
+    true = by_autograd(KINDS[kind], pre.double(), d_wide[:, :width].double())
+    near(d_act[:, :width], by_autograd(KINDS[kind], pre, d_wide[:, :width]), true)
+    assert (out[:, width:] == 7.0).all() and torch.equal(d_act[:, width:], d_wide[:, width:])

@@ -11,7 +11,7 @@ from torch import Tensor
 from aim_adapters.errors import AIMError, ConfigError, InputError, UnsupportedKernelError
 from aim_adapters.ops.spatial_attention import Case, api, case_of, choose, reference, sdpa, spatial_attention
 from aim_adapters.ops.temporal_attention import Choice
-from tests.ops.spatial_attention.cases import Sizes, added, projection
+from tests.ops.spatial_attention.cases import Sizes, added, index_of, projection
 
 GPU = Case("cuda", torch.bfloat16, head_dim=64, tokens=197, missing=None)
 SIZES = Sizes(frames=4, tokens=5, heads=2, dim=6, bias=True, windows=2)
@@ -28,6 +28,8 @@ SIZES = Sizes(frames=4, tokens=5, heads=2, dim=6, bias=True, windows=2)
         (GPU._replace(dtype=torch.float32), "sdpa", "got torch.float32"),
         (GPU._replace(missing="Triton is not installed"), "sdpa", "Triton is not installed"),
         (GPU._replace(added=True, trained=True), "sdpa", "bias and mask no gradient, and one of them requires it"),
+        (GPU._replace(tokens=64, indexed=True), "triton", "reads and writes"),
+        (GPU._replace(tokens=65, indexed=True), "sdpa", "windows of up to 64 tokens by index, got 65"),
         (GPU._replace(exporting=True), "sdpa", "an exported model must run without this package"),
         (GPU._replace(device="cpu"), "sdpa", "Triton only interprets its kernels on this device"),
         (GPU._replace(device="cpu", missing="Triton does not run on a CPU"), "sdpa", "Triton does not run on a CPU"),
@@ -54,10 +56,10 @@ def test_unknown_names_are_refused() -> None:
 
 
 def test_case_says_what_is_here() -> None:
-    case = case_of("mps", torch.float16, 64, 197, added=True, trained=True)
+    case = case_of("mps", torch.float16, 64, 197, added=True, trained=True, indexed=True)
     assert case.missing is not None and "need a GPU, got mps" in case.missing
     assert case[1:4] == (torch.float16, 64, 197)
-    assert (case.added, case.trained, case.exporting) == (True, True, False)
+    assert (case.added, case.trained, case.indexed, case.exporting) == (True, True, True, False)
 
 
 def test_a_name_never_falls_back(no_triton: None) -> None:
@@ -78,6 +80,21 @@ def test_the_chosen_implementation_runs_with_its_arguments(
     monkeypatch.setitem(api._PLAIN, rests, None)
     out = spatial_attention(qkv, scale=scale, bias=bias, mask=mask, implementation=requested)
     assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("implementation", ["auto", "sdpa", "eager"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_windows_by_index_are_those_cut_out_and_put_back(implementation: str, masked: bool) -> None:
+    sizes = Sizes(frames=2, tokens=4, bias=True, windows=3 * masked, cut=3)
+    qkv, (bias, mask), index = projection(sizes).requires_grad_(), added(sizes), index_of(sizes)
+    assert index is not None
+    out = spatial_attention(qkv, bias=bias, mask=mask, index=index, implementation=implementation)
+    expected = torch.full_like(out, torch.nan)
+    for window, rows in enumerate(index.long()):
+        own = None if mask is None else mask[window : window + 1]
+        expected[:, rows] = reference.spatial_attention(qkv[:, rows], scale=16**-0.5, bias=bias, mask=own)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(x.square().sum(), qkv)[0] for x in (out, expected)))
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -122,6 +139,11 @@ def zeros(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") 
         ({"mask": zeros()}, r"mask must be .*got \(\)"),
         ({"mask": zeros(3, 5, 5)}, "4 windows are no multiple of the 3 that the mask tells apart"),
         ({"mask": zeros(0, 5, 5)}, "no multiple of the 0"),
+        ({"index": zeros(1, 5, dtype=torch.int64)}, r"index must be int32 \[W, N\] .* got torch.int64 \(1, 5\) on cpu"),
+        ({"index": zeros(5, dtype=torch.int32)}, r"index must be .* got torch.int32 \(5,\)"),
+        ({"index": zeros(2, 5, dtype=torch.int32)}, r"index must be .* W \* N = 5 .* got torch.int32 \(2, 5\)"),
+        ({"index": zeros(1, 5, dtype=torch.int32, device="meta")}, r"index must be .* on cpu .* on meta"),
+        ({"index": zeros(1, 5, dtype=torch.int32)}, r"mask must be \[W, N, N\] = \[1, ...\] .* got \(2, 5, 5\)"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(changed: dict[str, Any], message: str) -> None:

@@ -22,14 +22,17 @@ def check(target, tokens, dim, added, backward):
     first, *_, last = tiles.alternatives(tokens, dim, added=added, backward=backward)
     for each in (first, last):
         kernel = getattr(kernels, f"{each.kind}_{'backward' if backward else 'forward'}")
-        constants = triton._constants(qkv, extra, extra, each)
+        index = torch.empty(1, tokens, dtype=torch.int32) if added and each.kind == "window" else None
+        constants = triton._constants(qkv, extra, extra, index, each)
+        if index is not None:
+            del constants["index"]
         options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
         if not added:
             constants |= {"bias": None, "mask": None}
         for of_keys in (False, True) if "OF_KEYS" in kernel.arg_names else (None,):
             constants |= {"OF_KEYS": of_keys} if of_keys is not None else {}
             kinds = dict.fromkeys(("qkv", "o", "d_out", "d_qkv"), "*fp16")
-            kinds |= {**dict.fromkeys(("lse", "delta", "bias", "mask"), "*fp32"), "scale": "fp32"}
+            kinds |= {**dict.fromkeys(("lse", "delta", "bias", "mask"), "*fp32"), "scale": "fp32", "index": "*i32"}
             kinds |= dict.fromkeys(constants, "constexpr")
             signature = {name: kinds.get(name, "i32") for name in kernel.arg_names}
             given = {(i,): constants[name] for i, name in enumerate(kernel.arg_names) if name in constants}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,9 +11,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from aim_adapters.errors import UnsupportedKernelError
-from aim_adapters.ops.spatial_attention import reference, spatial_attention
-from aim_adapters.ops.spatial_attention.tiles import Tiles, alternatives
-from tests.ops.spatial_attention.cases import LAYOUTS, Sizes, added, projection
+from aim_adapters.ops.spatial_attention import spatial_attention
+from aim_adapters.ops.spatial_attention.tiles import WINDOW, Tiles, alternatives
+from tests.ops.spatial_attention.cases import LAYOUTS, Sizes, added, index_of, projection
 
 triton = pytest.importorskip("triton")
 operators = pytest.importorskip("aim_adapters.ops.spatial_attention.triton")
@@ -31,22 +32,26 @@ DEVICE = "cuda" if CUDA else "cpu"
 DTYPES = [torch.float16, torch.bfloat16] if CUDA else [torch.float32, torch.float16]
 DTYPE = torch.bfloat16 if CUDA else torch.float32
 FRAMES = 16 if CUDA else 2
+EAGER = partial(spatial_attention, implementation="eager")
 
 
-def run(implementation: Any, qkv: Tensor, d_out: Tensor, bias: Tensor | None, mask: Tensor | None) -> list[Tensor]:
-    """Return the output and the gradient of the projection."""
+def run(implementation: Any, qkv: Tensor, d_out: Tensor, *extra: Tensor | None) -> list[Tensor]:
+    """Return the output and the gradient of the projection; extra are bias, mask and index."""
     qkv = qkv.detach().requires_grad_()
-    out = implementation(qkv, scale=qkv.shape[-1] ** -0.5, bias=bias, mask=mask)
+    bias, mask, index = (*extra, None)[:3]
+    out = implementation(qkv, scale=qkv.shape[-1] ** -0.5, bias=bias, mask=mask, index=index)
     return [out.detach(), *torch.autograd.grad(out, qkv, d_out.to(out.dtype))]
 
 
 def launched(forward: Tiles, backward: Tiles) -> Any:
     """Return what runs the kernels with tiles of our choice, and returns output and gradient."""
 
-    def both(qkv: Tensor, d_out: Tensor, bias: Tensor | None, mask: Tensor | None) -> list[Tensor]:
-        scale = qkv.shape[-1] ** -0.5
-        o, lse = operators.forward(qkv, scale, bias, mask, tiles=forward)
-        return [o, operators.backward(d_out, qkv, o, lse, scale, bias, mask, tiles=backward)]
+    def both(
+        qkv: Tensor, d_out: Tensor, bias: Tensor | None, mask: Tensor | None, index: Tensor | None
+    ) -> list[Tensor]:
+        given = (qkv.shape[-1] ** -0.5, bias, mask)
+        o, lse = operators.forward(qkv, *given, index=index, tiles=forward)
+        return [o, operators.backward(d_out, qkv, o, lse, *given, index=index, tiles=backward)]
 
     return both
 
@@ -54,19 +59,17 @@ def launched(forward: Tiles, backward: Tiles) -> Any:
 def check(sizes: Sizes, dtype: torch.dtype, layout: str = "packed", tiles: tuple[Tiles, Tiles] | None = None) -> None:
     """Hold output and gradient to twice the error of the eager op in the same precision, against float64."""
     qkv = projection(sizes, layout, dtype=dtype).to(DEVICE)
-    bias, mask = (None if x is None else x.to(DEVICE) for x in added(sizes))
-    shape = (sizes.frames, sizes.tokens, sizes.heads, sizes.dim)
-    d_out = torch.randn(shape, generator=torch.Generator().manual_seed(9)).to(DEVICE, dtype)
-    truth = run(reference.spatial_attention, qkv.double(), d_out, bias, mask)
-    eager = run(reference.spatial_attention, qkv, d_out, bias, mask)
+    extra = [None if x is None else x.to(DEVICE) for x in (*added(sizes), index_of(sizes))]
+    d_out = torch.randn(qkv[:, :, 0].shape, generator=torch.Generator().manual_seed(9)).to(DEVICE, dtype)
+    truth, plain = (run(EAGER, x, d_out, *extra) for x in (qkv.double(), qkv))
     if tiles is None:
-        ours = run(operators.spatial_attention, qkv, d_out, bias, mask)
+        ours = run(operators.spatial_attention, qkv, d_out, *extra)
     else:
-        ours = launched(*tiles)(qkv, d_out, bias, mask)
-    for got, plain, true in zip(ours, eager, truth, strict=True):
+        ours = launched(*tiles)(qkv, d_out, *extra)
+    for got, eager, true in zip(ours, plain, truth, strict=True):
         assert (got.dtype, got.shape, got.is_contiguous()) == (dtype, true.shape, True)
         size = max(true.norm().item(), 1e-3)
-        assert (got.double() - true).norm() <= 2 * (plain.double() - true).norm() + 4 * torch.finfo(dtype).eps * size
+        assert (got.double() - true).norm() <= 2 * (eager.double() - true).norm() + 4 * torch.finfo(dtype).eps * size
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -79,6 +82,9 @@ def check(sizes: Sizes, dtype: torch.dtype, layout: str = "packed", tiles: tuple
         Sizes(frames=FRAMES * 4, tokens=49, heads=2, dim=32, bias=True, windows=4),
         Sizes(frames=5, tokens=50, dim=64),
         Sizes(frames=1, tokens=64, dim=128, bias=True),
+        Sizes(frames=3, tokens=7, heads=1, cut=1),
+        Sizes(frames=5, tokens=16, heads=3, dim=24, cut=3),
+        Sizes(frames=2 * FRAMES + 1, tokens=49, dim=32, bias=True, windows=2, cut=2),
         Sizes(frames=FRAMES, tokens=65, dim=64, windows=2),
         Sizes(frames=FRAMES, tokens=65, dim=128, bias=True),
         Sizes(frames=FRAMES, tokens=80, heads=1, dim=80),
@@ -97,7 +103,7 @@ def test_sizes(sizes: Sizes, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("tokens", [9, 70])
 def test_any_strides(tokens: int, layout: str) -> None:
-    check(Sizes(tokens=tokens, bias=True, windows=2), DTYPE, layout)
+    check(Sizes(tokens=tokens, bias=True, windows=2, cut=2 if tokens <= WINDOW else 0), DTYPE, layout)
 
 
 @pytest.mark.parametrize("tokens", [20, 100])
@@ -115,10 +121,29 @@ def test_gradient_of_the_output_may_have_any_strides(tokens: int) -> None:
     assert torch.equal(operators.backward(spread, qkv, o, lse, 0.3, None, None), expected)
 
 
+@pytest.mark.parametrize("tokens", [20, 100])
+def test_the_output_may_go_into_a_part_of_something_wider(tokens: int) -> None:
+    """Of which the rest stays as it is; the backward pass reads it there."""
+    sizes = Sizes(frames=3, tokens=tokens // 4 if tokens <= WINDOW else tokens, cut=4 if tokens <= WINDOW else 0)
+    qkv = projection(sizes, dtype=DTYPE).to(DEVICE)
+    index = index_of(sizes)
+    index = None if index is None else index.to(DEVICE)
+    o, lse = operators.forward(qkv, 0.3, None, None, index=index)
+    wide = torch.full((3 * tokens, 2 * 16 + 8), 7.0, dtype=DTYPE, device=DEVICE)
+    out = wide[:, :32].view(3, tokens, 2, 16)
+    got, _ = operators.forward(qkv, 0.3, None, None, index=index, out=out)
+    assert got is out
+    assert torch.equal(out, o)
+    assert (wide[:, 32:] == 7.0).all()
+    gradients = [operators.backward(o, qkv, x, lse, 0.3, None, None, index=index) for x in (o, out)]
+    assert torch.equal(*gradients)
+
+
 @pytest.mark.parametrize("plus", [False, True], ids=["plain", "added"])
 @pytest.mark.parametrize(("tokens", "dim"), [(40, 16), (100, 16), (150, 80)])
 def test_every_alternative_of_the_table(tokens: int, dim: int, plus: bool) -> None:
-    sizes = Sizes(frames=3, tokens=tokens, heads=1, dim=dim, bias=plus, windows=3 * plus)
+    cut = 3 * (plus and tokens <= WINDOW)
+    sizes = Sizes(frames=3, tokens=tokens, heads=1, dim=dim, bias=plus, windows=3 * plus, cut=cut)
     forward, backward = (alternatives(tokens, dim, added=plus, backward=each) for each in (False, True))
     for index in range(max(len(forward), len(backward))):
         check(sizes, DTYPE, tiles=(forward[min(index, len(forward) - 1)], backward[min(index, len(backward) - 1)]))
@@ -134,7 +159,7 @@ def test_hidden_pairs_count_for_nothing(tokens: int) -> None:
     d_out = torch.randn(1, tokens, 1, 16, generator=torch.Generator().manual_seed(3)).to(DEVICE, DTYPE)
     mask = mask.to(DEVICE)
     ours = run(operators.spatial_attention, qkv, d_out, None, mask)
-    for got, want in zip(ours, run(reference.spatial_attention, qkv.double(), d_out, None, mask), strict=True):
+    for got, want in zip(ours, run(EAGER, qkv.double(), d_out, None, mask), strict=True):
         assert (got - want).norm() <= (2e-2 if CUDA else 1e-5) * want.norm()
 
 
@@ -148,17 +173,24 @@ def test_bias_and_mask_of_any_precision_and_strides() -> None:
         assert torch.equal(operators.forward(qkv, 0.3, bias.to(dtype), mask.to(torch.float16))[0], expected)
 
 
-@pytest.mark.parametrize("tokens", [11, 64, 70, 290])
-def test_every_element_is_written(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def poisoned(make: Any) -> Any:
+    def run(*args: Any, **options: Any) -> Tensor:
+        made: Tensor = make(*args, **options)
+        return made.fill_(torch.nan) if made.is_floating_point() else made
+
+    return run
+
+
+@pytest.mark.parametrize(("tokens", "cut"), [(11, 0), (11, 3), (64, 0), (70, 0), (290, 0)])
+def test_every_element_is_written(tokens: int, cut: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory handed out is full of NaN, so that an element left out, or read too early, shows."""
-    for name in ("empty", "empty_like"):
-        original = getattr(torch, name)
-        monkeypatch.setattr(torch, name, lambda *a, _made=original, **k: _made(*a, **k).fill_(torch.nan))
-    new_empty = Tensor.new_empty
-    monkeypatch.setattr(Tensor, "new_empty", lambda *a, **k: new_empty(*a, **k).fill_(torch.nan))
-    qkv = projection(Sizes(frames=3, tokens=tokens, dim=20), dtype=DTYPE).to(DEVICE)
-    o, lse = operators.forward(qkv, 0.2, None, None)
-    gradient = operators.backward(torch.ones_like(o), qkv, o, lse, 0.2, None, None)
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+    sizes = Sizes(frames=3, tokens=tokens, dim=20, cut=cut)
+    qkv, index = projection(sizes, dtype=DTYPE).to(DEVICE), index_of(sizes)
+    index = None if index is None else index.to(DEVICE)
+    o, lse = operators.forward(qkv, 0.2, None, None, index=index)
+    gradient = operators.backward(torch.ones_like(o), qkv, o, lse, 0.2, None, None, index=index)
     assert all(torch.isfinite(x).all() for x in (o, lse, gradient))
 
 
@@ -205,15 +237,17 @@ def test_backward_is_deterministic(tokens: int) -> None:
 
 # PyTorch's own check looks at gradients of tensors that are no leaves.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize("plus", [False, True], ids=["plain", "added"])
-@pytest.mark.parametrize("tokens", [5, 70])
-def test_operators_are_registered_in_full(tokens: int, plus: bool) -> None:
-    sizes = Sizes(tokens=tokens, heads=1, bias=plus, windows=2 * plus)
+@pytest.mark.parametrize(
+    "sizes",
+    [Sizes(heads=1), Sizes(heads=1, bias=True, windows=2, cut=2), Sizes(tokens=70, heads=1, bias=True, windows=2)],
+    ids=str,
+)
+def test_operators_are_registered_in_full(sizes: Sizes) -> None:
     qkv = projection(sizes, dtype=DTYPE).to(DEVICE)
-    extra = [None if x is None else x.to(DEVICE) for x in added(sizes)]
+    extra = [None if x is None else x.to(DEVICE) for x in (*added(sizes), index_of(sizes))]
     ops = torch.ops.aim_adapters
     torch.library.opcheck(ops.spatial_attention.default, (qkv.clone().requires_grad_(), *extra, 0.3))
-    o, lse = operators.forward(qkv, 0.3, *extra)
+    o, lse = operators.forward(qkv, 0.3, *extra[:2], index=extra[2])
     torch.library.opcheck(ops.spatial_attention_backward.default, (torch.randn_like(o), qkv, o, lse, *extra, 0.3))
 
 
@@ -223,6 +257,12 @@ def test_second_derivatives_are_refused() -> None:
     (first,) = torch.autograd.grad(out.sum(), qkv, create_graph=True)
     with pytest.raises(UnsupportedKernelError, match=r"no second derivative; choose 'eager'"):
         torch.autograd.grad(first.sum(), qkv)
+
+
+def test_larger_windows_by_index_are_refused() -> None:
+    sizes = Sizes(tokens=WINDOW + 1, cut=2)
+    with pytest.raises(UnsupportedKernelError, match="windows of up to 64 tokens by index, got 65"):
+        operators.forward(projection(sizes, dtype=DTYPE), 0.3, None, None, index=index_of(sizes))
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -259,11 +299,14 @@ def test_frames_and_heads_farther_apart_than_32_bits_can_count(tokens: int) -> N
         assert torch.equal(gradient, operators.backward(o, near, o, lse, 0.3, None, None))
 
 
-def test_flops_are_those_of_the_products() -> None:
-    qkv = projection(Sizes(frames=2, tokens=7, heads=3, dim=16), dtype=DTYPE).to(DEVICE).requires_grad_()
-    product = 2 * 2 * 3 * 7 * 7 * 16
+@pytest.mark.parametrize("cut", [0, 3])
+def test_flops_are_those_of_the_products(cut: int) -> None:
+    sizes = Sizes(frames=2, tokens=7, heads=3, dim=16, cut=cut)
+    qkv, index = projection(sizes, dtype=DTYPE).to(DEVICE).requires_grad_(), index_of(sizes)
+    index = None if index is None else index.to(DEVICE)
+    product = 2 * 2 * max(1, cut) * 3 * 7 * 7 * 16
     with FlopCounterMode(display=False) as forward:
-        out = operators.spatial_attention(qkv, scale=0.3, bias=None, mask=None)
+        out = operators.spatial_attention(qkv, scale=0.3, bias=None, mask=None, index=index)
     with FlopCounterMode(display=False) as backward:
         out.sum().backward()
     assert (forward.get_total_flops(), backward.get_total_flops()) == (2 * product, 5 * product)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aim_adapters.ops.bottleneck import padded
+
 
 def hidden(pre: Tensor, out: Tensor, factor: Tensor | None, rows_per_factor: int, scale: float) -> None:
     """Write ``f * gelu(pre)``, then a column of ``f``, then zeros; f is ``scale * factor`` of the row.
@@ -46,6 +48,48 @@ def hidden_backward(
     if out is not None:
         hidden(pre, out, factor, rows_per_factor, scale)
     return d_hidden.sum(0, dtype=torch.promote_types(pre.dtype, torch.float32))
+
+
+def widened(weight: Tensor | None, up_weight: Tensor, up_bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a layer's weights with an up-projection's beside them, for the columns that `hidden` writes.
+
+    Args:
+        weight: The layer's own ``[D, K]``, any floating dtype; or None for an up-projection alone.
+        up_weight: ``[D, W]``, any floating dtype.
+        up_bias: ``[D]``, any floating dtype.
+        dtype: Dtype of the result.
+
+    Returns:
+        ``[D, K + P]``, P columns for the adapter.
+    """
+    (rows, width), own = up_weight.shape, 0 if weight is None else weight.shape[1]
+    out = torch.empty((rows, own + padded(width)), dtype=dtype, device=up_weight.device)
+    if weight is not None:
+        out[:, :own] = weight
+    out[:, own : own + width] = up_weight
+    out[:, own + width] = up_bias
+    out[:, own + width + 1 :] = 0
+    return out
+
+
+def joined(
+    weight: Tensor, bias: Tensor | None, down_weight: Tensor, down_bias: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return a layer with a down-projection's rows below its own.
+
+    Args:
+        weight: ``[K, D]``, any floating dtype.
+        bias: ``[K]``, any floating dtype, or None for zeros.
+        down_weight: ``[W, D]``, any floating dtype.
+        down_bias: ``[W]``, any floating dtype.
+        dtype: Dtype of the result.
+
+    Returns:
+        ``[K + W, D]`` and ``[K + W]``.
+    """
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    weights = torch.cat((weight.to(dtype), down_weight.to(dtype)))
+    return weights, torch.cat((bias.to(dtype), down_bias.to(dtype)))
 
 
 def _of_rows(factor: Tensor | None, rows: int, scale: float) -> Tensor | float:

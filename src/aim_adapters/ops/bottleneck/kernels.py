@@ -63,3 +63,39 @@ def hidden_backward_kernel(
         if HAS_OUT:
             _write_hidden(value, f, out, row, column, rows, OUT, W, P)
     tl.store(sums + tl.program_id(0).to(tl.int64) * W + column, total, mask=column < W)
+
+
+@triton.jit
+def widened_kernel(
+    weight, up_weight, up_bias, out,
+    OWN: tl.constexpr, W: tl.constexpr, P: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    groups: tl.constexpr = (OWN + P + COLUMNS - 1) // COLUMNS
+    row = (tl.program_id(0) // groups).to(tl.int64)
+    column = tl.program_id(0) % groups * COLUMNS + tl.arange(0, COLUMNS)
+    unit = column - OWN
+    tile = tl.load(up_weight + row * W + unit, mask=(unit >= 0) & (unit < W), other=0.0).to(tl.float32)
+    tile += tl.load(up_bias + row + 0 * unit, mask=unit == W, other=0.0).to(tl.float32)
+    if OWN > 0:
+        tile += tl.load(weight + row * OWN + column, mask=column < OWN, other=0.0).to(tl.float32)
+    tl.store(out + row * (OWN + P) + column, tile.to(out.dtype.element_ty), mask=column < OWN + P)
+
+
+@triton.jit
+def joined_kernel(
+    weight, bias, down_weight, down_bias, out, out_bias,
+    OWN: tl.constexpr, D: tl.constexpr, HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+    inside = column < D
+    if row < OWN:
+        tile = tl.load(weight + row * D + column, mask=inside).to(out.dtype.element_ty)
+        tl.store(out + row * D + column, tile, mask=inside)
+        if HAS_BIAS:
+            tl.store(out_bias + row, tl.load(bias + row).to(out.dtype.element_ty))
+        else:
+            tl.store(out_bias + row, 0.0)
+    else:
+        tile = tl.load(down_weight + (row - OWN) * D + column, mask=inside).to(out.dtype.element_ty)
+        tl.store(out + row * D + column, tile, mask=inside)
+        tl.store(out_bias + row, tl.load(down_bias + row - OWN).to(out.dtype.element_ty))

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from triton import cdiv, next_power_of_2
 
-from aim_adapters.ops.bottleneck import kernels
+from aim_adapters.ops.bottleneck import kernels, padded
 
 _TILES = 8  # tiles of rows of a program that adds rows up
+_COLUMNS = 1024  # of a program that puts weights together
 
 
 def hidden(pre: Tensor, out: Tensor, factor: Tensor | None, rows_per_factor: int, scale: float) -> None:
@@ -55,6 +56,56 @@ def hidden_backward(
             GRADIENT=d_hidden.stride(0), HAS_OUT=out is not None, TILES=_TILES, **options,
         )  # fmt: skip
     return sums.sum(0)
+
+
+def widened(weight: Tensor | None, up_weight: Tensor, up_bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a layer's weights with an up-projection's beside them, for the columns that `hidden` writes.
+
+    Args:
+        weight: The layer's own ``[D, K]``, any floating dtype; or None for an up-projection alone.
+        up_weight: ``[D, W]``, any floating dtype.
+        up_bias: ``[D]``, any floating dtype.
+        dtype: Dtype of the result.
+
+    Returns:
+        ``[D, K + P]``, P columns for the adapter.
+    """
+    (rows, width), own = up_weight.shape, 0 if weight is None else weight.shape[1]
+    out = torch.empty((rows, own + padded(width)), dtype=dtype, device=up_weight.device)
+    weight = None if weight is None else weight.contiguous()
+    with torch.cuda.device_of(out):
+        kernels.widened_kernel[(rows * cdiv(out.shape[1], _COLUMNS),)](
+            weight, up_weight.contiguous(), up_bias, out,
+            OWN=own, W=width, P=out.shape[1] - own, COLUMNS=_COLUMNS, num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+def joined(
+    weight: Tensor, bias: Tensor | None, down_weight: Tensor, down_bias: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return a layer with a down-projection's rows below its own.
+
+    Args:
+        weight: ``[K, D]``, any floating dtype.
+        bias: ``[K]``, any floating dtype, or None for zeros.
+        down_weight: ``[W, D]``, any floating dtype.
+        down_bias: ``[W]``, any floating dtype.
+        dtype: Dtype of the result.
+
+    Returns:
+        ``[K + W, D]`` and ``[K + W]``.
+    """
+    own, width = len(weight), weight.shape[1]
+    rows = own + len(down_weight)
+    out = torch.empty((rows, width), dtype=dtype, device=weight.device)
+    out_bias = torch.empty(rows, dtype=dtype, device=weight.device)
+    with torch.cuda.device_of(out):
+        kernels.joined_kernel[(rows,)](
+            weight.contiguous(), bias, down_weight.contiguous(), down_bias, out, out_bias,
+            OWN=own, D=width, HAS_BIAS=bias is not None, WIDTH=next_power_of_2(width), num_warps=4,
+        )  # fmt: skip
+    return out, out_bias
 
 
 def _options(pre: Tensor, out: Tensor | None, factor: Tensor | None) -> dict[str, Any]:

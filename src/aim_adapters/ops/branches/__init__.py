@@ -4,5 +4,15 @@ from aim_adapters.ops.branches.attention import flash_takes
 from aim_adapters.ops.branches.chain import FROZEN, run_branches
 from aim_adapters.ops.branches.first_token import attend_from_first
 from aim_adapters.ops.branches.plan import AttentionPlan, ChainPlan, MlpPlan
+from aim_adapters.ops.branches.windows import tile
 
-__all__ = ["FROZEN", "AttentionPlan", "ChainPlan", "MlpPlan", "attend_from_first", "flash_takes", "run_branches"]
+__all__ = [
+    "FROZEN",
+    "AttentionPlan",
+    "ChainPlan",
+    "MlpPlan",
+    "attend_from_first",
+    "flash_takes",
+    "run_branches",
+    "tile",
+]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,13 +17,21 @@ def flash_takes(device: str, dtype: torch.dtype, width: int) -> bool:
     return dtype in _FLASH.get(device, ()) and (device == "cpu" or (width % 8 == 0 and width <= 256))
 
 
-def lse_shape(plan: AttentionPlan, frames: int, tokens: int) -> tuple[int, ...]:
-    """Return the shape of the log-sum-exp that `attend` returns for tokens; a tile of all of them needs none."""
+def lse_shape(plan: AttentionPlan, frames: int, tokens: int, index: Tensor | None) -> tuple[int, ...]:
+    """Return the shape of the log-sum-exp that `attend` keeps; a tile of all tokens needs none."""
+    if index is not None:
+        frames, tokens = frames * index.shape[0], index.shape[1]
     return (0,) if plan.implementation == "triton" and tokens <= 64 else (frames, plan.heads, tokens)
 
 
 def attend(
-    qkv: Tensor, bias: Tensor | None, plan: AttentionPlan, num_frames: int, *, out: Tensor | None = None
+    qkv: Tensor,
+    bias: Tensor | None,
+    plan: AttentionPlan,
+    num_frames: int,
+    *,
+    windows: Sequence[Tensor | None] = (None, None, None),
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend.
 
@@ -30,6 +40,7 @@ def attend(
         bias: Relative bias along time ``[H, T, T]``, or None.
         plan: The branch.
         num_frames: T.
+        windows: As `WINDOWS` names them.
         out: For tokens: where to write, ``[B*T, N, H, d]``, its last dimension contiguous.
 
     Returns:
@@ -43,18 +54,22 @@ def attend(
             return temporal.packed_forward(qkv, bias, num_frames, plan.scale), None
         weights, _, _, v = _weights_over_frames(qkv, bias, plan, num_frames)
         return _frames_first(torch.bmm(weights, v), qkv, num_frames), None
+    window_bias, mask, index = windows
     if plan.implementation == "triton":
         from aim_adapters.ops.spatial_attention import triton as spatial
 
-        o, lse = spatial.forward(qkv, plan.scale, None, None)
-        o = o if out is None else out.copy_(o)
-        return o, lse.view(lse_shape(plan, qkv.shape[0], qkv.shape[1]))
-    q, k, v = qkv.transpose(1, 3).unbind(2)  # 3 x [B*T, H, N, d]
+        return spatial.forward(qkv, plan.scale, window_bias, mask, index=index, out=out)
+    parts = qkv if index is None else _gathered(qkv, index)
+    q, k, v = parts.transpose(1, 3).unbind(2)  # 3 x [B*T, H, N, d]
     if qkv.device.type == "cpu":
-        o, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=plan.scale)
+        o, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, attn_mask=_added(window_bias, mask, parts), scale=plan.scale
+        )
     else:
         o, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=plan.scale)[:2]
     o = o.transpose(1, 2)
+    if index is not None:
+        o = _scattered(o, index)
     return (o.contiguous() if out is None else out.copy_(o)), lse.contiguous()  # on a CPU it comes transposed
 
 
@@ -66,17 +81,20 @@ def attend_backward(
     lse: Tensor | None,
     plan: AttentionPlan,
     num_frames: int,
+    *,
+    windows: Sequence[Tensor | None] = (None, None, None),
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the gradients, and the output.
 
     Args:
-        d_o: Gradient of the output ``[B*T, N, H, d]``, contiguous.
+        d_o: Gradient of the output ``[B*T, N, H, d]``, its last dimension contiguous.
         qkv: ``[B*T, N, 3, H, d]``, contiguous.
         bias: Relative bias along time ``[H, T, T]``, or None.
         o: What `attend` returned; None for frames, where it is computed again on the way.
         lse: The same.
         plan: The branch.
         num_frames: T.
+        windows: As `WINDOWS` names them; they get no gradient.
 
     Returns:
         Gradient of ``qkv``, packed; the output ``[B*T, N, H, d]``; gradient of ``bias``, or None.
@@ -89,23 +107,49 @@ def attend_backward(
             return d_qkv, o, None if bias is None else d_bias
         return _over_frames_backward(d_o, qkv, bias, plan, num_frames)
     assert o is not None and lse is not None
+    window_bias, mask, index = windows
     if plan.implementation == "triton":
         from aim_adapters.ops.spatial_attention import triton as spatial
 
-        return spatial.backward(d_o, qkv, o, lse, plan.scale, None, None), o, None
-    q, k, v = qkv.transpose(1, 3).unbind(2)  # 3 x [B*T, H, N, d]
-    tensors = [x.transpose(1, 2) for x in (d_o, o)]
+        return spatial.backward(d_o, qkv, o, lse, plan.scale, window_bias, mask, index=index), o, None
+    parts, *rows = (x if index is None else _gathered(x, index) for x in (qkv, d_o, o))
+    q, k, v = parts.transpose(1, 3).unbind(2)  # 3 x [B*T, H, N, d]
+    rows = [x.transpose(1, 2) for x in rows]
     if qkv.device.type == "cpu":
         found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            tensors[0], q, k, v, tensors[1], lse, 0.0, False, scale=plan.scale
+            rows[0], q, k, v, rows[1], lse, 0.0, False, attn_mask=_added(window_bias, mask, parts), scale=plan.scale
         )
     else:
         tokens, nothing = qkv.shape[1], torch.empty(0, dtype=torch.uint64, device=qkv.device)
         found = torch.ops.aten._scaled_dot_product_flash_attention_backward(
-            tensors[0], q, k, v, tensors[1], lse, None, None, tokens, tokens, 0.0, False, nothing, nothing,
+            rows[0], q, k, v, rows[1], lse, None, None, tokens, tokens, 0.0, False, nothing, nothing,
             scale=plan.scale,
         )  # fmt: skip
-    return torch.stack([x.transpose(1, 2) for x in found], 2), o, None
+    d_qkv = torch.stack([x.transpose(1, 2) for x in found], 2)
+    return d_qkv if index is None else _scattered(d_qkv, index), o, None
+
+
+def _gathered(x: Tensor, index: Tensor) -> Tensor:
+    """Turn ``[F, W*N, ...]`` into windows ``[F*W, N, ...]``."""
+    windows: Tensor = x[:, index.flatten()].unflatten(1, index.shape).flatten(0, 1)
+    return windows
+
+
+def _scattered(x: Tensor, index: Tensor) -> Tensor:
+    """Turn windows ``[F*W, N, ...]`` into ``[F, W*N, ...]``."""
+    rows = x.unflatten(0, (-1, index.shape[0])).flatten(1, 2)  # [F, W*N, ...]
+    out = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    out[:, index.flatten()] = rows
+    return out
+
+
+def _added(bias: Tensor | None, mask: Tensor | None, parts: Tensor) -> Tensor | None:
+    """Return what is added to the scores of all windows ``[F*W, H, N, N]``."""
+    if bias is None:
+        return None
+    added = bias if mask is None else bias + mask.unsqueeze(1)  # [(W,) H, N, N]
+    frames = len(parts) if mask is None else len(parts) // len(mask)
+    return added.to(parts.dtype).expand(frames, *added.shape).reshape(len(parts), *bias.shape)
 
 
 def _weights_over_frames(

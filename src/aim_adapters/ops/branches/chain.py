@@ -15,8 +15,8 @@ from aim_adapters.ops.branches import residual
 from aim_adapters.ops.branches.attention import lse_shape
 from aim_adapters.ops.branches.plan import AttentionPlan, ChainPlan, MlpPlan, decode, encode
 
-# Tensors of one branch: seven frozen ones, the factor of each clip, five that train.
-PER_BRANCH, FROZEN, TRAINED = 13, 7, 5
+# Tensors of one branch: seven frozen ones, the factor of each clip, five that train, and three of windows.
+PER_BRANCH, FROZEN, TRAINED = 16, 7, slice(8, 13)
 
 _LIBRARY = torch.library.Library("aim_adapters", "FRAGMENT")
 _LIBRARY.define("branches(Tensor x, Tensor?[] tensors, str plan, bool train) -> Tensor[]")
@@ -66,7 +66,7 @@ class _Chain(torch.autograd.Function):
         d_x = found.pop(0) if needs_input else None
         gradients: list[Tensor | None] = []
         for index, tensor in enumerate(tensors):
-            trains = index % PER_BRANCH >= PER_BRANCH - TRAINED and tensor is not None
+            trains = TRAINED.start <= index % PER_BRANCH < TRAINED.stop and tensor is not None
             gradients.append(found.pop(0) if trains else None)
         return d_x, None, *gradients
 
@@ -122,7 +122,7 @@ def _run_backward(
             else:
                 d, ours = residual.mlp_backward(*given, branch, plan, needs_input=needs)
             del given
-            gradients = [g for g, t in zip(ours, own[-TRAINED:], strict=True) if t is not None] + gradients
+            gradients = [g for g, t in zip(ours, own[TRAINED], strict=True) if t is not None] + gradients
     wanted = ([None if d is None else d.view(x.shape)] if needs_input else []) + gradients
     return [each for each in wanted if each is not None]
 
@@ -166,7 +166,7 @@ def kept_by(plan: ChainPlan, index: int) -> int:
     branch = plan.branches[index]
     everything = int(plan.memory == "fast")
     if isinstance(branch, AttentionPlan):
-        return 2 * (branch.over == "tokens") + 2 * branch.adapter + everything
+        return 2 * (branch.over != "frames") + 2 * branch.adapter + everything
     return everything
 
 
@@ -203,11 +203,10 @@ def _fake(x: Tensor, tensors: Sequence[Tensor | None], text: str, train: bool) -
             found.append(x.new_empty((rows, width)))
         if isinstance(branch, AttentionPlan):
             dim = first.shape[0] // 3
-            if branch.over == "tokens":
+            if branch.over != "frames":
                 found.append(x.new_empty((rows, dim + (padded(units) if branch.adapter else 0)), dtype=dtype))
-                found.append(
-                    x.new_empty(lse_shape(branch, frames, tokens), dtype=torch.promote_types(dtype, torch.float32))
-                )
+                shape = lse_shape(branch, frames, tokens, tensors_of(plan, index, tensors)[-1])
+                found.append(x.new_empty(shape, dtype=torch.promote_types(dtype, torch.float32)))
             if branch.adapter:
                 shapes += [(rows, units), (units, dim)]
             if plan.memory == "fast":
@@ -221,7 +220,7 @@ def _fake(x: Tensor, tensors: Sequence[Tensor | None], text: str, train: bool) -
 def _fake_backward(
     d_out: Tensor, x: Tensor, kept: Sequence[Tensor], tensors: Sequence[Tensor | None], text: str, needs_input: bool
 ) -> list[Tensor]:
-    trained = [t for i, t in enumerate(tensors) if i % PER_BRANCH >= PER_BRANCH - TRAINED and t is not None]
+    trained = [t for i, t in enumerate(tensors) if TRAINED.start <= i % PER_BRANCH < TRAINED.stop and t is not None]
     return [x.new_empty(x.shape)] * needs_input + [t.new_empty(t.shape) for t in trained]
 
 

@@ -10,6 +10,7 @@ import torch
 # Tensors of a branch, in the order in which a chain takes them. Those that train come last.
 ATTENTION_FROZEN = ("norm_weight", "norm_bias", "qkv_weight", "qkv_bias", "out_weight", "out_bias", "gamma")
 MLP_FROZEN = ("norm_weight", "norm_bias", "in_weight", "in_bias", "out_weight", "out_bias", "gamma")
+WINDOWS = ("window_bias", "window_mask", "window_index")
 TRAINED = ("down_weight", "down_bias", "up_weight", "up_bias", "bias")
 
 
@@ -17,7 +18,7 @@ class AttentionPlan(NamedTuple):
     """Describe ``x + f * adapter(out(attention(qkv(norm(x)))))``, Eq. 3 or 4.
 
     Attributes:
-        over: ``"frames"`` or ``"tokens"``.
+        over: ``"frames"``, ``"tokens"`` or ``"windows"``.
         heads: H.
         scale: Factor on the scores.
         eps: Of the norm.

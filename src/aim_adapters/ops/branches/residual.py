@@ -58,16 +58,16 @@ def attention_forward(
         The branch's input ``x + y``; what it adds to that, ``[M, D]``; what the backward pass finds.
     """
     bottleneck, dtype = parts_for(x)[1], chain.compute_dtype
-    factor, down_w, down_b, up_w, up_b, bias = tensors[7:]
+    factor, down_w, down_b, up_w, up_b, bias = tensors[7:13]
     x, h = _enter(x, y, tensors, branch.eps, dtype)
     qkv = _project_qkv(h, tensors, branch, chain, dtype)
     del h
     out_w, out_b = _output(tensors, dtype)
     width, hidden = out_w.shape[1], padded(up_w.shape[1]) if up_w is not None else 0
-    if branch.over == "tokens":
+    if branch.over != "frames":
         wide = qkv.new_empty((len(x), width + hidden))  # attended values, and the adapter's hidden layer beside them
         rows = wide[:, :width]
-        kept = [wide, attend(qkv, bias, branch, chain.num_frames, out=_heads(rows, qkv))[1]]
+        kept = [wide, attend(qkv, bias, branch, chain.num_frames, windows=tensors[13:], out=_heads(rows, qkv))[1]]
     else:
         rows, kept = attend(qkv, bias, branch, chain.num_frames)[0].view(len(x), width), []
         wide = qkv.new_empty((len(x), hidden))
@@ -79,7 +79,9 @@ def attention_forward(
         pre = torch.addmm(composed_b, rows, composed.T)  # [M, W]
         bottleneck.hidden(pre, wide[:, -hidden:], factor, chain.num_frames * chain.tokens, 1.0)
         kept += [pre, composed]
-        y = _linear(wide, *_widened(out_w, out_b, up_w, up_b, skip=branch.skip))  # [M, D]
+        y = _linear(
+            wide, bottleneck.widened(out_w if branch.skip else None, up_w, up_b, dtype), out_b if branch.skip else None
+        )  # [M, D]
     else:
         y = _linear(rows, out_w, out_b)
     if keep == "fast":
@@ -109,7 +111,7 @@ def attention_backward(
         needs_input: The gradient of ``x`` is wanted.
     """
     (frozen, bottleneck), dtype = parts_for(x), chain.compute_dtype
-    factor, down_w, _, up_w, up_b, bias = tensors[7:]
+    factor, down_w, _, up_w, up_b, bias = tensors[7:13]
     d_low = d_out.to(dtype)
     out_w, out_b = _output(tensors, dtype)
     width, kept = out_w.shape[1], list(kept)
@@ -119,7 +121,7 @@ def attention_backward(
         assert down_w is not None and up_w is not None and up_b is not None
         pre, composed = kept.pop(0), kept.pop(0)
         hidden = None if wide is None else wide[:, width:]
-        d_wide = d_low @ _widened(out_w, None, up_w, up_b, skip=branch.skip)[0]  # [M, (H*d +) P]
+        d_wide = d_low @ bottleneck.widened(out_w if branch.skip else None, up_w, up_b, dtype)  # [M, (H*d +) P]
         d_pre = d_wide[:, -padded(len(down_w)) :][:, : len(down_w)]
         hidden, again = (torch.empty_like(d_wide), True) if hidden is None else (hidden, False)
         d_down_b = bottleneck.hidden_backward(
@@ -134,7 +136,9 @@ def attention_backward(
     if qkv is None:
         qkv = _project_qkv(_enter(x, None, tensors, branch.eps, dtype)[1], tensors, branch, chain, dtype)
     o = None if wide is None else _heads(wide[:, :width], qkv)
-    d_qkv, o, d_bias = attend_backward(_heads(d_o, qkv), qkv, bias, o, lse, branch, chain.num_frames)
+    d_qkv, o, d_bias = attend_backward(
+        _heads(d_o, qkv), qkv, bias, o, lse, branch, chain.num_frames, windows=tensors[13:]
+    )
     del d_o, qkv
     if branch.adapter:
         d_composed = d_pre.T @ (o.view(len(x), width) if wide is None else wide[:, :width])  # [W, H*d]
@@ -171,9 +175,9 @@ def mlp_forward(
         The branch's input ``x + y``; what it adds to that, ``[M, D]``; what the backward pass finds.
     """
     (frozen, bottleneck), dtype = parts_for(x), chain.compute_dtype
-    factor, down_w, down_b, up_w, up_b, _ = tensors[7:]
+    factor, _, _, up_w, up_b, _ = tensors[7:13]
     x, h = _enter(x, y, tensors, branch.eps, dtype)
-    pre = _linear(h, *_joined(tensors[2], tensors[3], down_w, down_b, dtype))  # [M, K (+ W)]
+    pre = _linear(h, *_first(tensors, dtype))  # [M, K (+ W)]
     del h
     out_w, out_b = _output(tensors, dtype)
     width = out_w.shape[1]
@@ -182,7 +186,7 @@ def mlp_forward(
         act = pre.new_empty((len(x), width + padded(up_w.shape[1])))
         frozen.activation(pre[:, :width], branch.activation, out=act[:, :width])
         bottleneck.hidden(pre[:, width:], act[:, width:], factor, chain.num_frames * chain.tokens, branch.scale)
-        out_w, out_b = _widened(out_w, out_b, up_w, up_b, skip=True)
+        out_w = bottleneck.widened(out_w, up_w, up_b, dtype)
     else:
         act = frozen.activation(pre, branch.activation)
     kept = [pre] if keep == "fast" else []
@@ -212,20 +216,20 @@ def mlp_backward(
         needs_input: The gradient of ``x`` is wanted.
     """
     (frozen, bottleneck), dtype = parts_for(x), chain.compute_dtype
-    factor, down_w, down_b, up_w, up_b, _ = tensors[7:]
+    factor, down_w, _, up_w, up_b, _ = tensors[7:13]
     d_low = d_out.to(dtype)
     gradients: list[Tensor | None] = [None] * 5
     h, pre = None, kept[0] if kept else None
     if branch.adapter or pre is None:
         h = _enter(x, None, tensors, branch.eps, dtype)[1]  # [M, D]
-    in_w, in_b = _joined(tensors[2], tensors[3], down_w, down_b, dtype)
+    in_w, in_b = _first(tensors, dtype)
     if pre is None:
         pre = _linear(_require(h), in_w, in_b)  # [M, K (+ W)]
     out_w = _output(tensors, dtype)[0]
     width = out_w.shape[1]
     if branch.adapter:
         assert h is not None and down_w is not None and up_w is not None and up_b is not None
-        d_wide = d_low @ _widened(out_w, None, up_w, up_b, skip=True)[0]  # [M, K + P]
+        d_wide = d_low @ bottleneck.widened(out_w, up_w, up_b, dtype)  # [M, K + P]
         d_pre = d_wide[:, : width + len(down_w)]
         d_hidden, hidden = d_pre[:, width:], d_wide.new_empty((len(x), padded(len(down_w))))
         d_down_b = bottleneck.hidden_backward(
@@ -274,29 +278,13 @@ def _output(tensors: Tensors, dtype: torch.dtype) -> tuple[Tensor, Tensor | None
     return weight.to(dtype), _to(bias, dtype)
 
 
-def _joined(
-    weight: Tensor | None, bias: Tensor | None, down_w: Tensor | None, down_b: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
-    """Return a layer with the rows of a down-projection below its own."""
-    weight, bias = _require(weight).to(dtype), _to(bias, dtype)
+def _first(tensors: Tensors, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Return the first layer of an MLP, with the adapter's down-projection below it if there is one."""
+    weight, bias, down_w, down_b = _require(tensors[2]), tensors[3], tensors[8], tensors[9]
     if down_w is None or down_b is None:
-        return weight, bias
-    bias = weight.new_zeros(len(weight)) if bias is None else bias
-    return torch.cat((weight, down_w.to(dtype))), torch.cat((bias, down_b.to(dtype)))
-
-
-def _widened(
-    weight: Tensor, bias: Tensor | None, up_w: Tensor, up_b: Tensor, *, skip: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Return a layer with the columns of an up-projection beside its own, or those alone without ``skip``."""
-    own, width = weight.shape[1] if skip else 0, up_w.shape[1]
-    wide = weight.new_empty((len(weight), own + padded(width)))
-    if skip:
-        wide[:, :own] = weight
-    wide[:, own : own + width] = up_w
-    wide[:, own + width] = up_b
-    wide[:, own + width + 1 :] = 0
-    return wide, bias if skip else None
+        return weight.to(dtype), _to(bias, dtype)
+    both, biases = parts_for(weight)[1].joined(weight, bias, down_w, down_b, dtype)
+    return both, biases
 
 
 def _of_up(d: Tensor, hidden: Tensor, up_w: Tensor) -> tuple[Tensor, Tensor]:
@@ -317,7 +305,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _in_dtypes(gradients: list[Tensor | None], tensors: Tensors) -> list[Tensor | None]:
-    trained = tensors[8:]
+    trained = tensors[8:13]
     return [None if g is None else g.to(_require(t).dtype) for g, t in zip(gradients, trained, strict=True)]
 
 

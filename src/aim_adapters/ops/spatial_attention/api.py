@@ -10,7 +10,7 @@ from torch import Tensor
 from aim_adapters.errors import ConfigError, InputError, UnsupportedKernelError
 from aim_adapters.ops import temporal_attention
 from aim_adapters.ops.spatial_attention import reference, sdpa
-from aim_adapters.ops.spatial_attention.tiles import tiles_for
+from aim_adapters.ops.spatial_attention.tiles import WINDOW, tiles_for
 from aim_adapters.ops.temporal_attention import Choice
 
 _PLAIN = {"sdpa": sdpa.spatial_attention, "eager": reference.spatial_attention}
@@ -32,6 +32,7 @@ class Case(NamedTuple):
         exporting: The model is being exported, for a place that need not know our operators.
         added: There is a bias or a mask.
         trained: One of them requires a gradient.
+        indexed: Windows are given by the tokens that they consist of.
     """
 
     device: str
@@ -43,6 +44,7 @@ class Case(NamedTuple):
     exporting: bool = False
     added: bool = False
     trained: bool = False
+    indexed: bool = False
 
 
 def choose(requested: str, case: Case) -> Choice:
@@ -88,6 +90,8 @@ def _unfit(case: Case) -> str | None:
         return f"its kernels compute in {', '.join(map(str, _DTYPES))}, got {case.dtype}"
     if case.head_dim > _MAX_HEAD_DIM:
         return f"its kernels take heads up to {_MAX_HEAD_DIM} wide, got {case.head_dim}"
+    if case.indexed and case.tokens > WINDOW:
+        return f"its kernels take windows of up to {WINDOW} tokens by index, got {case.tokens}"
     for backward in (False, True):
         if not tiles_for(case.tokens, case.head_dim, added=case.added, backward=backward, shared=case.shared_memory):
             return (
@@ -98,7 +102,14 @@ def _unfit(case: Case) -> str | None:
 
 
 def case_of(
-    device: str, dtype: torch.dtype, head_dim: int, tokens: int, *, added: bool = False, trained: bool = False
+    device: str,
+    dtype: torch.dtype,
+    head_dim: int,
+    tokens: int,
+    *,
+    added: bool = False,
+    trained: bool = False,
+    indexed: bool = False,
 ) -> Case:
     """Gather what the choice depends on.
 
@@ -109,9 +120,12 @@ def case_of(
         tokens: N.
         added: There is a bias or a mask.
         trained: One of them requires a gradient.
+        indexed: Windows are given by the tokens that they consist of.
     """
     about = temporal_attention.case_of(device, dtype, head_dim, 1)
-    return Case(device, dtype, head_dim, tokens, about.missing, about.shared_memory, about.exporting, added, trained)
+    return Case(
+        device, dtype, head_dim, tokens, about.missing, about.shared_memory, about.exporting, added, trained, indexed
+    )
 
 
 def spatial_attention(
@@ -120,6 +134,7 @@ def spatial_attention(
     scale: float | None = None,
     bias: Tensor | None = None,
     mask: Tensor | None = None,
+    index: Tensor | None = None,
     implementation: str = "auto",
 ) -> Tensor:
     """Let every token attend to the tokens of its own frame, or window.
@@ -127,42 +142,60 @@ def spatial_attention(
     S-MSA of Eq. 4. Any strides; a kernel reads the packed projection as it is, and returns its gradient packed.
 
     Args:
-        qkv: Queries, keys and values ``[F, N, 3, H, d]``, floating point; F frames or windows.
+        qkv: Queries, keys and values ``[F, N, 3, H, d]``, floating point; F frames or windows. With an index,
+            ``[F, W*N, 3, H, d]``: W windows of N tokens in each of F frames.
         scale: Factor on the scores; ``d ** -0.5`` when None.
         bias: Added to the scores before the softmax, ``[H, N, N]``, floating point, or None.
         mask: Added too, ``[W, N, N]``, floating point, -inf where nothing is to be seen; window f takes
-            ``mask[f % W]``; or None.
+            ``mask[f % W]``, or with an index, window w of every frame takes ``mask[w]``; or None.
+        index: Which tokens of a frame each of its windows consists of, int32 ``[W, N]``, every token in exactly one
+            (which is not checked); or None. Saves the copies that cutting a frame into windows takes.
         implementation: ``"auto"``, ``"triton"``, ``"sdpa"`` or ``"eager"``. Only the kernels give a bias and a mask no
             gradient; where one of them requires it, ``"auto"`` does without them.
 
     Returns:
-        ``[F, N, H, d]`` in the dtype of ``qkv``.
+        ``[F, N, H, d]`` in the dtype of ``qkv``; with an index, ``[F, W*N, H, d]``.
 
     Raises:
         InputError: Shapes, dtypes or devices do not fit together.
         ConfigError: The implementation's name is unknown.
         UnsupportedKernelError: The named implementation cannot run here, or cannot compute this.
     """
-    _validate(qkv, bias, mask)
-    tokens, dim = qkv.shape[1], qkv.shape[4]
+    tokens, dim = _validate(qkv, bias, mask, index), qkv.shape[4]
     scale = dim**-0.5 if scale is None else scale
     extra = [x for x in (bias, mask) if x is not None]
     trained = torch.is_grad_enabled() and any(x.requires_grad for x in extra)
-    case = case_of(qkv.device.type, qkv.dtype, dim, tokens, added=bool(extra), trained=trained)
+    case = case_of(
+        qkv.device.type, qkv.dtype, dim, tokens, added=bool(extra), trained=trained, indexed=index is not None
+    )
     name = choose(implementation, case).implementation
-    if name != "triton":
+    if name == "triton":
+        from aim_adapters.ops.spatial_attention import triton  # not at the top: it imports Triton
+
+        return triton.spatial_attention(qkv, scale=scale, bias=bias, mask=mask, index=index)
+    if index is None:
         return _PLAIN[name](qkv, scale=scale, bias=bias, mask=mask)
-    from aim_adapters.ops.spatial_attention import triton  # not at the top: it imports Triton
+    order = index.flatten()
+    windows = qkv.index_select(1, order).unflatten(1, index.shape).flatten(0, 1)  # [F*W, N, 3, H, d]
+    out: Tensor = _PLAIN[name](windows, scale=scale, bias=bias, mask=mask)
+    out = out.unflatten(0, (len(qkv), len(index))).flatten(1, 2)  # [F, W*N, H, d]
+    return out.index_select(1, order.argsort())
 
-    return triton.spatial_attention(qkv, scale=scale, bias=bias, mask=mask)
 
-
-def _validate(qkv: Tensor, bias: Tensor | None, mask: Tensor | None) -> None:
+def _validate(qkv: Tensor, bias: Tensor | None, mask: Tensor | None, index: Tensor | None) -> int:
+    """Return N."""
     if qkv.ndim != 5 or qkv.shape[2] != 3 or 0 in qkv.shape[3:]:
         raise InputError(f"a packed projection is [F, N, 3, H, d], got {tuple(qkv.shape)}")
     if not qkv.is_floating_point():
         raise InputError(f"a packed projection is floating point, got {qkv.dtype}")
-    frames, tokens, _, heads, _ = qkv.shape
+    sequences, tokens, _, heads, _ = qkv.shape
+    if index is not None:
+        if index.dtype != torch.int32 or index.ndim != 2 or index.numel() != tokens or index.device != qkv.device:
+            raise InputError(
+                f"index must be int32 [W, N] with W * N = {tokens} and on {qkv.device} as qkv is, got {index.dtype} "
+                f"{tuple(index.shape)} on {index.device}"
+            )
+        sequences, tokens = sequences * index.shape[0], index.shape[1]
     for name, added in (("bias", bias), ("mask", mask)):
         if added is None:
             continue
@@ -174,5 +207,8 @@ def _validate(qkv: Tensor, bias: Tensor | None, mask: Tensor | None) -> None:
             raise InputError(
                 f"{name} must be floating point and on {qkv.device} as qkv is, got {added.dtype} on {added.device}"
             )
-    if mask is not None and (mask.shape[0] == 0 or frames % mask.shape[0]):
-        raise InputError(f"{frames} windows are no multiple of the {mask.shape[0]} that the mask tells apart")
+    if mask is not None and (mask.shape[0] == 0 or sequences % mask.shape[0]):
+        raise InputError(f"{sequences} windows are no multiple of the {mask.shape[0]} that the mask tells apart")
+    if mask is not None and index is not None and len(mask) != len(index):
+        raise InputError(f"mask must be [W, N, N] = [{len(index)}, ...] as the index has it, got {tuple(mask.shape)}")
+    return tokens

@@ -7,7 +7,7 @@ from typing import NamedTuple
 # Up to here one tile holds a sequence; nothing but the output need be kept for the backward pass.
 WINDOW = 64
 # Up to here a side of a head stays in shared memory, if it is no wider than this.
-RESIDENT, RESIDENT_WIDTH = 272, 64
+RESIDENT, RESIDENT_FORWARD, RESIDENT_WIDTH = 272, 208, 64
 
 
 class Tiles(NamedTuple):
@@ -40,20 +40,18 @@ def alternatives(tokens: int, head_dim: int, *, added: bool, backward: bool) -> 
     width = _above(head_dim)
     if tokens <= WINDOW:
         rows = _above(tokens)
-        groups = ((4, 2), (1, 1), (4, 1), (8, 2))
+        groups = ((4, 2), (8, 2), (1, 1)) if added or not backward else ((1, 1), (4, 2))
         return tuple(Tiles("window", rows, group, 4 if rows == 64 else 1, stages) for group, stages in groups)
-    resident: tuple[tuple[int, int, int, int], ...] = ()
-    if tokens <= RESIDENT and width <= RESIDENT_WIDTH:
-        if added:
-            resident = ((64, 64, 4, 1),)
-        elif backward:
-            resident = (64, 128, 4, 1), (64, 64, 4, 1), (64, 64, 4, 2)
-        else:
-            resident = (64, 128, 4, 1), (64, 128, 4, 2), (64, 64, 4, 1)
-    streaming = [(64, 32, 4, 2), (64, 32, 4, 1)]
+    tiles: list[Tiles] = []
     if width <= RESIDENT_WIDTH:
-        streaming = [(64, 64, 4, 2), (128, 64, 8, 2), *streaming]
-    return (*(Tiles("resident", *each) for each in resident), *(Tiles("streaming", *each) for each in streaming))
+        if tokens <= RESIDENT and backward:
+            tiles.append(Tiles("resident", 64, 64 if added else 128, 4, 1))
+        elif tokens <= RESIDENT_FORWARD and not added:
+            tiles.append(Tiles("resident", 64, 128, 4, 1))
+        if not added:
+            tiles.append(Tiles("streaming", 64, 64, 4, 2))
+    stages = (1, 2) if added and backward else (2, 1)
+    return *tiles, *(Tiles("streaming", 64, 32, 4, each) for each in stages)
 
 
 def tiles_for(tokens: int, head_dim: int, *, added: bool, backward: bool, shared: int) -> Tiles | None:
@@ -88,8 +86,8 @@ def shared_memory(tiles: Tiles, tokens: int, head_dim: int, *, added: bool) -> i
         held, pairs = 2 * sum(pieces(tokens, columns)) + (2 * stages + 2) * rows, rows * columns
     else:
         held, pairs = 4 * rows + 2 * stages * columns, rows * columns
-    # Elements of 2 bytes; and scores, bias and mask, of 4.
-    return 2 * held * _above(head_dim) + 4 * pairs * (1 + 2 * (stages - 1) * added)
+    # Elements of 2 bytes; and scores, bias and mask, of 4, which a window adds up ahead of the loop.
+    return 2 * held * _above(head_dim) + 4 * pairs * (1 + 2 * (stages - 1) * (added and kind != "window"))
 
 
 def pieces(tokens: int, largest: int) -> tuple[int, int, int, int, int]:

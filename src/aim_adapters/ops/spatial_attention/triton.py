@@ -19,59 +19,80 @@ from aim_adapters.ops.spatial_attention.tiles import WINDOW, Tiles, pieces, rest
 from aim_adapters.ops.temporal_attention.api import case_of
 
 _LIBRARY = torch.library.Library("aim_adapters", "FRAGMENT")
-_OPTIONS = "Tensor? bias, Tensor? mask, float scale"
+_OPTIONS = "Tensor? bias, Tensor? mask, Tensor? index, float scale"
 _SCHEMAS = {
     "spatial_attention": f"(Tensor qkv, {_OPTIONS}) -> (Tensor, Tensor)",
     "spatial_attention_backward": f"(Tensor d_out, Tensor qkv, Tensor o, Tensor lse, {_OPTIONS}) -> Tensor",
 }
 
 
-def spatial_attention(qkv: Tensor, *, scale: float, bias: Tensor | None, mask: Tensor | None) -> Tensor:
-    """Attend within every frame; the gradient comes back packed.
+def spatial_attention(
+    qkv: Tensor, *, scale: float, bias: Tensor | None, mask: Tensor | None, index: Tensor | None = None
+) -> Tensor:
+    """Attend within every frame, or window of one; the gradient comes back packed.
 
     Args:
-        qkv: Queries, keys and values ``[F, N, 3, H, d]``, any strides; F frames or windows.
+        qkv: Queries, keys and values ``[F, N, 3, H, d]``, any strides; F frames or windows. With an index,
+            ``[F, W*N, 3, H, d]``.
         scale: Factor on the scores.
         bias: Added to the scores, ``[H, N, N]``, or None; gets no gradient.
         mask: Added to the scores, ``[W, N, N]``; window f takes ``mask[f % W]``; or None; gets no gradient.
+        index: Tokens of each window of a frame, int32 ``[W, N]``, N up to 64, every token in one; or None.
 
     Returns:
-        ``[F, N, H, d]``, contiguous.
+        ``[F, N, H, d]``, contiguous; with an index, ``[F, W*N, H, d]``.
     """
-    out: Tensor = torch.ops.aim_adapters.spatial_attention(qkv, bias, mask, scale)[0]
+    out: Tensor = torch.ops.aim_adapters.spatial_attention(qkv, bias, mask, index, scale)[0]
     return out
 
 
 def forward(
-    qkv: Tensor, scale: float, bias: Tensor | None, mask: Tensor | None, *, tiles: Tiles | None = None
+    qkv: Tensor,
+    scale: float,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    *,
+    index: Tensor | None = None,
+    out: Tensor | None = None,
+    tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attend within every frame, outside of autograd.
+    """Attend within every frame, or window of one, outside of autograd.
 
     Args:
-        qkv: Queries, keys and values ``[F, N, 3, H, d]``, bfloat16 or float16, any strides; F frames or windows.
+        qkv: Queries, keys and values ``[F, N, 3, H, d]``, bfloat16 or float16, any strides; F frames or windows. With
+            an index, ``[F, W*N, 3, H, d]``.
         scale: Factor on the scores.
         bias: Added to the scores, ``[H, N, N]``, floating point, or None.
-        mask: Added to the scores, ``[W, N, N]``, floating point; window f takes ``mask[f % W]``; or None.
+        mask: Added to the scores, ``[W, N, N]``, floating point; window f, or with an index window w of every frame,
+            takes ``mask[f % W]`` or ``mask[w]``; or None.
+        index: Tokens of each window of a frame, int32 ``[W, N]``, N up to 64, every token in one; or None.
+        out: Where to put the output, in its shape and dtype, elements of a row side by side; made if None.
         tiles: How to launch the kernel; by the table if None.
 
     Returns:
-        ``[F, N, H, d]``, contiguous; and what `backward` needs besides, float32 ``[F, H, N]``, the logarithm of the
-        sum of the scores' exponentials, empty where N is at most 64.
+        ``[F, N, H, d]``, contiguous, or ``out``; and what `backward` needs besides, float32 ``[F, H, N]``, the
+        logarithm of the sum of the scores' exponentials, empty where N is at most 64.
+
+    Raises:
+        UnsupportedKernelError: A window has more than 64 tokens, or nothing fits the device's shared memory.
     """
+    tiles = tiles or _tiles(qkv, bias, mask, index, backward=False)
     qkv = _rows_together(qkv)
-    o, lse = _outputs(qkv)
+    o, lse = _outputs(qkv, index)
+    if out is not None:
+        o = out
     if qkv.numel() == 0:
         return o, lse
-    tiles = tiles or _tiles(qkv, bias, mask, backward=False)
     kernel = {
         "window": kernels.window_forward,
         "resident": kernels.resident_forward,
         "streaming": kernels.streaming_forward,
     }[tiles.kind]
     tensors = qkv, o, lse, _dense(bias), _dense(mask)
-    sizes = *qkv.stride()[:4], *_sizes(qkv, mask), scale
+    sizes = *qkv.stride()[:4], *o.stride()[:3], *_sizes(qkv, mask, index, tiles), scale
+    programs, constants = _programs(qkv, mask, index, tiles), _constants(qkv, bias, mask, index, tiles)
     with torch.cuda.device_of(qkv):
-        kernel[(_programs(qkv, tiles),)](*tensors, *sizes, **_constants(qkv, bias, mask, tiles))
+        kernel[(programs,)](*tensors, *sizes, **constants)
     return o, lse
 
 
@@ -84,31 +105,37 @@ def backward(
     bias: Tensor | None,
     mask: Tensor | None,
     *,
+    index: Tensor | None = None,
     tiles: Tiles | None = None,
 ) -> Tensor:
     """Return the gradient of the packed projection. Bias and mask get none.
 
     Args:
-        d_out: Gradient of the output, ``[F, N, H, d]``, any strides.
+        d_out: Gradient of the output, in its shape, any strides.
         qkv: As in `forward`.
-        o: Its output ``[F, N, H, d]``; not read where N is at most 64.
-        lse: What it returned besides, float32 ``[F, H, N]``.
+        o: The output, any strides; not read where N is at most 64.
+        lse: What `forward` returned besides, float32 ``[F, H, N]``.
         scale: As in `forward`.
         bias: As in `forward`.
         mask: As in `forward`.
+        index: As in `forward`.
         tiles: How to launch the kernel; by the table if None.
 
     Returns:
-        ``[F, N, 3, H, d]`` in the dtype of ``qkv``, contiguous.
+        In shape and dtype of ``qkv``, contiguous.
+
+    Raises:
+        UnsupportedKernelError: A window has more than 64 tokens, or nothing fits the device's shared memory.
     """
-    d_out, qkv = _rows_together(d_out), _rows_together(qkv)
+    tiles = tiles or _tiles(qkv, bias, mask, index, backward=True)
+    d_out, qkv, o = _rows_together(d_out), _rows_together(qkv), _rows_together(o)
     d_qkv = _contiguous_like(qkv)
     if qkv.numel() == 0:
         return d_qkv
-    tiles = tiles or _tiles(qkv, bias, mask, backward=True)
-    tensors = d_out, qkv, o.contiguous(), lse, torch.empty_like(lse), _dense(bias), _dense(mask), d_qkv
-    sizes = *d_out.stride()[:3], *qkv.stride()[:4], *_sizes(qkv, mask), scale
-    programs, constants = _programs(qkv, tiles), _constants(qkv, bias, mask, tiles)
+    tensors = d_out, qkv, o, lse, torch.empty_like(lse), _dense(bias), _dense(mask), d_qkv
+    strides = *d_out.stride()[:3], *qkv.stride()[:4], *o.stride()[:3]
+    sizes = *strides, *_sizes(qkv, mask, index, tiles), scale
+    programs, constants = _programs(qkv, mask, index, tiles), _constants(qkv, bias, mask, index, tiles)
     with torch.cuda.device_of(qkv):
         if tiles.kind == "window":
             kernels.window_backward[(programs,)](*tensors, *sizes, **constants)
@@ -120,8 +147,18 @@ def backward(
     return d_qkv
 
 
-def _tiles(qkv: Tensor, bias: Tensor | None, mask: Tensor | None, *, backward: bool) -> Tiles:
-    tokens, dim = qkv.shape[1], qkv.shape[4]
+def _tokens(qkv: Tensor, index: Tensor | None) -> int:
+    """Return the tokens of a sequence."""
+    return qkv.shape[1] if index is None else index.shape[1]
+
+
+def _tiles(qkv: Tensor, bias: Tensor | None, mask: Tensor | None, index: Tensor | None, *, backward: bool) -> Tiles:
+    tokens, dim = _tokens(qkv, index), qkv.shape[4]
+    if index is not None and tokens > WINDOW:
+        raise UnsupportedKernelError(
+            f"the kernels take windows of up to {WINDOW} tokens by index, got {tokens}; use 'auto', which falls back, "
+            "'sdpa' or 'eager'"
+        )
     shared = case_of(qkv.device.type, qkv.dtype, dim, tokens).shared_memory
     added = bias is not None or mask is not None
     found = tiles_for(tokens, dim, added=added, backward=backward, shared=shared)
@@ -133,19 +170,26 @@ def _tiles(qkv: Tensor, bias: Tensor | None, mask: Tensor | None, *, backward: b
     return found
 
 
-def _programs(qkv: Tensor, tiles: Tiles) -> int:
-    frames, tokens, _, heads, _ = qkv.shape
+def _programs(qkv: Tensor, mask: Tensor | None, index: Tensor | None, tiles: Tiles) -> int:
+    frames, heads, windows = _sizes(qkv, mask, index, tiles)
     if tiles.kind == "window":
-        return -(-frames // tiles.columns) * heads
-    return frames * heads * (1 if tiles.kind == "resident" else -(-tokens // tiles.rows))
+        return -(-frames // tiles.columns) * windows * heads
+    return frames * heads * (1 if tiles.kind == "resident" else -(-qkv.shape[1] // tiles.rows))
 
 
-def _sizes(qkv: Tensor, mask: Tensor | None) -> tuple[int, int, int]:
-    return qkv.shape[0], qkv.shape[3], 1 if mask is None else mask.shape[0]
+def _sizes(qkv: Tensor, mask: Tensor | None, index: Tensor | None, tiles: Tiles) -> tuple[int, int, int]:
+    """Return frames, heads and windows; a window kernel counts the frames that each window has."""
+    frames, heads = qkv.shape[0], qkv.shape[3]
+    if index is not None:
+        return frames, heads, index.shape[0]
+    windows = 1 if mask is None else mask.shape[0]
+    return frames // windows if tiles.kind == "window" else frames, heads, windows
 
 
-def _constants(qkv: Tensor, bias: Tensor | None, mask: Tensor | None, tiles: Tiles) -> dict[str, Any]:
-    tokens, dim = qkv.shape[1], qkv.shape[4]
+def _constants(
+    qkv: Tensor, bias: Tensor | None, mask: Tensor | None, index: Tensor | None, tiles: Tiles
+) -> dict[str, Any]:
+    tokens, dim = _tokens(qkv, index), qkv.shape[4]
     constants: dict[str, Any] = {
         "TOKENS": tokens,
         "D": dim,
@@ -157,7 +201,7 @@ def _constants(qkv: Tensor, bias: Tensor | None, mask: Tensor | None, tiles: Til
         "num_stages": tiles.stages,
     }
     if tiles.kind == "window":
-        return constants | {"GROUP": tiles.columns}
+        return constants | {"GROUP": tiles.columns, "index": _dense(index), "HAS_INDEX": index is not None}
     if tiles.kind == "resident":
         return constants | {f"P{index}": size for index, size in enumerate(pieces(tokens, tiles.columns))}
     return constants | {"COLUMNS": tiles.columns, "REST": rest(tokens, tiles.columns)}
@@ -175,60 +219,69 @@ def _contiguous_like(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-def _outputs(qkv: Tensor) -> tuple[Tensor, Tensor]:
-    frames, tokens, _, heads, dim = qkv.shape
-    kept = (0,) if tokens <= WINDOW else (frames, heads, tokens)
-    return qkv.new_empty((frames, tokens, heads, dim)), qkv.new_empty(kept, dtype=torch.float32)
+def _outputs(qkv: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor]:
+    frames, length, _, heads, dim = qkv.shape
+    kept = (0,) if _tokens(qkv, index) <= WINDOW else (frames, heads, length)
+    return qkv.new_empty((frames, length, heads, dim)), qkv.new_empty(kept, dtype=torch.float32)
 
 
 # Operators
 
 
-def _forward(qkv: Tensor, bias: Tensor | None, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    return forward(qkv, scale, bias, mask)
+def _forward(
+    qkv: Tensor, bias: Tensor | None, mask: Tensor | None, index: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    return forward(qkv, scale, bias, mask, index=index)
 
 
 def _backward(
-    d_out: Tensor, qkv: Tensor, o: Tensor, lse: Tensor, bias: Tensor | None, mask: Tensor | None, scale: float
+    d_out: Tensor,
+    qkv: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    index: Tensor | None,
+    scale: float,
 ) -> Tensor:
-    return backward(d_out, qkv, o, lse, scale, bias, mask)
+    return backward(d_out, qkv, o, lse, scale, bias, mask, index=index)
 
 
-def _fake(qkv: Tensor, bias: Tensor | None, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    return _outputs(qkv)
+def _fake(
+    qkv: Tensor, bias: Tensor | None, mask: Tensor | None, index: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    return _outputs(qkv, index)
 
 
-def _fake_backward(
-    d_out: Tensor, qkv: Tensor, o: Tensor, lse: Tensor, bias: Tensor | None, mask: Tensor | None, scale: float
-) -> Tensor:
+def _fake_backward(d_out: Tensor, qkv: Tensor, *_: Any) -> Tensor:
     return _contiguous_like(qkv)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    qkv, bias, mask, ctx.scale = inputs
+    qkv, bias, mask, index, ctx.scale = inputs
     if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
         raise UnsupportedKernelError(
             "the kernels give bias and mask no gradient, and one of them requires it; use 'auto', which falls back, "
             "'sdpa' or 'eager'"
         )
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(qkv, bias, mask, *output)
+    ctx.save_for_backward(qkv, bias, mask, index, *output)
 
 
 def _differentiate(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    qkv, bias, mask, o, lse = ctx.saved_tensors
-    d_qkv = torch.ops.aim_adapters.spatial_attention_backward(d_out, qkv, o, lse, bias, mask, ctx.scale)
-    return d_qkv, None, None, None
+    qkv, bias, mask, index, o, lse = ctx.saved_tensors
+    d_qkv = torch.ops.aim_adapters.spatial_attention_backward(d_out, qkv, o, lse, bias, mask, index, ctx.scale)
+    return d_qkv, None, None, None, None
 
 
 def _refuse(ctx: Any, *gradients: Tensor) -> None:
     raise UnsupportedKernelError("attention='triton' has no second derivative; choose 'eager'")
 
 
-def _flops(shape: torch.Size, products: int) -> int:
-    """Return twice the multiply-accumulates of some products of N x N with N x d, for every head."""
-    frames, tokens, _, heads, dim = shape
-    return 2 * products * frames * tokens * tokens * heads * dim
+def _flops(shape: torch.Size, index: torch.Size | None, products: int) -> int:
+    """Return twice the multiply-accumulates of some products of N x N with N x d, for every head and window."""
+    frames, length, _, heads, dim = shape
+    return 2 * products * frames * length * (length if index is None else index[1]) * heads * dim
 
 
 def _register() -> None:
@@ -250,7 +303,7 @@ def _register() -> None:
             torch.library.register_autograd(qualified, _differentiate, setup_context=_remember, lib=_LIBRARY)
 
         def count(*shapes: Any, _packed: int = int(gradient), _products: int = products, **_: Any) -> int:
-            return _flops(shapes[_packed], _products)
+            return _flops(shapes[_packed], shapes[-2], _products)  # the scale is last
 
         register_flop_formula(getattr(torch.ops.aim_adapters, name))(count)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from aim_adapters.ops.spatial_attention.kernels.parts import _add_pairs, _load, _store
+from aim_adapters.ops.spatial_attention.kernels.parts import load, scale_and_add, store
 
 
 @triton.jit
@@ -38,7 +38,7 @@ def _pairs(
         bias += head * TOKENS * TOKENS
     if HAS_MASK:
         mask += window.to(tl.int64) * TOKENS * TOKENS
-    return _add_pairs(pairs, bias, mask, rows[:, None], rows[None, :], TOKENS, HAS_BIAS, HAS_MASK)
+    return scale_and_add(pairs, bias, mask, rows[:, None], rows[None, :], 1.0, TOKENS, HAS_BIAS, HAS_MASK)
 
 
 @triton.jit
@@ -50,7 +50,7 @@ def _softmax(q, k, pairs, scale):
 
 @triton.jit
 def window_forward(
-    qkv, o, lse, bias, mask, index, s_f, s_n, s_3, s_h, o_f, o_n, o_h, frames, heads, windows, scale,
+    qkv, o, lse, bias, mask, s_f, s_n, s_3, s_h, o_f, o_n, o_h, frames, heads, windows, scale, index,
     TOKENS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr, HAS_INDEX: tl.constexpr,
 ):  # fmt: skip
@@ -62,17 +62,17 @@ def window_forward(
             frame = frame * windows + window
         q_head = qkv + frame * s_f + head * s_h
         k_head = q_head + s_3
-        q = _load(q_head, rows, s_n, tokens, D, WIDTH)
-        k = _load(k_head, rows, s_n, tokens, D, WIDTH)
-        v = _load(k_head + s_3, rows, s_n, tokens, D, WIDTH)
+        q = load(q_head, rows, s_n, tokens, D, WIDTH)
+        k = load(k_head, rows, s_n, tokens, D, WIDTH)
+        v = load(k_head + s_3, rows, s_n, tokens, D, WIDTH)
         p = _softmax(q, k, pairs, scale)
-        _store(o + frame * o_f + head * o_h, tl.dot(p.to(v.dtype), v), rows, o_n, tokens, D, WIDTH)
+        store(o + frame * o_f + head * o_h, tl.dot(p.to(v.dtype), v), rows, o_n, tokens, D, WIDTH)
 
 
 @triton.jit
 def window_backward(
-    d_out, qkv, o, lse, delta, bias, mask, index, d_qkv, g_f, g_n, g_h, s_f, s_n, s_3, s_h, o_f, o_n, o_h,
-    frames, heads, windows, scale,
+    d_out, qkv, o, lse, delta, bias, mask, d_qkv, g_f, g_n, g_h, s_f, s_n, s_3, s_h, o_f, o_n, o_h,
+    frames, heads, windows, scale, index,
     TOKENS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr, HAS_INDEX: tl.constexpr,
 ):  # fmt: skip
@@ -84,18 +84,18 @@ def window_backward(
             frame = frame * windows + window
         q_head = qkv + frame * s_f + head * s_h
         k_head = q_head + s_3
-        q = _load(q_head, rows, s_n, tokens, D, WIDTH)
-        k = _load(k_head, rows, s_n, tokens, D, WIDTH)
-        v = _load(k_head + s_3, rows, s_n, tokens, D, WIDTH)
-        g = _load(d_out + frame * g_f + head * g_h, rows, g_n, tokens, D, WIDTH)
+        q = load(q_head, rows, s_n, tokens, D, WIDTH)
+        k = load(k_head, rows, s_n, tokens, D, WIDTH)
+        v = load(k_head + s_3, rows, s_n, tokens, D, WIDTH)
+        g = load(d_out + frame * g_f + head * g_h, rows, g_n, tokens, D, WIDTH)
         into = d_qkv + (frame * tokens * 3 * heads + head) * D
         # Queries beyond the tokens count for nothing: the gradient of what they got is zero.
         p = _softmax(q, k, pairs, scale)
         d_v = tl.dot(tl.trans(p.to(g.dtype)), g)
-        _store(into + 2 * heads * D, d_v, rows, 3 * heads * D, tokens, D, WIDTH)
+        store(into + 2 * heads * D, d_v, rows, 3 * heads * D, tokens, D, WIDTH)
         d_p = tl.dot(g, tl.trans(v))
         d_s = (p * (d_p - tl.sum(p * d_p, 1)[:, None])).to(k.dtype)
         d_q = tl.dot(d_s, k) * scale
-        _store(into, d_q, rows, 3 * heads * D, tokens, D, WIDTH)
+        store(into, d_q, rows, 3 * heads * D, tokens, D, WIDTH)
         d_k = tl.dot(tl.trans(d_s), q) * scale
-        _store(into + heads * D, d_k, rows, 3 * heads * D, tokens, D, WIDTH)
+        store(into + heads * D, d_k, rows, 3 * heads * D, tokens, D, WIDTH)

@@ -1,0 +1,59 @@
+"""Say by position which tokens of a frame make a window, and which of them see one another."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+
+def tile(
+    height: int, width: int, size: tuple[int, int], shift: tuple[int, int], device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Tile a frame with windows.
+
+    Args:
+        height: Of a frame in tokens, a multiple of the windows'.
+        width: The same.
+        size: Height and width of a window.
+        shift: How far the windows are shifted, down and right. A window as high or wide as the frame is not.
+        device: Where the result is wanted.
+
+    Returns:
+        The tokens of each window, int32 ``[W, N]``; and what is added to the scores ``[W, N, N]`` in float32, -100
+        between tokens that are neighbours by the shift alone, or None where there are none.
+    """
+    shift = (0 if size[0] >= height else shift[0], 0 if size[1] >= width else shift[1])
+    if torch.compiler.is_compiling():
+        return _tile(height, width, size, shift, device)
+    return _tile_once(height, width, size, shift, device)
+
+
+def _tile(
+    height: int, width: int, size: tuple[int, int], shift: tuple[int, int], device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    tokens = torch.arange(height * width, dtype=torch.int32, device=device).view(height, width)
+    index = _partition(tokens.roll((-shift[0], -shift[1]), (0, 1)), size)
+    if not any(shift):
+        return index, None
+    rows, columns = (
+        _parts(length, window, by, device) for length, window, by in zip((height, width), size, shift, strict=True)
+    )
+    part = _partition(3 * rows[:, None] + columns[None, :], size)  # [W, N]
+    return index, (part[:, :, None] != part[:, None, :]).float() * -100.0
+
+
+_tile_once = functools.lru_cache(maxsize=64)(_tile)
+
+
+def _parts(length: int, window: int, shift: int, device: torch.device) -> Tensor:
+    """Number the parts that a shift cuts a side into."""
+    place = torch.arange(length, device=device)
+    return (place >= length - window).long() + (place >= length - shift).long()
+
+
+def _partition(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Turn ``[height, width]`` into ``[W, N]``."""
+    tiles: Tensor = x.unflatten(1, (-1, size[1])).unflatten(0, (-1, size[0])).permute(0, 2, 1, 3)
+    return tiles.flatten(2).flatten(0, 1)
