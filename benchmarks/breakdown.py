@@ -11,13 +11,13 @@ from benchmarks.machines import Kernel
 # The first that fits: a library's attention kernels name products too, and fused kernels name all that they compute.
 WORDS = (
     ("optimiser", ("multi_tensor_apply", "adam")),
-    ("adapter", ("hidden_kernel", "hidden_backward")),
+    ("adapter", ("hidden_", "widened_", "joined_")),
     ("norms", ("layer_norm", "layernorm", "gammabeta")),
     ("attention", ("flash", "fmha", "sdpa", "attention")),
-    ("spatial attention", ("window_forward", "window_backward", "resident_", "streaming_")),
+    ("spatial attention", ("window_", "resident_", "streaming_", "whole_")),
     ("activation", ("activation", "gelu", "sigmoid")),
     ("matrix products", ("gemm", "nvjet", "cutlass", "cublas", "xmma", "splitk", "gemv", "convolve")),
-    ("copies and casts", ("copy", "memcpy", "memset", "catarray", "_clone", "_cat_", "transpose")),
+    ("copies and casts", ("copy", "memcpy", "memset", "catarray", "_clone", "_cat_", "transpose", "quantise")),
 )
 TEMPORAL_KERNELS = ("forward_kernel", "backward_kernel")
 PARTS = (

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from benchmarks.goals import Against, Goal
 from benchmarks.peers import Batch, Size
-from benchmarks.steps import SMALL, Step, Task, begin, jobs, key_of, measure_all, parser, sweep
-from benchmarks.train_step import GOALS, PEERS, SIZES
+from benchmarks.steps import SMALL, begin, jobs, key_of, measure_all, parser, sweep
+from benchmarks.tasks import Step, Task
+from benchmarks.train_step import FEW, GOALS, PEERS, SIZES
 
 MANY = (
-    "aim/eager", "plain/blocks", "aim/blocks", "aim/graph", "aim/whole", "plain/whole", "reference/eager",
-    "plain/eager", "aim-fp32/eager",
+    "aim/eager", "plain/blocks", "aim/blocks", "aim/graph", "plain/whole", "reference/eager", "plain/eager",
+    "aim/whole", "aim-fp32/eager",
 )  # fmt: skip
-FEW = ("reference/eager", "aim/eager", "aim/graph", "aim/blocks", "aim/whole", "plain/blocks", "plain/whole")
 SWEPT = ("aim/eager", "plain/eager")
 
 

@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.parts`` on a GPU; ``--tune`` times other tiles of our kernels instead, and writes nothing. Peers
 are timed in turn in one run, replayed from a CUDA graph. What differs from float64 by more than rounding is not timed.
-``aten`` are PyTorch's own operators, ``composed`` is a matrix product of cuBLAS and compiled pointwise kernels.
+``aten`` are PyTorch's own operators, ``compiled`` is what a compiler makes of the plain formulas. An MLP's activation
+and an adapter's hidden layer are columns of one tensor, as they are where the adapter is beside the MLP.
 """
 
 from __future__ import annotations
@@ -23,18 +24,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aim_adapters.ops.bottleneck import aten as aten_bottleneck
-from aim_adapters.ops.bottleneck import tiles
+from aim_adapters.ops.bottleneck import padded
 from aim_adapters.ops.frozen import aten as aten_frozen
 from benchmarks.harness import Target, reason, record, write
 from benchmarks.temporal_attention import BACKEND, TOLERANCE, Clock, Effort, GraphClock, alternate, ceilings
 
 NAME = "parts"
-EFFORT = Effort(rounds=7, batch=2e-3, copy_bytes=(2**28, 2**30, 2**32))
-SHARES = {
-    **dict.fromkeys(("layer_norm", "layer_norm_backward", "activation", "activation_backward"), 0.85),
-    "up_add": 0.75,
-    "down_backward": 0.6,
-}
+EFFORT = Effort(rounds=7, batch=2e-3, copy_bytes=(2**28, 2**30, 2**32), warmup=0.5)
+SCALE = 0.5
+OF_TOKENS = ("layer_norm", "add_layer_norm", "layer_norm_backward", "add")
+OF_ACTIVATIONS = ("activation", "activation_backward")
+OF_ADAPTERS = ("hidden", "hidden_backward")
+PARTS = (*OF_TOKENS, *OF_ACTIVATIONS, *OF_ADAPTERS)
+SHARES = {**dict.fromkeys(PARTS, 0.85), **dict.fromkeys(OF_ADAPTERS, 0.6)}
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,8 @@ class Case:
     stream: str = "bfloat16"
     low: str = "bfloat16"
     kind: str = "gelu"
-    other: bool = False
     factor: bool = False
-    compiled: bool = True
+    compiled: bool = False
 
     @property
     def bytes(self) -> int:
@@ -73,32 +74,26 @@ class Case:
         size, stream, low = SIZES[self.size], *(getattr(torch, each).itemsize for each in (self.stream, self.low))
         by_token = {
             "layer_norm": size.dim * (stream + low),
-            "layer_norm_backward": size.dim * (low + 3 * stream),
+            "add_layer_norm": size.dim * 2 * (stream + low),
+            "layer_norm_backward": size.dim * (3 * stream + low),
+            "add": size.dim * (2 * stream + low),
             "activation": size.inner * 2 * low,
             "activation_backward": size.inner * 3 * low,
-            "up_add": size.dim * (2 * stream + self.other * low) + size.width * low,
-            "down_backward": size.dim * stream + size.width * 3 * low,
+            "hidden": (size.width + padded(size.width)) * low,
+            "hidden_backward": (3 * size.width + padded(size.width)) * low,
         }
         return size.rows * by_token[self.part]
 
 
 def cases() -> list[Case]:
-    """Return everything that is measured; compiling takes longest, so the larger size goes without."""
-    found = []
-    for size in SIZES:
-        compiled = size == "ViT-B"
-        for stream in ("bfloat16", "float32"):
-            found += [
-                Case("layer_norm", size, stream, compiled=compiled),
-                Case("layer_norm_backward", size, stream, compiled=compiled),
-                Case("up_add", size, stream, compiled=compiled),
-                Case("up_add", size, stream, other=True, factor=True, compiled=compiled),
-                Case("down_backward", size, stream, factor=True, compiled=compiled),
-            ]
-        for kind in ("gelu", "quick_gelu"):
-            for part in ("activation", "activation_backward"):
-                found.append(Case(part, size, kind=kind, compiled=compiled and kind == "gelu"))
-    return found
+    """Return everything that is measured; compiling takes longest, so only what is usual is compiled."""
+    return [
+        *(Case(part, "ViT-B", compiled=True) for part in PARTS),
+        *(Case(part, "ViT-B", stream="float32") for part in OF_TOKENS),
+        *(Case(part, "ViT-B", kind="quick_gelu") for part in OF_ACTIVATIONS),
+        *(Case(part, "ViT-B", factor=True) for part in OF_ADAPTERS),
+        *(Case(part, "ViT-L") for part in PARTS),
+    ]
 
 
 class Inputs(SimpleNamespace):
@@ -110,21 +105,23 @@ class Inputs(SimpleNamespace):
         size, stream, low = SIZES[case.size], getattr(torch, case.stream), getattr(torch, case.low)
         generator = torch.Generator(device).manual_seed(0)
         normal = partial(torch.randn, generator=generator, device=device)
-        tokens, wide, narrow = (size.rows, size.dim), (size.rows, size.inner), (size.rows, size.width)
-        drawn: dict[str, Tensor | None] = {}
-        if case.part.startswith("layer_norm"):
-            drawn["weight"], drawn["bias"] = normal(size.dim).to(low), normal(size.dim).to(low)
-            drawn["x"] = normal(tokens, dtype=stream)
-        if case.part == "layer_norm_backward":
-            drawn["d_h"], drawn["d_residual"] = normal(tokens, dtype=low), normal(tokens, dtype=stream)
-        if case.part.startswith("activation"):
-            drawn["pre"], drawn["d_act"] = normal(wide, dtype=low), normal(wide, dtype=low)
-        if case.part in ("up_add", "down_backward"):
-            drawn["pre"] = normal(narrow, dtype=low)
-            drawn["up_weight"] = (normal(size.dim, size.width) / size.width**0.5).to(low)
-            drawn["up_bias"], drawn["residual"] = normal(size.dim).to(low), normal(tokens, dtype=stream)
-            drawn["other"] = normal(tokens, dtype=low) if case.other else None
-            drawn["factor"] = torch.rand(size.clips, generator=generator, device=device) if case.factor else None
+        drawn: dict[str, Tensor | None] = {"factor": None}
+        if case.part in OF_TOKENS:
+            drawn |= {name: normal(size.rows, size.dim, dtype=stream) for name in ("x", "d_residual")}
+            drawn |= {name: normal(size.rows, size.dim, dtype=low) for name in ("other", "d_h")}
+            drawn |= {name: normal(size.dim, dtype=low) for name in ("weight", "bias")}
+        else:
+            first, columns = size.inner, size.inner + padded(size.width)
+            pre = normal(size.rows, first + size.width, dtype=low)
+            d, out = (normal(size.rows, columns, dtype=low) for _ in range(2))
+            if case.part in OF_ACTIVATIONS:
+                drawn |= {"pre": pre[:, :first], "d_act": d[:, :first], "out": out[:, :first]}
+            else:
+                drawn |= {"pre": pre[:, first:], "d_hidden": d[:, first : first + size.width], "out": out[:, first:]}
+        if case.part == "hidden_backward":
+            drawn["out"] = out[:, first:].contiguous()
+        if case.factor:
+            drawn["factor"] = torch.rand(size.clips, generator=generator, device=device)
         return cls(**drawn, case=case, rows=size.rows // size.clips)
 
     def double(self) -> Inputs:
@@ -138,70 +135,78 @@ class Inputs(SimpleNamespace):
 
 def run(ops: Any, x: Inputs) -> tuple[Tensor, ...]:
     """Compute a part by the functions of an implementation."""
-    part, dtype = x.case.part, getattr(torch, x.case.low)
+    part = x.case.part
     if part == "layer_norm":
-        dtype = torch.float64 if x.x.dtype == torch.float64 else dtype
-        return (ops.layer_norm(x.x, x.weight, x.bias, 1e-5, dtype),)
+        return (ops.layer_norm(x.x, x.weight, x.bias, 1e-5, x.other.dtype),)
+    if part == "add_layer_norm":
+        both: tuple[Tensor, ...] = ops.add_layer_norm(x.x, x.other, x.weight, x.bias, 1e-5, x.other.dtype)
+        return both
     if part == "layer_norm_backward":
         return (ops.layer_norm_backward(x.d_h, x.x, x.weight, 1e-5, x.d_residual),)
+    if part == "add":
+        return (ops.add(x.x, x.other),)
     if part == "activation":
-        return (ops.activation(x.pre, x.case.kind),)
+        return (ops.activation(x.pre, x.case.kind, x.out),)
     if part == "activation_backward":
         return (ops.activation_backward(x.d_act, x.pre, x.case.kind),)
-    if part == "up_add":
-        return (ops.up_add(x.pre, x.up_weight, x.up_bias, x.residual, x.other, x.factor, x.rows, 0.5),)
-    outputs: tuple[Tensor, ...] = ops.down_backward(x.residual, x.up_weight, x.pre, x.factor, x.rows, 0.5)
-    return outputs
+    if part == "hidden":
+        ops.hidden(x.pre, x.out, x.factor, x.rows, SCALE)
+        return (x.out,)
+    sums = ops.hidden_backward(x.d_hidden, x.pre, x.out, x.factor, x.rows, SCALE)
+    return x.d_hidden, x.out, sums
 
 
 def implementation(name: str) -> Any:
     """Return the functions of an implementation."""
-    if name == "aten":
-        return SimpleNamespace(**{**vars(aten_frozen), **vars(aten_bottleneck)})
-    from aim_adapters.ops.bottleneck import triton as triton_bottleneck  # needs Triton
-    from aim_adapters.ops.frozen import triton as triton_frozen
+    if name == "triton":
+        from aim_adapters.ops.bottleneck import triton as triton_bottleneck  # needs Triton
+        from aim_adapters.ops.frozen import triton as triton_frozen
 
-    return SimpleNamespace(**{**vars(triton_frozen), **vars(triton_bottleneck)})
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function for the shapes it is first called with."""
-    return torch.compile(lambda *arguments: function(*arguments), backend=BACKEND, dynamic=False, fullgraph=True)
+        return SimpleNamespace(**{**vars(triton_frozen), **vars(triton_bottleneck)})
+    functions = {**vars(aten_frozen), **vars(aten_bottleneck)}
+    plain = {"activation": _activation, "hidden": _hidden, "hidden_backward": _hidden_backward}
+    return SimpleNamespace(**functions | (plain if name == "compiled" else {}))
 
 
-def composed(x: Inputs) -> Callable[[], tuple[Tensor, ...]]:
-    """Return an adapter's part as a product of cuBLAS between compiled pointwise kernels."""
-    f = 0.5 if x.factor is None else 0.5 * x.factor.repeat_interleave(x.rows)[:, None]
-    gelu = compiled(F.gelu)
+# A compiler does not take operators that write where they are told.
 
-    def add(residual: Tensor, other: Tensor | None, branch: Tensor) -> Tensor:
-        out = residual.float() + branch.float() * f
-        return (out if other is None else out + other.float()).to(residual.dtype)
 
-    def back(d_hidden: Tensor, pre: Tensor, d_out: Tensor) -> tuple[Tensor, ...]:
-        wide = pre.float()
-        d_pre = torch.ops.aten.gelu_backward(d_hidden.float() * f, wide)
-        return d_pre.to(pre.dtype), (F.gelu(wide) * f).to(pre.dtype), (d_out.float() * f).sum(0), d_pre.sum(0)
+def _activation(pre: Tensor, kind: str, out: Tensor) -> Tensor:
+    return out.copy_(aten_frozen.activation(pre, kind))
 
-    if x.case.part == "up_add":
-        add = compiled(add)
-        return lambda: (add(x.residual, x.other, F.linear(gelu(x.pre), x.up_weight, x.up_bias)),)
-    back = compiled(back)
-    return lambda: back(x.residual.to(x.pre.dtype) @ x.up_weight, x.pre, x.residual)
+
+def _hidden(pre: Tensor, out: Tensor, factor: Tensor | None, rows: int, scale: float) -> None:
+    f = _of_rows(pre, factor, rows, scale)
+    zeros = f.new_zeros(len(pre), out.shape[1] - pre.shape[1] - 1)
+    out.copy_(torch.cat((F.gelu(pre.float()) * f, f, zeros), 1))
+
+
+def _hidden_backward(
+    d_hidden: Tensor, pre: Tensor, out: Tensor, factor: Tensor | None, rows: int, scale: float
+) -> Tensor:
+    d_pre = torch.ops.aten.gelu_backward(d_hidden.float() * _of_rows(pre, factor, rows, scale), pre.float())
+    d_hidden.copy_(d_pre)
+    _hidden(pre, out, factor, rows, scale)
+    return d_pre.sum(0)
+
+
+def _of_rows(pre: Tensor, factor: Tensor | None, rows: int, scale: float) -> Tensor:
+    if factor is None:
+        return pre.new_full((len(pre), 1), scale, dtype=torch.float32)
+    return scale * factor.repeat_interleave(rows)[:, None]
 
 
 def peers(case: Case) -> tuple[str, ...]:
     """Name what is timed."""
-    names = ("triton", "aten", "aten compiled") if case.compiled else ("triton", "aten")
-    return (*names, "composed") if case.compiled and case.part in ("up_add", "down_backward") else names
+    return ("triton", "aten", "compiled") if case.compiled else ("triton", "aten")
 
 
 def build(peer: str, x: Inputs) -> Callable[[], tuple[Tensor, ...]]:
     """Return what computes a part of some inputs."""
-    if peer == "composed":
-        return composed(x)
-    each = partial(run, implementation(peer.removesuffix(" compiled")), x)
-    return compiled(each) if peer.endswith("compiled") else each
+    ops = implementation(peer)
+    if peer != "compiled":
+        return partial(run, ops, x)
+    return torch.compile(lambda: run(ops, x), backend=BACKEND, dynamic=False, fullgraph=True)
 
 
 def errors(got: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float]:
@@ -235,9 +240,10 @@ def measure_case(case: Case, clock: Clock, device: str, *, bandwidth: float, eff
 def describe(row: Mapping[str, Any]) -> str:
     """Return a row as a line for each peer."""
     case = row["case"]
-    flags = [name for name in ("other", "factor") if case[name]]
-    flags += [case["kind"]] if case["part"].startswith("activation") else [f"stream {case['stream']}"]
-    lines = [f"{case['size']} {case['part']}, {', '.join(flags)}: {row['bytes'] / 1e6:.0f} MB"]
+    what = case["kind"] if case["part"] in OF_ACTIVATIONS else f"stream {case['stream']}"
+    if case["part"] in OF_ADAPTERS:
+        what = "a factor for each clip" if case["factor"] else "no factor"
+    lines = [f"{case['size']} {case['part']}, {what}: {row['bytes'] / 1e6:.0f} MB"]
     for peer, entry in row["peers"].items():
         if "error" in entry:
             lines.append(f"  {peer:<14} {entry['error'][:140]}")
@@ -285,57 +291,34 @@ def measure(wanted: Sequence[Case], folder: Path | None, *, clock: Clock, device
 
 # Tiles that may be worth a try; those in use are in the library.
 ROWS_WARPS = ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (4, 2), (1, 4), (2, 4), (4, 4), (8, 4), (4, 8))
-BLOCK_WARPS = (
-    (256, 1),
-    (512, 1),
-    (512, 2),
-    (1024, 2),
-    (1024, 4),
-    (2048, 4),
-    (2048, 8),
-    (4096, 4),
-    (4096, 8),
-    (8192, 8),
-)
-ROWS_COLUMNS_WARPS_STAGES = {
-    "up_add": (
-        *((128, 32, 8, stages) for stages in (1, 2, 3)),
-        *((128, 64, 8, stages) for stages in (1, 2)),
-        *((64, 32, 4, stages) for stages in (1, 2, 3)),
-        *((64, 64, 4, stages) for stages in (1, 2, 3)),
-        (128, 16, 8, 2),
-        (128, 128, 8, 2),
-        (256, 32, 16, 2),
-    ),
-    "down_backward": (
-        *((128, 64, 8, stages) for stages in (2, 3, 4)),
-        *((128, 32, 8, stages) for stages in (2, 3, 4, 5)),
-        *((64, 64, 4, stages) for stages in (2, 3, 4)),
-        *((64, 32, 4, stages) for stages in (3, 4, 5)),
-        (64, 64, 8, 3),
-        (128, 64, 16, 3),
-        (128, 128, 8, 2),
-    ),
-}
+ELEMENTS_WARPS = ((1024, 2), (1024, 4), (2048, 4), (2048, 8), (4096, 4), (4096, 8), (8192, 8))
+TILES = (1, 2, 4, 8, 16)
 
 
 def tried(case: Case) -> Iterator[tuple[str, AbstractContextManager[Any]]]:
     """Yield the tiles of a part, and what puts each in use."""
+    from aim_adapters.ops.bottleneck import triton as bottleneck
     from aim_adapters.ops.frozen import triton as frozen
 
     yield "in use", nullcontext()
-    if case.part.startswith("layer_norm"):
+    if case.part in OF_ADAPTERS:
+        chosen = bottleneck._options
+        for elements, warps in ELEMENTS_WARPS:
+            for tiles in TILES if case.part == "hidden_backward" else TILES[:1]:
+
+                def cut(*tensors: Any, elements: int = elements, warps: int = warps) -> dict[str, Any]:
+                    options = chosen(*tensors)
+                    return {**options, "ROWS": max(1, elements // options["WIDTH"]), "num_warps": warps}
+
+                used = mock.patch.multiple(bottleneck, _options=cut, _TILES=tiles)
+                yield f"(elements, warps, tiles) = {(elements, warps, tiles)}", used
+    elif "layer_norm" in case.part:
         for tile in ROWS_WARPS:
             yield f"(rows, warps) = {tile}", mock.patch.object(frozen, "tile", lambda _, t=tile: t)
-    elif case.part.startswith("activation"):
-        for block, warps in BLOCK_WARPS:
-            used = mock.patch.multiple(frozen, BLOCK=block, BLOCK_WARPS=warps)
-            yield f"(elements, warps) = {(block, warps)}", used
     else:
-        in_use = getattr(tiles, case.part)(SIZES[case.size].width, 2, 2**20)
-        for rows, columns, warps, stages in ROWS_COLUMNS_WARPS_STAGES[case.part]:
-            other = in_use._replace(rows=rows, columns=columns, warps=warps, stages=stages)
-            yield f"{tuple(other)}", mock.patch.object(tiles, case.part, lambda *_, t=other: t)
+        for elements, warps in ELEMENTS_WARPS:
+            used = mock.patch.multiple(frozen, ELEMENTS=elements, WARPS=warps)
+            yield f"(elements, warps) = {(elements, warps)}", used
 
 
 def tune(case: Case, clock: Clock, device: str, *, effort: Effort = EFFORT) -> dict[str, float]:
@@ -359,15 +342,13 @@ def tune(case: Case, clock: Clock, device: str, *, effort: Effort = EFFORT) -> d
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write the result, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    every = cases()
-    names = tuple(dict.fromkeys(case.part for case in every))
     parser.add_argument("--out", type=Path, help="folder of the result")
     parser.add_argument("--tune", action="store_true", help="time other tiles of our kernels")
-    parser.add_argument("--parts", nargs="+", choices=names, default=names)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     arguments = parser.parse_args(argv)
     if not torch.cuda.is_available():
         parser.error("needs a GPU")
-    wanted = [case for case in every if case.part in arguments.parts]
+    wanted = [case for case in cases() if case.part in arguments.parts]
     if not arguments.tune:
         return measure(wanted, arguments.out, clock=GraphClock(), device="cuda")
     for case in wanted:

@@ -123,6 +123,7 @@ def draw_frames(results: Results, points: Points, path: Path) -> None:
     with figure(path, points, size=(8, 4.2)) as axes:
         for peer, line in points.items():
             _line(axes, peer, line)
+            name_at(axes, _words(peer), line[-1], colour=axes.lines[-1].get_color())
         ticks_of(axes, sorted({frames for line in points.values() for frames, _ in line}))
         axes.set_ylim(bottom=0)
         axes.set_xlabel("frames in a clip, T (the same number of frames in all)")
@@ -148,13 +149,15 @@ def draw_batch(results: Results, points: Points, path: Path) -> None:
         for column, (axes, label) in enumerate(zip(panels, ("clips a second", "peak memory, GiB"), strict=True), 1):
             for peer, line in points.items():
                 if line:
-                    _line(axes, peer, [(row[0], row[column]) for row in line])
+                    _line(axes, peer, [(row[0], row[column]) for row in line], label=_words(peer))
             ticks_of(axes, sorted({row[0] for line in points.values() for row in line}))
             axes.set_xlabel("clips in a batch, 8 frames each")
             axes.set_ylabel(label)
             axes.set_title(_title(results, "ViT-B/16: a training step") if column == 1 else "")
         panels[0].set_ylim(bottom=0)
-        panels[1].set_yscale("log")
+        panels[0].legend(frameon=False)
+        panels[1].set_yscale("log", base=2)
+        panels[1].yaxis.set_major_formatter("{x:g}")
 
 
 def parts_points(results: Results) -> Points:
@@ -182,11 +185,11 @@ def draw_parts(results: Results, points: Points, path: Path) -> None:
         axes.set_title(_title(results, "ViT-B/16, 8 frames, 32 clips"))
 
 
-def _line(axes: Any, peer: str, line: list[tuple[float, float]]) -> None:
+def _line(axes: Any, peer: str, line: list[tuple[float, float]], label: str | None = None) -> None:
     colour, marker = MODEL_STYLES.get(peer.split("/")[0], OTHER_STYLE)
     x, y = zip(*line, strict=True)
-    axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=2.4 if peer.startswith("aim/") else 1.5)
-    name_at(axes, _words(peer), (x[-1], y[-1]), colour=colour)
+    width = 2.4 if peer.startswith("aim/") else 1.5
+    axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=width, label=label)
 
 
 def _words(peer: str) -> str:

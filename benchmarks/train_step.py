@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from benchmarks.goals import Against, Goal, fastest
 from benchmarks.harness import Target
 from benchmarks.peers import Batch, Size
-from benchmarks.steps import SMALL, Job, Step, Task, begin, jobs, key_of, measure_all, parser, sweep
+from benchmarks.steps import SMALL, Job, begin, jobs, key_of, measure_all, parser, sweep
+from benchmarks.tasks import Step, Task
 
 BASE = Size("vit_base_patch16_clip_224", 32)
 SIZES = {
@@ -62,7 +63,7 @@ PEERS = {
     ),
     SMALL: ("aim/eager", "reference/eager", "plain/eager"),
 }  # fmt: skip
-FEW = ("reference/eager", "aim/eager", "aim/graph", "aim/blocks", "aim/whole", "plain/blocks", "plain/whole")
+FEW = ("reference/eager", "aim/eager", "aim/graph", "plain/graph", "aim/blocks")
 SWEPT = ("aim/eager", "aim-balanced/eager", "aim-low/eager", "plain/eager")
 FRAMES = ("aim/blocks", "plain/blocks")
 STRAIGHT, GIB_OF_LARGE = 1.05, 16

@@ -259,13 +259,12 @@ def test_says_why_a_branch_runs_as_modules(arguments: dict[str, Any], expected: 
     assert ways(wrapped(**arguments)) == {expected}
 
 
-def test_swin_says_what_its_windows_are() -> None:
+def test_swin_says_what_it_runs_where_windows_tile_a_frame() -> None:
     swin = SwinTransformer(
         img_size=16, patch_size=4, embed_dim=16, depths=(2, 2), num_heads=(2, 2), window_size=2, num_classes=5
     )
     rows = aim.explain_execution(aim.wrap_image_model(swin, T))
-    positions = "its spatial attention knows positions or masks"
-    assert [row[1:] for row in rows] == [("fused", positions, "fused"), ("-", positions, "fused")] * 2
+    assert [row[1:] for row in rows] == [FUSED, ("-", "fused", "fused")] * 2
 
 
 def test_explaining_draws_no_random_numbers_and_changes_nothing() -> None:

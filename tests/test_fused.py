@@ -12,12 +12,13 @@ from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torchvision.models import swin_transformer as torchvision_swin
 
 import aim_adapters as aim
 from aim_adapters import block as block_module
 from aim_adapters import fused
 from aim_adapters.fused import Branch, compute_dtype, fused_branches, token_dtype
-from aim_adapters.ops.branches import AttentionPlan, ChainPlan
+from aim_adapters.ops.branches import AttentionPlan, ChainPlan, windows
 from tests.backbones.contract import scramble, wake
 
 T = 4
@@ -167,17 +168,42 @@ def test_further_arguments_are_for_the_modules_of_spatial_attention(chains: list
     assert chains == [ALL, ALL, ["frames"]]
 
 
-def test_swin_attends_fused_over_time_and_by_windows_as_modules(chains: list[list[str]]) -> None:
+def test_swin_attends_within_windows(chains: list[list[str]]) -> None:
     swin = SwinTransformer(
         img_size=16, patch_size=4, embed_dim=16, depths=(2,), num_heads=(2,), window_size=2, num_classes=5
     )
-    model = wake(aim.wrap_image_model(scramble(swin), T)).eval()
+    model = wake(aim.wrap_image_model(scramble(swin).double(), T)).eval()
     plain, shifted = model.layers[0].blocks
-    x = torch.randn(T, 4, 4, 16)
-    assert answers(plain, x) == ["fused", POSITIONS, "fused"]
-    assert answers(shifted, x) == [None, POSITIONS, "fused"]
-    assert plain(x).shape == x.shape
+    x = torch.randn(T, 4, 4, 16, dtype=torch.float64)
+    assert answers(plain, x) == ["fused"] * 3
+    assert answers(shifted, x) == [None, "fused", "fused"]
+    for block in (plain, shifted):
+        assert_as_modules(block, x)
+    assert chains == [["frames", "windows", "mlp"], ["windows", "mlp"]]
+    plain.attn.relative_position_bias_table.requires_grad_()
+    assert answers(plain, x) == ["fused", UNFROZEN, "fused"]
+
+
+def test_windows_that_do_not_tile_a_frame_run_as_modules(chains: list[list[str]]) -> None:
+    swin = torchvision_swin.SwinTransformer([4, 4], 16, [2], [2], [4, 4], num_classes=5)
+    model = wake(aim.wrap_image_model(scramble(swin).double(), T)).eval()
+    block, x = model.features[1][0], torch.randn(T, 4, 6, 16, dtype=torch.float64)
+    assert answers(block, x) == ["fused", "its windows of (4, 4) do not tile 4 x 6 tokens", "fused"]
+    assert_as_modules(block, x)
     assert chains == [["frames"], ["mlp"]]
+
+
+def test_evaluation_first_and_training_after() -> None:
+    """What is made once for all frames, as the places of windows, serves both."""
+    swin = SwinTransformer(
+        img_size=16, patch_size=4, embed_dim=16, depths=(2,), num_heads=(2,), window_size=2, num_classes=5
+    )
+    model = wake(aim.wrap_image_model(scramble(swin), T))
+    windows._tile_once.cache_clear()
+    with torch.inference_mode():
+        model.eval()(video(dtype=torch.float32))
+    model.train()(video(dtype=torch.float32)).sum().backward()
+    assert all(p.grad is not None for p in aim.trainable_parameters(model))
 
 
 def test_an_undescribed_family_runs_as_modules() -> None:
@@ -200,7 +226,7 @@ def test_fused_by_name_is_an_error_where_it_cannot_be() -> None:
     block = block_of()
     block.aim.shared[0].branches = "fused"
     assert answers(block) == ["fused"] * 3
-    message = r"the spatial branch of 'blocks\.0' cannot be: its spatial attention knows .*; use 'auto'"
+    message = r"the spatial branch of 'blocks\.0' cannot be: its spatial attention knows .*; use .*'auto', which runs"
     with pytest.raises(aim.UnsupportedKernelError, match=message):
         answers(block, positions=True)
     block.mlp.fc1.register_forward_hook(lambda *_: None)

@@ -91,9 +91,11 @@ class AdaptedBlock(Patched):
         aim = self.aim
         # A checkpointed block runs again in the backward pass, outside of the root's forward.
         if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
-            same = torch.is_autocast_enabled(x.device.type) or aim.spatial is None or x.dtype == aim.spatial.dtype
-            plain = isinstance(spatial, Branch) and same and not self._forward_hooks
-            aim.narrowed = plain and aim.shared[0].class_token_only
+            plain = isinstance(spatial, Branch) and not self._forward_hooks  # so its adapter is one of ours, or none
+            same = plain and (
+                torch.is_autocast_enabled(x.device.type) or aim.spatial is None or x.dtype == aim.spatial.dtype
+            )
+            aim.narrowed = same and aim.shared[0].class_token_only
         return aim.narrowed
 
     def _class_token(self, x: Tensor) -> Tensor:

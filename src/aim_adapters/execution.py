@@ -15,10 +15,12 @@ from aim_adapters.plan import place_of, root_state
 
 BRANCHES = ("auto", "fused", "modules")
 MEMORY = ("fast", "balanced", "low")
+PRODUCTS = ("auto", "fp8")
 _BASE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 Branches = Literal["auto", "fused", "modules"]
 Memory = Literal["fast", "balanced", "low"]
+Products = Literal["auto", "fp8"]
 
 
 class BlockExecution(NamedTuple):
@@ -26,7 +28,8 @@ class BlockExecution(NamedTuple):
 
     Attributes:
         block: Index of the block.
-        temporal: ``"fused"``, ``"-"`` where there is none, or why this branch runs as the image model's modules.
+        temporal: ``"fused"``, or ``"fused, fp8"``; ``"-"`` where there is none; or why this branch runs as the image
+            model's modules.
         spatial: The same.
         mlp: The same.
     """
@@ -37,7 +40,13 @@ class BlockExecution(NamedTuple):
     mlp: str
 
 
-def set_execution(model: nn.Module, *, branches: Branches | None = None, memory: Memory | None = None) -> None:
+def set_execution(
+    model: nn.Module,
+    *,
+    branches: Branches | None = None,
+    memory: Memory | None = None,
+    products: Products | None = None,
+) -> None:
     """Choose how adapted blocks run. All ways compute the same, to rounding, and nothing of it is saved.
 
     A fused branch calls the frozen layers' weights, not the layers: hooks on them would not run, so a layer with hooks
@@ -50,18 +59,24 @@ def set_execution(model: nn.Module, *, branches: Branches | None = None, memory:
         memory: What a training step keeps from the forward pass. ``"fast"``: all but what is cheap to compute again;
             ``"balanced"``: the tokens between branches and the attention's output, not what the frozen layers
             project; ``"low"``: each block's input alone. None: no change.
+        products: By frozen weights. ``"auto"``: in the dtype of tokens or autocast; ``"fp8"``: in float8, each row
+            scaled, where that is faster, forwards and for the gradient of the tokens; adapters and what is stored stay
+            as they are. It rounds more coarsely, needs an Ada or Hopper GPU and bfloat16 tokens, and is an error at the
+            call where a branch cannot run so. None: no change.
 
     Raises:
         ConfigError: A name is unknown.
         StateError: The model is not wrapped, or holds several wrapped models.
     """
     _, _, shared = only_root(model)
-    for name, value, choices in (("branches", branches, BRANCHES), ("memory", memory, MEMORY)):
+    asked = (("branches", branches, BRANCHES), ("memory", memory, MEMORY), ("products", products, PRODUCTS))
+    for name, value, choices in asked:
         if value is not None and value not in choices:
             raise ConfigError(f"{name} must be {', '.join(map(repr, choices))} or None, got {value!r}")
     for each in (shared, *(root_state(adapter) for adapter in idle_adapters(shared).values())):
         each.branches = branches or each.branches
         each.memory = memory or each.memory
+        each.products = products or each.products
 
 
 def explain_execution(model: nn.Module) -> list[BlockExecution]:
@@ -73,7 +88,7 @@ def explain_execution(model: nn.Module) -> list[BlockExecution]:
         model: A wrapped model.
 
     Raises:
-        UnsupportedKernelError: ``branches="fused"`` was asked for and cannot be.
+        UnsupportedKernelError: ``branches="fused"`` or ``products="fp8"`` was asked for and cannot be.
         StateError: The model is not wrapped, or holds several wrapped models.
     """
     _, root, shared = only_root(model)
@@ -85,7 +100,8 @@ def explain_execution(model: nn.Module) -> list[BlockExecution]:
             continue
         tokens = torch.empty(shared.num_frames, 1, width, **place_of(block))
         found = fused_branches(block, tokens, positions=False)
-        words = ["fused" if isinstance(each, Branch) else each or "-" for each in found]
+        fused = "fused, fp8" if shared.products == "fp8" else "fused"
+        words = [fused if isinstance(each, Branch) else each or "-" for each in found]
         rows.append(BlockExecution(index, *words))
     _print(rows)
     return rows

@@ -20,6 +20,7 @@ from aim_adapters.ops.temporal_attention.api import exporting, triton_missing
 DEVICES = ("cpu", "cuda")
 _MOST_IN_WINDOW = 64
 _ON_GPU = (torch.bfloat16, torch.float16, torch.float32)
+_LEAST_FOR_FP8, _MOST_IN_FP8 = (8, 9), 16384
 
 
 class Branch(NamedTuple):
@@ -68,7 +69,8 @@ def token_dtype(block: Any, x: Tensor) -> torch.dtype:
 def chain_plan(block: Any, x: Tensor, branches: tuple[AttentionPlan | MlpPlan, ...]) -> ChainPlan:
     """Describe branches of a block that follow one another."""
     shared = block.aim.shared[0]
-    return ChainPlan(branches, shared.num_frames, str(compute_dtype(x)).removeprefix("torch."), shared.memory)
+    dtype = str(compute_dtype(x)).removeprefix("torch.")
+    return ChainPlan(branches, shared.num_frames, dtype, shared.memory, products=shared.products)
 
 
 def fused_branches(block: Any, x: Tensor, *, positions: bool) -> tuple[Branch | str | None, ...]:
@@ -80,7 +82,7 @@ def fused_branches(block: Any, x: Tensor, *, positions: bool) -> tuple[Branch | 
         positions: It was called with further arguments for its spatial attention.
 
     Raises:
-        UnsupportedKernelError: ``branches="fused"`` was asked for, and one cannot be.
+        UnsupportedKernelError: ``branches="fused"`` or ``products="fp8"`` was asked for, and one cannot be.
     """
     aim: BlockState = block.aim
     anatomy: BlockAnatomy = block.aim_spec
@@ -100,13 +102,34 @@ def fused_branches(block: Any, x: Tensor, *, positions: bool) -> tuple[Branch | 
     if aim.temporal is None:
         found[0] = None
     if shared.branches == "fused":
-        for name, each in zip(("temporal", "spatial", "MLP"), found, strict=True):
-            if isinstance(each, str):
-                raise UnsupportedKernelError(
-                    f"branches='fused' was asked for, but the {name} branch of {aim.key.rstrip('.')!r} cannot be: "
-                    f"{each}; use 'auto', which runs it as modules"
-                )
+        _demand(found, aim, "branches='fused'", "branches='auto', which runs it as modules")
+    if shared.products == "fp8":
+        found = [each if not isinstance(each, Branch) else _unfit_for_fp8(each, x) or each for each in found]
+        _demand(found, aim, "products='fp8'", "products='auto', which computes it in the dtype of its tokens")
     return tuple(found)
+
+
+def _demand(found: list[Branch | str | None], aim: BlockState, asked: str, instead: str) -> None:
+    for name, each in zip(("temporal", "spatial", "MLP"), found, strict=True):
+        if isinstance(each, str):
+            raise UnsupportedKernelError(
+                f"{asked} was asked for, but the {name} branch of {aim.key.rstrip('.')!r} cannot be: {each}; "
+                f"use {instead}"
+            )
+
+
+def _unfit_for_fp8(branch: Branch, x: Tensor) -> str | None:
+    device, dtype, weight = x.device, compute_dtype(x), branch.tensors[2]
+    assert weight is not None
+    if device.type != "cuda":  # where kernels are interpreted, so is float8: for tests
+        return triton_missing(device.type) and f"float8 needs a CUDA device, got {device.type}"
+    if torch.version.hip is not None or torch.cuda.get_device_capability(device) < _LEAST_FOR_FP8:
+        return "float8 needs an NVIDIA GPU of compute capability 8.9 or more (Ada, Hopper)"
+    if dtype != torch.bfloat16:
+        return f"float8 products return torch.bfloat16, got {dtype}; use torch.autocast"
+    if any(side % 16 or side > _MOST_IN_FP8 for side in weight.shape):
+        return f"float8 needs widths that are multiples of 16 up to {_MOST_IN_FP8}, got {tuple(weight.shape)}"
+    return None
 
 
 def _unfit(x: Tensor) -> str | None:
@@ -152,7 +175,7 @@ def _spatial(block: Any, x: Tensor, parts: AttentionParts | str, *, positions: b
         return _windowed(block, x, parts, width)
     if not flash_takes(x.device.type, dtype, width):
         return f"no fused attention takes heads of width {width} in {dtype} on {x.device.type}"
-    adapter, tokens = block.aim.spatial, x[0, ..., 0].numel()
+    adapter, tokens = block.aim.spatial, x.flatten(1, -2).shape[1]
     choice = spatial.choose("auto", spatial.case_of(x.device.type, dtype, width, tokens))
     implementation = "triton" if choice.implementation == "triton" else "flash"
     plan = AttentionPlan("tokens", parts.heads, parts.scale, parts.eps, adapter is not None, True, implementation)
@@ -162,7 +185,8 @@ def _spatial(block: Any, x: Tensor, parts: AttentionParts | str, *, positions: b
 def _windowed(block: Any, x: Tensor, parts: AttentionParts, width: int) -> Branch | str:
     windows, adapter, dtype, device = parts.windows, block.aim.spatial, compute_dtype(x), x.device.type
     assert windows is not None
-    (height, across), tokens = x.shape[1:3], windows.size[0] * windows.size[1]
+    # Who asks in general knows no height and width: there windows are taken to tile a frame.
+    (height, across), tokens = x.shape[1:3] if x.ndim == 4 else windows.size, windows.size[0] * windows.size[1]
     if height % windows.size[0] or across % windows.size[1]:
         return f"its windows of {windows.size} do not tile {height} x {across} tokens"
     choice = spatial.choose("auto", spatial.case_of(device, dtype, width, tokens, added=True))

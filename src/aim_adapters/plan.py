@@ -76,7 +76,8 @@ def build_adapter(
     state = RootState(config, embedding, bypassed=_bypassed(root, anatomy, config))
     state.record, state.name = record, name
     if builder.running is not None:
-        state.branches, state.memory = builder.running.branches, builder.running.memory
+        running = builder.running
+        state.branches, state.memory, state.products = running.branches, running.memory, running.products
     builder.add("", state, VideoRoot, (anatomy.hidden_when_headed, anatomy.blocked_methods))
     for index in adapted:
         builder.add_block(index, state, first=adapted[0])

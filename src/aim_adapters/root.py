@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from aim_adapters.anatomy import BackboneAnatomy
 from aim_adapters.block import AdaptedBlock
 from aim_adapters.errors import InputError, StateError, UnsupportedModelError
+from aim_adapters.fused import compute_dtype
 from aim_adapters.layers.head import average_frames
 from aim_adapters.layers.state import AIMState, NormState, SharedState, states
 from aim_adapters.layers.temporal import add_temporal_embedding
@@ -266,10 +267,8 @@ class PatchProduct(Patched):
         if not shared.enabled or shared.branches == "modules" or weight.requires_grad or not fits:
             out: Tensor = super().forward(x)
             return out
-        device = x.device.type
-        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         patches = x.unflatten(3, (-1, width)).unflatten(2, (-1, height)).permute(0, 2, 4, 1, 3, 5)  # [F, h, w, C, p, q]
-        rows = patches.to(low, memory_format=torch.contiguous_format).flatten(3)  # [F, h, w, C*p*q]
+        rows = patches.to(compute_dtype(x), memory_format=torch.contiguous_format).flatten(3)  # [F, h, w, C*p*q]
         return F.linear(rows, weight.flatten(1), bias).permute(0, 3, 1, 2)  # [F, D, h, w]
 
 

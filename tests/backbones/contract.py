@@ -140,8 +140,8 @@ class Contract:
             layout = "BTCHW" if frames == case.channels else "auto"
             aim.wrap_image_model(model, frames, temporal_input_adapter=True, input_layout=layout)
             with torch.no_grad():
-                torch.testing.assert_close(case.call(model, video), expected, rtol=1e-5, atol=1e-6)
-                torch.testing.assert_close(case.call(model, video.flatten(0, 1)), expected, rtol=1e-5, atol=1e-6)
+                torch.testing.assert_close(case.call(model, video), expected, rtol=1e-5, atol=3e-6)
+                torch.testing.assert_close(case.call(model, video.flatten(0, 1)), expected, rtol=1e-5, atol=3e-6)
             aim.unwrap_image_model(model)
 
     def test_reads_all_layouts_alike(self, case: Case) -> None:

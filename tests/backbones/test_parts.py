@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from aim_adapters.anatomy import AttentionParts, BlockAnatomy, BlockParts, MlpParts, apply_part
 from aim_adapters.backbones import read_anatomy
-from aim_adapters.ops.branches import AttentionPlan, MlpPlan
+from aim_adapters.ops.branches import AttentionPlan, MlpPlan, tile
 from tests.backbones import (
     test_open_clip_vit,
     test_swin,
@@ -81,9 +81,32 @@ def test_attention_is_what_the_family_computes(member: str) -> None:
         theirs = (case.plain_attention or anatomy.attend)(block, h)
         expected = x + apply_part(block, anatomy.post_attention, theirs)
         plan = AttentionPlan("tokens", parts.heads, parts.scale, parts.eps, False, False, "")
-        ours = plain_attention(x.flatten(1, -2), [*parts.tensors(), *[None] * 6], plan, 1).view(x.shape)
+        ours = plain_attention(x.flatten(1, -2), [*parts.tensors(), *[None] * 9], plan, 1).view(x.shape)
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
         assert parts.plain == (member.startswith(PLAIN_FAMILIES) and "DINOv3" not in member)
+
+
+@pytest.mark.parametrize("member", [name for name in MEMBERS if name.startswith("swin") and "v1" in name])
+def test_attention_within_windows_is_what_the_family_computes(member: str) -> None:
+    tiled = 0
+    for block, anatomy, _ in blocks_of(MEMBERS[member]):
+        parts = read(block, anatomy).attention
+        assert isinstance(parts, AttentionParts)
+        assert parts.windows is not None
+        for height, width in ((8, 12), (4, 8), (4, 4)):
+            x = torch.randn(2, height, width, len(parts.out_weight), dtype=torch.float64)
+            if hasattr(block, "input_resolution"):  # timm makes the mask of one size beforehand
+                if not block.dynamic_mask and (height, width) != tuple(block.input_resolution):
+                    continue
+            theirs = anatomy.attend(block, apply_part(block, anatomy.pre_attention, x))
+            expected = x + apply_part(block, anatomy.post_attention, theirs)
+            index, mask = tile(height, width, parts.windows.size, parts.windows.shift, x.device)
+            plan = AttentionPlan("windows", parts.heads, parts.scale, parts.eps, False, False, "")
+            tensors = [*parts.tensors(), *[None] * 6, parts.windows.bias, mask, index]
+            ours = plain_attention(x.flatten(1, -2), tensors, plan, 1).view(x.shape)
+            torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+            tiled += 1
+    assert tiled or "do_not_divide" in member
 
 
 @pytest.mark.parametrize("member", MEMBERS)
@@ -100,7 +123,7 @@ def test_mlp_is_what_the_family_computes(member: str) -> None:
         assert isinstance(parts, MlpParts)
         theirs = getattr(block, anatomy.mlp)(apply_part(block, anatomy.pre_mlp, x))
         expected = x + apply_part(block, anatomy.post_mlp, theirs)
-        ours = plain_mlp(x, [*parts.tensors(), *[None] * 6], MlpPlan(parts.activation, parts.eps, False, 1.0), 1)
+        ours = plain_mlp(x, [*parts.tensors(), *[None] * 9], MlpPlan(parts.activation, parts.eps, False, 1.0), 1)
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
 
 

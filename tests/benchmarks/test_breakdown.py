@@ -17,7 +17,7 @@ POINTWISE = {"add_kernel"}  # of no part
 OPS = ROOT / "src" / "aim_adapters" / "ops"
 FOLDERS = {
     "bottleneck": {"adapter"},
-    "frozen": {"norms", "activation"},
+    "frozen": {"norms", "activation", "copies and casts"},
     "spatial_attention": {"spatial attention"},
     "temporal_attention": {"temporal attention"},
 }

@@ -25,6 +25,7 @@ pytest.importorskip("transformers")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
 ]
 # Triton's interpreter multiplies bf16 wrongly.
 TINY = Size("test_vit", clips=2, frames=2, resolution=32, classes=3, dtype="float16")

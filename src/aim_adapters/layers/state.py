@@ -76,9 +76,10 @@ class SharedState(AIMState):
         self.config = config
         self.bypassed = bypassed
         self.enabled = True
-        # How it runs, not what it computes: neither is saved.
+        # How it runs, not what it computes: none is saved.
         self.branches = "auto"
         self.memory = "fast"
+        self.products = "auto"
         # While the root's own forward runs: of the last block's output only the [class] token is read.
         self.class_token_only = False
         self.headless = False  # classification layers are left out for a while

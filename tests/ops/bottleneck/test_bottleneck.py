@@ -1,93 +1,91 @@
-"""Both implementations of an adapter's parts answer to float64 autograd of the plain formula."""
+"""Both implementations of an adapter's hidden layer answer to float64 autograd of the plain formula."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aim_adapters.errors import UnsupportedKernelError
-from aim_adapters.ops.bottleneck import aten
+from aim_adapters.ops.bottleneck import aten, padded
 
 kernels = pytest.importorskip("aim_adapters.ops.bottleneck.triton")
 
-# Of the interpreter of Triton 3.6, in a loop over a number that is not a constant.
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 IMPLEMENTATIONS = pytest.mark.parametrize("ops", [aten, kernels], ids=["aten", "triton"])
-# Of the residual stream, and of the adapter. The interpreter multiplies bfloat16 wrongly.
-PAIRS = [(torch.float32, torch.float32), (torch.float32, torch.float16), (torch.float16, torch.float16)]
-PAIRS += [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)] * CUDA
-DTYPES = pytest.mark.parametrize(("stream", "low"), PAIRS, ids=str)
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+FACTORS = pytest.mark.parametrize("factor", [True, False], ids=["factor", "every"])
 
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of a call: clips of some rows, D and W."""
+    """Sizes of a call: clips of some rows, W, and the columns to fill."""
 
     clips: int
     rows: int
-    dim: int
     width: int
+    columns: int
+
+    @property
+    def tokens(self) -> int:
+        """M."""
+        return self.clips * self.rows
 
 
 CASES = pytest.mark.parametrize(
     "case",
-    [Case(1, 1, 24, 8), Case(3, 5, 96, 24), Case(1, 131, 200, 192), Case(7, 1, 1000, 72), Case(2, 3, 40, 264)],
+    [
+        Case(1, 1, 8, 16),
+        Case(3, 5, 24, 32),
+        Case(2, 700, 15, 16),
+        Case(7, 1, 72, 73),
+        Case(1, 131, 192, 208),
+        Case(3, 50, 264, 272),
+        Case(2, 3, 1, 48),
+        Case(1, 3, 4200, 4208),
+    ],
     ids=str,
 )
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Tensors of a call, and the gradient of its result."""
+    """Tensors of a call."""
 
     pre: Tensor
-    up_weight: Tensor
-    up_bias: Tensor
-    residual: Tensor
-    other: Tensor | None
+    d_hidden: Tensor
     factor: Tensor | None
-    d_out: Tensor
 
     @classmethod
-    def of(cls, case: Case, stream: torch.dtype, low: torch.dtype, *, other: bool, factor: bool) -> Inputs:
+    def of(cls, case: Case, dtype: torch.dtype, *, factor: bool) -> Inputs:
         generator = torch.Generator().manual_seed(0)
+        shape, wide = (case.tokens, case.width), torch.promote_types(dtype, torch.float32)
+        pre, d_hidden = (torch.randn(shape, generator=generator).to(DEVICE, dtype) for _ in range(2))
+        f = 1.3 * torch.rand(case.clips, generator=generator) if factor else None
+        return cls(2 * pre, d_hidden, None if f is None else f.to(DEVICE, wide))
 
-        def normal(*shape: int, dtype: torch.dtype = low) -> Tensor:
-            return torch.randn(shape, generator=generator).to(DEVICE, dtype)
-
-        tokens = case.clips * case.rows
-        return cls(
-            2 * normal(tokens, case.width),
-            normal(case.dim, case.width) / case.width**0.5,
-            normal(case.dim),
-            normal(tokens, case.dim, dtype=stream),
-            normal(tokens, case.dim) if other else None,
-            torch.rand(case.clips, generator=generator).to(DEVICE) * 1.3 if factor else None,
-            normal(tokens, case.dim, dtype=stream),
-        )
-
-    def to(self, dtype: torch.dtype) -> Inputs:
-        return Inputs(*(None if x is None else x.to(dtype) for x in vars(self).values()))  # type: ignore[arg-type]
+    def double(self) -> Inputs:
+        return Inputs(self.pre.double(), self.d_hidden.double(), None if self.factor is None else self.factor.double())
 
 
-def plain(inputs: Inputs, rows: int, scale: float) -> list[Tensor]:
-    """Return the result and the gradients of pre, up_weight and up_bias by autograd, each operator in its dtype."""
-    leaves = [x.detach().clone().requires_grad_() for x in (inputs.pre, inputs.up_weight, inputs.up_bias)]
-    branch = F.linear(F.gelu(leaves[0]), *leaves[1:])
-    if inputs.factor is not None:
-        branch = branch * inputs.factor.repeat_interleave(rows)[:, None]
-    out = inputs.residual + scale * branch
-    out = out if inputs.other is None else out + inputs.other
-    gradients = torch.autograd.grad(out, leaves, inputs.d_out.to(out.dtype))
-    return [out.detach().to(inputs.residual.dtype), *gradients]
+def of_rows(inputs: Inputs, case: Case, scale: float) -> Tensor:
+    """Return f ``[M, 1]``, float32 at least."""
+    wide = torch.promote_types(inputs.pre.dtype, torch.float32)
+    clips = torch.ones(case.clips, device=DEVICE, dtype=wide) if inputs.factor is None else inputs.factor
+    return scale * clips.repeat_interleave(case.rows)[:, None]
+
+
+def plain(inputs: Inputs, case: Case, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the columns, and by autograd the gradient of pre and its sum, each operator in its dtype."""
+    pre, f = inputs.pre.detach().clone().requires_grad_(), of_rows(inputs, case, scale)
+    value = (F.gelu(pre) * f).to(pre.dtype)
+    (d_pre,) = torch.autograd.grad(value, pre, inputs.d_hidden)
+    zeros = f.new_zeros(case.tokens, case.columns - case.width - 1)
+    return torch.cat((value.detach(), f.to(pre.dtype), zeros.to(pre.dtype)), 1), d_pre, d_pre.sum(0)
 
 
 def near(got: Tensor, plain: Tensor, true: Tensor) -> None:
@@ -97,90 +95,244 @@ def near(got: Tensor, plain: Tensor, true: Tensor) -> None:
     assert (got.double() - true).norm() <= allowed
 
 
-def check(ops: ModuleType, inputs: Inputs, rows: int, scale: float) -> None:
-    x = inputs
-    eager, true = plain(x, rows, scale), plain(x.to(torch.float64), rows, scale)
-    out = ops.up_add(x.pre, x.up_weight, x.up_bias, x.residual, x.other, x.factor, rows, scale)
-    assert out.dtype == x.residual.dtype
-    near(out, eager[0], true[0])
-    d_pre, hidden, d_up_bias, d_down_bias = ops.down_backward(x.d_out, x.up_weight, x.pre, x.factor, rows, scale)
-    assert d_pre.dtype == hidden.dtype == x.pre.dtype
-    assert d_up_bias.dtype == d_down_bias.dtype == torch.promote_types(x.pre.dtype, torch.float32)
-    near(d_pre, eager[1], true[1])
-    near(x.d_out.double().T @ hidden.double(), eager[2], true[2])
-    near(d_up_bias, eager[3], true[3])
-    near(d_down_bias, eager[1].sum(0), true[1].sum(0))
+def beside(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return memory with other columns on both sides of some, and these columns, which hold ``x``."""
+    memory = x.new_full((len(x), x.shape[1] + 5), 7.0)
+    columns = memory[:, 2:-3]
+    columns.copy_(x)
+    return memory, columns
+
+
+def untouched(memory: Tensor) -> bool:
+    """Tell whether the columns on both sides are what they were."""
+    return bool((memory[:, :2] == 7.0).all() and (memory[:, -3:] == 7.0).all())
+
+
+def nothing(case: Case, dtype: torch.dtype) -> Tensor:
+    """Return columns to fill, full of NaN, so that an element left out shows."""
+    return torch.full((case.tokens, case.columns), float("nan"), dtype=dtype, device=DEVICE)
+
+
+def check(ops: ModuleType, case: Case, dtype: torch.dtype, *, factor: bool, scale: float = 0.7) -> None:
+    x = Inputs.of(case, dtype, factor=factor)
+    eager, true = plain(x, case, scale), plain(x.double(), case, scale)
+    (pre_memory, pre), (d_memory, d_hidden) = beside(x.pre), beside(x.d_hidden)
+    for again in (False, True):
+        memory, out = beside(nothing(case, dtype))
+        if again:
+            d_down_b = ops.hidden_backward(d_hidden, pre, out, x.factor, case.rows, scale)
+        else:
+            assert ops.hidden(pre, out, x.factor, case.rows, scale) is None
+        near(out[:, : case.width + 1], *(each[:, : case.width + 1] for each in (eager[0], true[0])))
+        assert not out[:, case.width + 1 :].any() and untouched(memory)
+    near(d_hidden, eager[1], true[1])
+    assert d_down_b.dtype == torch.promote_types(dtype, torch.float32)
+    near(d_down_b, eager[2], true[2])
+    assert torch.equal(pre, x.pre) and untouched(pre_memory) and untouched(d_memory)
+
+
+@pytest.mark.parametrize(("width", "columns"), [(1, 16), (15, 16), (16, 32), (48, 64), (192, 208), (255, 256)])
+def test_columns_of_an_adapter(width: int, columns: int) -> None:
+    assert padded(width) == columns
 
 
 @IMPLEMENTATIONS
 @DTYPES
 @CASES
-@pytest.mark.parametrize("other", [True, False], ids=["other", "alone"])
-@pytest.mark.parametrize("factor", [True, False], ids=["factor", "every"])
-def test_against_autograd(
-    ops: ModuleType, stream: torch.dtype, low: torch.dtype, case: Case, other: bool, factor: bool
-) -> None:
-    check(ops, Inputs.of(case, stream, low, other=other, factor=factor), case.rows, 0.7)
+@FACTORS
+def test_against_autograd(ops: ModuleType, dtype: torch.dtype, case: Case, factor: bool) -> None:
+    check(ops, case, dtype, factor=factor)
 
 
 @CASES
-@pytest.mark.parametrize("factor", [True, False], ids=["factor", "every"])
-def test_aten_in_float64(case: Case, factor: bool) -> None:
-    x = Inputs.of(case, torch.float64, torch.float64, other=True, factor=factor)
-    out = aten.up_add(x.pre, x.up_weight, x.up_bias, x.residual, x.other, x.factor, case.rows, 0.7)
-    d_pre, hidden, *biases = aten.down_backward(x.d_out, x.up_weight, x.pre, x.factor, case.rows, 0.7)
-    true = plain(x, case.rows, 0.7)
-    got = [out, d_pre, x.d_out.T @ hidden, *biases]
-    torch.testing.assert_close(got, [*true, true[1].sum(0)], rtol=1e-12, atol=1e-12)
+@FACTORS
+@pytest.mark.parametrize("scale", [1.0, 0.7])
+def test_aten_in_float64(case: Case, factor: bool, scale: float) -> None:
+    x = Inputs.of(case, torch.float64, factor=factor)
+    out, d_pre = nothing(case, torch.float64), x.d_hidden.clone()
+    d_down_b = aten.hidden_backward(d_pre, x.pre, out, x.factor, case.rows, scale)
+    assert out.dtype == d_down_b.dtype == torch.float64
+    torch.testing.assert_close((out, d_pre, d_down_b), plain(x, case, scale), rtol=1e-12, atol=1e-12)
 
 
 @IMPLEMENTATIONS
-def test_a_dropped_clip_passes_and_gets_nothing(ops: ModuleType) -> None:
-    x = Inputs.of(Case(3, 4, 24, 8), torch.float32, torch.float32, other=False, factor=True)
-    factor = torch.tensor([0.0, 2.0, 0.0], device=DEVICE)
-    out = ops.up_add(x.pre, x.up_weight, x.up_bias, x.residual, None, factor, 4, 0.5)
-    d_pre, hidden, d_up_bias, _ = ops.down_backward(x.d_out, x.up_weight, x.pre, factor, 4, 0.5)
+@CASES
+def test_the_gradient_alone_is_the_same(ops: ModuleType, case: Case) -> None:
+    x = Inputs.of(case, torch.float32, factor=True)
+    first, second = x.d_hidden.clone(), x.d_hidden.clone()
+    sums = ops.hidden_backward(first, x.pre, nothing(case, torch.float32), x.factor, case.rows, 0.5)
+    assert torch.equal(ops.hidden_backward(second, x.pre, None, x.factor, case.rows, 0.5), sums)
+    assert torch.equal(first, second)
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("skip", [True, False], ids=["beside a layer", "alone"])
+def test_one_product_gives_the_layer_and_the_branch(ops: ModuleType, skip: bool) -> None:
+    """And its transpose their gradients: the bias' is that of the column of ones."""
+    case, dtype = Case(3, 7, 24, padded(24)), torch.float64 if ops is aten else torch.float32
+    x, generator = Inputs.of(case, dtype, factor=True), torch.Generator().manual_seed(1)
+    shapes = (40, 24), (40,), (40, 56), (21, 56), (21, 40)
+    drawn = [torch.randn(shape, generator=generator).to(DEVICE, dtype) for shape in shapes]
+    leaves = [each.requires_grad_() for each in (x.pre, *drawn[:2], drawn[3])]
+    weight, rows, d_out = drawn[2], drawn[3], drawn[4]
+    out = of_rows(x, case, 0.7) * F.linear(F.gelu(x.pre), *drawn[:2]) + skip * F.linear(rows, weight)
+    true = torch.autograd.grad(out, leaves, d_out)
+
+    with torch.no_grad():
+        both = ops.widened(weight if skip else None, drawn[0], drawn[1], dtype)
+        wide = torch.cat((rows, nothing(case, dtype)), 1) if skip else nothing(case, dtype)
+        columns = wide[:, -case.columns :]
+        ops.hidden(x.pre, columns, x.factor, 7, 0.7)
+        torch.testing.assert_close(wide @ both.T, out)
+        d_wide = d_out @ both
+        d_pre = d_wide[:, -case.columns :][:, : case.width]
+        ops.hidden_backward(d_pre, x.pre, None, x.factor, 7, 0.7)
+        torch.testing.assert_close(d_pre, true[0])
+        d_up = d_out.T @ columns
+        torch.testing.assert_close((d_up[:, :24], d_up[:, 24]), true[1:3])
+        if skip:
+            torch.testing.assert_close(d_wide[:, :56], true[3])
+
+
+@IMPLEMENTATIONS
+def test_a_dropped_clip_gives_and_gets_nothing(ops: ModuleType) -> None:
+    case = Case(3, 4, 8, 16)
+    x, factor = Inputs.of(case, torch.float32, factor=False), torch.tensor([0.0, 2.0, 0.0], device=DEVICE)
+    out, d_pre = nothing(case, torch.float32), x.d_hidden.clone()
+    ops.hidden_backward(d_pre, x.pre, out, factor, 4, 0.5)
     kept = torch.tensor([0] * 4 + [1] * 4 + [0] * 4, device=DEVICE).bool()
-    assert torch.equal(out[~kept], x.residual[~kept])
-    assert not d_pre[~kept].any() and not hidden[~kept].any()
-    assert d_pre[kept].all() and hidden[kept].all()
-    torch.testing.assert_close(d_up_bias, x.d_out[kept].sum(0))
+    assert not d_pre[~kept].any() and not out[~kept].any()
+    assert d_pre[kept].all() and out[kept, :8].all()
+    assert (out[kept, 8] == 1.0).all()
 
 
 def test_the_same_again_to_the_bit() -> None:
-    x = Inputs.of(Case(3, 90, 96, 264), torch.float32, torch.float16, other=True, factor=True)
-    first, second = (kernels.down_backward(x.d_out, x.up_weight, x.pre, x.factor, 90, 0.5) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    x = Inputs.of(Case(3, 90, 264, 272), torch.float16, factor=True)
+    results = []
+    for _ in range(2):
+        out, d_pre = nothing(Case(3, 90, 264, 272), torch.float16), x.d_hidden.clone()
+        results.append((kernels.hidden_backward(d_pre, x.pre, out, x.factor, 90, 0.5), d_pre, out))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@CASES
-def test_every_element_is_written(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
-    """Memory handed out is full of NaN, so that an element left out shows."""
+def test_rows_farther_apart_than_32_bits_can_count() -> None:
+    far, case = 2**30, Case(3, 1, 8, 16)
+    x = Inputs.of(case, torch.float16, factor=True)
+    memory = torch.empty(
+        2 * far + 64, device=DEVICE, dtype=torch.float16
+    )  # on a CPU, only what is touched takes memory
+    pre, d_pre = (memory.as_strided((3, 8), (far, 1), start) for start in (0, 8))
+    out = memory.as_strided((3, 16), (far, 1), 16)
+    pre.copy_(x.pre)
+    d_pre.copy_(x.d_hidden)
+    near_out, near_d = nothing(case, torch.float16), x.d_hidden.clone()
+    sums = kernels.hidden_backward(near_d, x.pre, near_out, x.factor, 1, 0.5)
+    assert torch.equal(kernels.hidden_backward(d_pre, pre, out, x.factor, 1, 0.5), sums)
+    assert torch.equal(d_pre, near_d) and torch.equal(out, near_out)
+    kernels.hidden(pre, out.fill_(7.0), x.factor, 1, 0.5)
+    assert torch.equal(out, near_out)
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hand out memory full of NaN, so that an element left out shows."""
     empty = torch.empty
-    monkeypatch.setattr(kernels.torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
-    x = Inputs.of(case, torch.float32, torch.float32, other=True, factor=True)
-    out = kernels.up_add(x.pre, x.up_weight, x.up_bias, x.residual, x.other, x.factor, case.rows, 0.5)
-    rest = kernels.down_backward(x.d_out, x.up_weight, x.pre, x.factor, case.rows, 0.5)
-    assert all(each.isfinite().all() for each in (out, *rest))
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
 
 
-def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    wide = torch.zeros(1, 1032, device=DEVICE)
-    weight, row = torch.zeros(8, 1032, device=DEVICE), torch.zeros(1, 8, device=DEVICE)
-    with pytest.raises(UnsupportedKernelError, match="1032 wide does not fit"):
-        kernels.up_add(wide, weight, row[0], row, None, None, 1, 1.0)
-    monkeypatch.setattr(kernels, "shared_memory", lambda device: 2**10)
-    arguments: list[Any] = [row, weight[:, :8].contiguous(), row, None, 1, 1.0]
-    with pytest.raises(UnsupportedKernelError, match="1 KiB of shared memory"):
-        kernels.down_backward(*arguments)
+# Of the weights as they are held, and of the result. Where a GPU rounds to bfloat16, Triton's interpreter cuts off.
+PAIRS = [(torch.float32, torch.float32), (torch.float32, torch.float16), (torch.float16, torch.float32)]
+PAIRS += [(torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32), *[(torch.float32, torch.bfloat16)] * CUDA]
+WEIGHTS = pytest.mark.parametrize(("given", "dtype"), PAIRS, ids=str)
+
+
+def drawn(*shapes: tuple[int, ...], dtype: torch.dtype, turned: bool) -> list[Tensor]:
+    """Return tensors, and matrices as transposed views if they are ``turned``."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(shape, generator=generator).to(DEVICE, dtype) for shape in shapes]
+    return [x.T.contiguous().T if turned and x.dim() == 2 else x for x in tensors]
+
+
+@IMPLEMENTATIONS
+@WEIGHTS
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("turned", [False, True], ids=["rows", "turned"])
+@pytest.mark.parametrize(
+    ("dim", "own", "width"), [(1, 8, 1), (40, 96, 24), (5, 1008, 15), (3, 1500, 192), (2, 7, 1100)]
+)
+def test_widened(
+    ops: ModuleType, given: torch.dtype, dtype: torch.dtype, turned: bool, dim: int, own: int, width: int
+) -> None:
+    weight, up_weight, up_bias = drawn((dim, own), (dim, width), (dim,), dtype=given, turned=turned)
+    zeros = torch.zeros(dim, padded(width) - width - 1, dtype=dtype, device=DEVICE)
+    adapter = torch.cat((up_weight.to(dtype), up_bias.to(dtype)[:, None], zeros), 1)
+    for each, true in ((weight, torch.cat((weight.to(dtype), adapter), 1)), (None, adapter)):
+        got = ops.widened(each, up_weight, up_bias, dtype)
+        assert got.dtype == dtype and got.is_contiguous() and torch.equal(got, true)
+
+
+@IMPLEMENTATIONS
+@WEIGHTS
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("turned", [False, True], ids=["rows", "turned"])
+@pytest.mark.parametrize("biased", [True, False], ids=["biased", "without bias"])
+@pytest.mark.parametrize(("dim", "own", "width"), [(1, 8, 1), (24, 96, 24), (1000, 5, 15), (1024, 3, 8)])
+def test_joined(
+    ops: ModuleType, given: torch.dtype, dtype: torch.dtype, turned: bool, biased: bool, dim: int, own: int, width: int
+) -> None:
+    shapes = (own, dim), (width, dim), (own,), (width,)
+    weight, down_weight, bias, down_bias = drawn(*shapes, dtype=given, turned=turned)
+    weights, biases = ops.joined(weight, bias if biased else None, down_weight, down_bias, dtype)
+    assert weights.dtype == biases.dtype == dtype and weights.is_contiguous()
+    assert torch.equal(weights, torch.cat((weight, down_weight)).to(dtype))
+    assert torch.equal(biases, torch.cat((bias if biased else torch.zeros_like(bias), down_bias)).to(dtype))
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_weights_may_be_of_several_dtypes(ops: ModuleType, dtype: torch.dtype) -> None:
+    """A frozen layer may be held in half precision beside an adapter in float32."""
+    weight, bias = drawn((16, 16), (16,), dtype=torch.float16, turned=False)
+    ours, our_bias = drawn((16, 16), (16,), dtype=torch.float32, turned=False)
+    weights, biases = ops.joined(weight, bias, ours, our_bias, dtype)
+    assert torch.equal(weights, torch.cat((weight.to(dtype), ours.to(dtype))))
+    assert torch.equal(biases, torch.cat((bias.to(dtype), our_bias.to(dtype))))
+    got = ops.widened(weight, ours, our_bias, dtype)
+    assert torch.equal(got[:, :33], torch.cat((weight.to(dtype), ours.to(dtype), our_bias.to(dtype)[:, None]), 1))
+
+
+@IMPLEMENTATIONS
+def test_what_is_not_finite_stays_where_it_is(ops: ModuleType) -> None:
+    weight, up_weight, up_bias = drawn((3, 20), (3, 8), (3,), dtype=torch.float32, turned=False)
+    weight[0, 19], up_weight[1, 0], up_bias[2] = float("nan"), float("inf"), float("-inf")
+    wide = ops.widened(weight, up_weight, up_bias, torch.float32)
+    assert (~wide.isfinite()).nonzero().tolist() == [[0, 19], [1, 20], [2, 28]]
+    both, _ = ops.joined(up_weight, None, up_weight, up_bias, torch.float32)
+    assert (~both.isfinite()).nonzero().tolist() == [[1, 0], [4, 0]]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not CUDA, reason="needs a GPU")
-@pytest.mark.parametrize("stream", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize(
-    ("dim", "width"),
-    [(96, 24), (768, 48), (768, 192), (1024, 256), (1280, 320), (1536, 384), (2048, 512), (2048, 1024)],
-)
-def test_sizes_in_use(dim: int, width: int, stream: torch.dtype) -> None:
-    check(kernels, Inputs.of(Case(2, 1576, dim, width), stream, torch.bfloat16, other=True, factor=True), 1576, 0.5)
+@FACTORS
+@pytest.mark.parametrize("width", [24, 48, 192, 256, 320, 384, 512, 1024])
+def test_sizes_in_use(width: int, factor: bool) -> None:
+    case = Case(2, 1576, width, padded(width))
+    check(kernels, case, torch.bfloat16, factor=factor, scale=0.5)
+    x, results = Inputs.of(case, torch.bfloat16, factor=factor), []
+    for _ in range(2):
+        out, d_pre = nothing(case, torch.bfloat16), x.d_hidden.clone()
+        results.append((kernels.hidden_backward(d_pre, x.pre, out, x.factor, 1576, 0.5), d_pre, out))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="needs a GPU")
+@pytest.mark.parametrize("given", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(("dim", "inner", "width"), [(768, 3072, 192), (1024, 4096, 256), (1152, 4304, 288)])
+def test_weights_in_use(dim: int, inner: int, width: int, given: torch.dtype) -> None:
+    shapes = (dim, inner), (inner, dim), (dim, width), (width, dim), (dim,), (inner,), (width,)
+    out_w, in_w, up_w, down_w, up_b, in_b, down_b = drawn(*shapes, dtype=given, turned=False)
+    low = torch.bfloat16
+    assert torch.equal(kernels.widened(out_w, up_w, up_b, low), aten.widened(out_w, up_w, up_b, low))
+    got, true = (ops.joined(in_w, in_b, down_w, down_b, low) for ops in (kernels, aten))
+    assert all(torch.equal(a, b) for a, b in zip(got, true, strict=True))

@@ -9,13 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aim_adapters.ops.branches import AttentionPlan, ChainPlan, MlpPlan
+from aim_adapters.ops.branches import AttentionPlan, ChainPlan, MlpPlan, tile
+from aim_adapters.ops.branches.chain import PER_BRANCH
 from aim_adapters.ops.branches.plan import ATTENTION_FROZEN, MLP_FROZEN, TRAINED
 
 Tensors = list[Tensor | None]
 EPS, SCALE = 1e-5, 0.3
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
 MEMORY = ("fast", "balanced", "low")
+# Windows of 2 x 3 tokens in frames of 4 x 6, shifted.
+FRAME, WINDOW, SHIFT = (4, 6), (2, 3), (1, 2)
 
 
 @dataclass(frozen=True)
@@ -50,18 +53,17 @@ class Case:
         return ChainPlan(branches, self.frames, dtype, memory)
 
     def attention(self, over: str, *, implementation: str = "", shares: bool = False) -> AttentionPlan:
-        """Return a branch as the adapted block asks for it: over frames without inner skip, over tokens with one."""
-        implementation = implementation or {"frames": "eager", "tokens": "flash"}[over]
-        return AttentionPlan(
-            over, self.heads, SCALE, EPS, self.adapter, self.adapter and over == "tokens", implementation, shares
-        )
+        """Return a branch as the adapted block asks for it: over frames without inner skip, over others with one."""
+        implementation = implementation or ("eager" if over == "frames" else "flash")
+        skip = self.adapter and over != "frames"
+        return AttentionPlan(over, self.heads, SCALE, EPS, self.adapter, skip, implementation, shares)
 
     def mlp(self) -> MlpPlan:
         """Return an MLP branch."""
         return MlpPlan(self.activation, EPS, self.adapter, 0.7)
 
     def tensors(self, plan: AttentionPlan | MlpPlan, seed: int = 1) -> Tensors:
-        """Return the 13 tensors of a branch, float64; those that train require a gradient."""
+        """Return the tensors of a branch, float64; those that train require a gradient."""
         d, attends = self.dim, isinstance(plan, AttentionPlan)
         inner = self.heads * self.head_dim if attends else self.hidden
         wide = 3 * inner if attends else inner
@@ -80,9 +82,17 @@ class Case:
         found: Tensors = [None if n in absent else 0.5 * draw(seed + i, *shapes[n]) for i, n in enumerate(frozen)]
         for i, n in enumerate(TRAINED):
             found.append(None if n in absent else (0.5 * draw(seed + 20 + i, *shapes[n])).requires_grad_())
-        drops = self.factor and self.adapter and not (attends and plan.over == "tokens")
+        drops = self.factor and self.adapter and not (attends and plan.over != "frames")
         factor = torch.tensor([0.0, 2.0, 1.25], dtype=torch.float64)[: self.clips] if drops else None
-        return [*found[:7], factor, *found[7:]]
+        return [*found[:7], factor, *found[7:], *self.windows(plan, seed)]
+
+    def windows(self, plan: AttentionPlan | MlpPlan, seed: int) -> Tensors:
+        """Return the bias of windows ``[H, N, N]``, their mask ``[W, N, N]`` and their tokens ``[W, N]``."""
+        if isinstance(plan, MlpPlan) or plan.over != "windows":
+            return [None] * 3
+        assert self.tokens == FRAME[0] * FRAME[1]
+        index, mask = tile(*FRAME, WINDOW, SHIFT, torch.device("cpu"))
+        return [draw(seed + 40, self.heads, *[WINDOW[0] * WINDOW[1]] * 2), mask, index]
 
 
 def draw(seed: int, *shape: int) -> Tensor:
@@ -90,18 +100,20 @@ def draw(seed: int, *shape: int) -> Tensor:
 
 
 def plain_chain(x: Tensor, tensors: Sequence[Tensor | None], plan: ChainPlan) -> Tensor:
-    """Compute a chain, each branch with all of its 13 tensors."""
+    """Compute a chain, each branch with all of its tensors."""
     for i, branch in enumerate(plan.branches):
         run = plain_attention if isinstance(branch, AttentionPlan) else plain_mlp
-        x = run(x, tensors[13 * i : 13 * (i + 1)], branch, plan.num_frames)  # type: ignore[operator]
+        own = tensors[PER_BRANCH * i : PER_BRANCH * (i + 1)]
+        x = run(x, own, branch, plan.num_frames)  # type: ignore[operator]
     return x
 
 
 def plain_attention(x: Tensor, tensors: Sequence[Tensor | None], plan: AttentionPlan, num_frames: int) -> Tensor:
-    norm_w, norm_b, qkv_w, qkv_b, out_w, out_b, gamma, factor, *adapter, bias = tensors
+    norm_w, norm_b, qkv_w, qkv_b, out_w, out_b, gamma, factor, *adapter, bias, window_bias, mask, index = tensors
     h = F.layer_norm(x, x.shape[-1:], norm_w, norm_b, plan.eps)
     qkv = F.linear(h, qkv_w, qkv_b).unflatten(-1, (3, plan.heads, -1))  # [B*T, N, 3, H, d]
-    out = F.linear(plain_attend(qkv, bias, plan, num_frames).flatten(2), out_w, out_b)
+    o = plain_attend(qkv, bias, plan, num_frames, (window_bias, mask, index))
+    out = F.linear(o.flatten(2), out_w, out_b)
     out = out if gamma is None else out * gamma
     if plan.adapter:
         branch = plain_adapter(out, adapter, factor, num_frames)
@@ -109,8 +121,16 @@ def plain_attention(x: Tensor, tensors: Sequence[Tensor | None], plan: Attention
     return x + out
 
 
-def plain_attend(qkv: Tensor, bias: Tensor | None, plan: AttentionPlan, num_frames: int) -> Tensor:
-    """Attend over frames or tokens of ``[B*T, N, 3, H, d]``; return ``[B*T, N, H, d]``."""
+def plain_attend(
+    qkv: Tensor,
+    bias: Tensor | None,
+    plan: AttentionPlan,
+    num_frames: int,
+    windows: Sequence[Tensor | None] = (None, None, None),
+) -> Tensor:
+    """Attend over frames, tokens or windows of ``[B*T, N, 3, H, d]``; return ``[B*T, N, H, d]``."""
+    if plan.over == "windows":
+        return plain_windows(qkv, plan, *windows)  # type: ignore[arg-type]
     if plan.over == "frames":
         q, k, v = qkv.unflatten(0, (-1, num_frames)).permute(3, 0, 2, 4, 1, 5)  # [B, N, H, T, d]
     else:
@@ -120,8 +140,19 @@ def plain_attend(qkv: Tensor, bias: Tensor | None, plan: AttentionPlan, num_fram
     return o.permute(0, 3, 1, 2, 4).flatten(0, 1) if plan.over == "frames" else o.transpose(1, 2)
 
 
+def plain_windows(qkv: Tensor, plan: AttentionPlan, bias: Tensor, mask: Tensor | None, index: Tensor) -> Tensor:
+    """Attend within windows one after another."""
+    out = torch.zeros_like(qkv[:, :, 0])
+    for w, tokens in enumerate(index.long()):
+        q, k, v = qkv[:, tokens].permute(2, 0, 3, 1, 4)  # [B*T, H, N, d]
+        scores = q @ k.mT * plan.scale + bias.to(q.dtype)
+        scores = scores if mask is None else scores + mask[w].to(q.dtype)
+        out = out.index_copy(1, tokens, (scores.softmax(-1) @ v).transpose(1, 2))
+    return out
+
+
 def plain_mlp(x: Tensor, tensors: Sequence[Tensor | None], plan: MlpPlan, num_frames: int) -> Tensor:
-    norm_w, norm_b, in_w, in_b, out_w, out_b, gamma, factor, *adapter, _ = tensors
+    norm_w, norm_b, in_w, in_b, out_w, out_b, gamma, factor, *adapter, _ = tensors[:13]
     h = F.layer_norm(x, x.shape[-1:], norm_w, norm_b, plan.eps)
     out = F.linear(plain_activation(F.linear(h, in_w, in_b), plan.activation), out_w, out_b)
     out = out if gamma is None else out * gamma

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from aim_adapters.ops.branches import AttentionPlan, flash_takes
-from aim_adapters.ops.branches.attention import attend, attend_backward
+from aim_adapters.ops.branches import AttentionPlan, flash_takes, tile
+from aim_adapters.ops.branches.attention import attend, attend_backward, lse_shape
 from aim_adapters.ops.temporal_attention import reference
-from tests.ops.branches.cases import SCALE, draw, plain_attend
+from tests.ops.branches.cases import FRAME, SCALE, SHIFT, WINDOW, draw, plain_attend
 
 PROPERTY = settings(deadline=None, max_examples=30)
 
@@ -68,6 +68,28 @@ def test_over_frames(clips: int, frames: int, tokens: int, heads: int, dim: int,
 @PROPERTY
 def test_over_tokens(clips: int, frames: int, tokens: int, heads: int, dim: int) -> None:
     check("tokens", clips=clips, frames=frames, tokens=tokens, heads=heads, dim=dim, implementation="flash")
+
+
+@pytest.mark.parametrize("shift", [(0, 0), SHIFT, (0, 1)])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_over_windows(frames: int, shift: tuple[int, int]) -> None:
+    plan, tokens = plan_of("windows", 2, "flash"), FRAME[0] * FRAME[1]
+    index, mask = tile(*FRAME, WINDOW, shift, torch.device("cpu"))
+    windows = (draw(3, 2, 6, 6), mask, index)
+    qkv, d_o = draw(0, frames, tokens, 3, 2, 5).requires_grad_(), draw(2, frames, tokens, 2, 5)
+    expected = plain_attend(qkv, None, plan, frames, windows)
+    (wanted,) = torch.autograd.grad(expected, qkv, d_o)
+    with torch.no_grad():
+        given = torch.empty(frames, tokens, 2, 8, dtype=torch.float64)[..., :5]
+        o, lse = attend(qkv, None, plan, frames, windows=windows, out=given)
+        d_qkv, again, d_bias = attend_backward(d_o, qkv, None, o, lse, plan, frames, windows=windows)
+    assert o.data_ptr() == given.data_ptr()
+    assert again is o
+    assert d_bias is None
+    assert lse is not None
+    assert lse.shape == lse_shape(plan, frames, tokens, index)
+    torch.testing.assert_close(o, expected.detach(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(d_qkv, wanted, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("biased", [False, True])

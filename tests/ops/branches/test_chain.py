@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from aim_adapters.errors import UnsupportedKernelError
 from aim_adapters.ops.branches import FROZEN, ChainPlan, chain, run_branches
+from aim_adapters.ops.branches.chain import PER_BRANCH
 from aim_adapters.ops.branches.plan import encode
-from tests.ops.branches.cases import MEMORY, Case, Tensors, draw, plain_chain
+from tests.ops.branches.cases import FRAME, MEMORY, Case, Tensors, draw, plain_chain
 
 CHAINS = {
     "block": ("frames", "tokens", "mlp"),
@@ -23,6 +25,8 @@ CHAINS = {
     "temporal_alone": ("frames",),
     "spatial_alone": ("tokens",),
     "mlp_alone": ("mlp",),
+    "windows": ("frames", "windows", "mlp"),
+    "windows_first": ("windows", "mlp"),
 }
 CASES = {
     "whole": Case(clips=3, factor=True, time_bias=True),
@@ -36,18 +40,24 @@ def build(
     case: Case, kinds: tuple[str, ...], *, dtype: str = "float64", memory: str = "fast"
 ) -> tuple[ChainPlan, Tensors, Tensors]:
     """Return a plan, the tensors that `run_branches` takes, and those of every branch in full."""
+    case = sized(case, kinds)
     plans = [case.mlp() if kind == "mlp" else case.attention(kind) for kind in kinds]
     given: Tensors = []
     full: Tensors = []
     for index, plan in enumerate(plans):
         tensors = case.tensors(plan, seed=100 * index + 1)
         own = list(tensors)
-        if kinds[index : index + 1] == ("tokens",) and "frames" in kinds[:index]:  # both attend by one frozen layer
-            plans[index] = case.attention("tokens", shares=True)
-            tensors[:FROZEN], own[:FROZEN] = full[-13:][:FROZEN], [None] * FROZEN
+        if index and kinds[index] in ("tokens", "windows"):  # attends by the same frozen layer as over time
+            plans[index] = case.attention(kinds[index], shares=True)
+            tensors[:FROZEN], own[:FROZEN] = full[-PER_BRANCH:][:FROZEN], [None] * FROZEN
         full += tensors
         given += own
     return case.chain(*plans, dtype=dtype, memory=memory), given, full
+
+
+def sized(case: Case, kinds: tuple[str, ...]) -> Case:
+    """Return the case with as many tokens as windows need."""
+    return replace(case, tokens=FRAME[0] * FRAME[1]) if "windows" in kinds else case
 
 
 def leaves_of(tensors: Tensors) -> list[Tensor]:
@@ -63,7 +73,7 @@ def kinds(request: pytest.FixtureRequest) -> tuple[str, ...]:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_output_and_gradients(case: Case, kinds: tuple[str, ...], memory: str) -> None:
     plan, given, full = build(case, kinds, memory=memory)
-    x = case.tokens_in().requires_grad_()
+    x = sized(case, kinds).tokens_in().requires_grad_()
     d_out = draw(7, *x.shape)
     expected = plain_chain(x, full, plan)
     wanted = torch.autograd.grad(expected, [x, *leaves_of(full)], d_out)
@@ -78,7 +88,7 @@ def test_output_and_gradients(case: Case, kinds: tuple[str, ...], memory: str) -
 @pytest.mark.parametrize("memory", MEMORY)
 def test_tokens_without_a_gradient_give_the_same_to_what_trains(kinds: tuple[str, ...], memory: str) -> None:
     plan, given, _ = build(CASES["whole"], kinds, memory=memory)
-    x = CASES["whole"].tokens_in()
+    x = sized(CASES["whole"], kinds).tokens_in()
     gradients = []
     for needs in (True, False):
         out = run_branches(x.detach().requires_grad_(needs), given, plan)
@@ -97,7 +107,7 @@ def test_some_of_what_trains_may_be_frozen(memory: str) -> None:
     """As while a user freezes one adapter."""
     plan, given, full = build(CASES["whole"], CHAINS["block"], memory=memory)
     for tensors in (given, full):
-        for index in (8, 9, 12, 13 + 10):
+        for index in (8, 9, 12, PER_BRANCH + 10):
             tensors[index] = tensors[index].detach()  # type: ignore[union-attr]
     x = CASES["whole"].tokens_in()
     out, expected = run_branches(x, given, plan), plain_chain(x, full, plan)
@@ -148,7 +158,7 @@ def test_second_derivatives_are_refused(memory: str) -> None:
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_what_is_kept_is_what_the_backward_pass_expects(case: Case, kinds: tuple[str, ...]) -> None:
-    x, sizes = case.tokens_in(), {}
+    x, sizes = sized(case, kinds).tokens_in(), {}
     for memory in MEMORY:
         plan, given, _ = build(case, kinds, memory=memory)
         kept = chain._run(x, given, encode(plan), True)[1:]
@@ -255,12 +265,12 @@ def test_compiles_once_for_every_number_of_clips() -> None:
     assert compiles[0] == compiles[1] > 0
 
 
-@pytest.mark.parametrize("kinds", [CHAINS["block"], CHAINS["mlp_alone"]], ids=["block", "mlp"])
+@pytest.mark.parametrize("kinds", [CHAINS["block"], CHAINS["windows"], CHAINS["mlp_alone"]], ids="-".join)
 @pytest.mark.parametrize("memory", MEMORY)
 def test_operators_are_registered_in_full(memory: str, kinds: tuple[str, ...]) -> None:
     plan, given, _ = build(Case(time_bias=True, factor=True), kinds, memory=memory)
     frozen = [None if t is None else t.detach() for t in given]
-    x, text = Case().tokens_in(), encode(plan)
+    x, text = sized(Case(), kinds).tokens_in(), encode(plan)
     for train in (True, False):
         check_operator(torch.ops.aim_adapters.branches.default, x, frozen, text, train)
     kept = torch.ops.aim_adapters.branches(x, frozen, text, True)[1:]

@@ -13,7 +13,7 @@ from tests.ops.branches.cases import ACTIVATIONS, MEMORY
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 ATTENTIONS = st.builds(
     AttentionPlan,
-    over=st.sampled_from(["frames", "tokens"]),
+    over=st.sampled_from(["frames", "tokens", "windows"]),
     heads=st.integers(1, 64),
     scale=NUMBERS,
     eps=NUMBERS,
@@ -30,6 +30,7 @@ CHAINS = st.builds(
     dtype=st.sampled_from(["float64", "float32", "bfloat16", "float16"]),
     memory=st.sampled_from(MEMORY),
     tokens=st.just(0),  # no part of the text
+    products=st.sampled_from(["auto", "fp8"]),
 )
 
 

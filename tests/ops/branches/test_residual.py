@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from aim_adapters.ops.branches import AttentionPlan, MlpPlan, run_branches
+from aim_adapters.ops.branches import chain as chains
 from aim_adapters.ops.branches.plan import TRAINED
-from tests.ops.branches.cases import ACTIVATIONS, MEMORY, Case, Tensors, draw, plain_chain
+from tests.ops.branches.cases import ACTIVATIONS, FRAME, MEMORY, Case, Tensors, draw, plain_chain
 
-KINDS = ("frames", "tokens", "mlp")
+KINDS = ("frames", "tokens", "windows", "mlp")
 VARIANTS = {
     "whole": Case(),
     "no_adapter": Case(adapter=False),
@@ -42,19 +45,20 @@ def plan_of(case: Case, kind: str) -> AttentionPlan | MlpPlan:
 
 def check(case: Case, kind: str, *, memory: str = "fast", needs: bool = True) -> None:
     """Hold a branch to autograd, and see that it leaves what it is given alone."""
+    case = replace(case, tokens=FRAME[0] * FRAME[1]) if kind == "windows" else case
     plan = plan_of(case, kind)
     x, tensors, chain = case.tokens_in(), case.tensors(plan), case.chain(plan, memory=memory)
     d_out = draw(7, *x.shape)
     before = [None if t is None else t.detach().clone() for t in (x, d_out, *tensors)]
     runs: list[list[Tensor]] = []
-    names = ["input"] * needs + [n for n, t in zip(TRAINED, tensors[-len(TRAINED) :], strict=True) if t is not None]
+    names = ["input"] * needs + [n for n, t in zip(TRAINED, tensors[chains.TRAINED], strict=True) if t is not None]
     for run in (run_branches, plain_chain):
         leaf = x.detach().requires_grad_(needs)
         out = run(leaf, tensors, chain)
         assert out.requires_grad == bool(names)
         runs.append([out.detach()])
         if names:
-            leaves = ([leaf] if needs else []) + [t for t in tensors[-len(TRAINED) :] if t is not None]
+            leaves = ([leaf] if needs else []) + [t for t in tensors[chains.TRAINED] if t is not None]
             runs[-1] += torch.autograd.grad(out, leaves, d_out)
     for name, ours, theirs in zip(["output", *names], *runs, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
@@ -90,7 +94,7 @@ def test_dropped_clips_give_the_adapter_nothing(kind: str) -> None:
     tensors[7] = torch.zeros(case.clips, dtype=torch.float64)
     x = case.tokens_in()
     out = run_branches(x, tensors, case.chain(plan))
-    found = torch.autograd.grad(out, [t for t in tensors[-len(TRAINED) :] if t is not None], draw(7, *x.shape))
+    found = torch.autograd.grad(out, [t for t in tensors[chains.TRAINED] if t is not None], draw(7, *x.shape))
     assert not any(gradient.any() for gradient in found)
     if kind == "frames":
         assert torch.equal(out, x)

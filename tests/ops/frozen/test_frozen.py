@@ -127,10 +127,9 @@ def test_add_layer_norm(
 
 
 @IMPLEMENTATIONS
-def test_a_branch_as_large_as_its_input_is_added_before_it_is_rounded(ops: ModuleType) -> None:
-    """A quarter of a unit in the last place of the sum, which rounding the branch first would lose."""
+def test_a_branch_is_added_before_it_is_rounded(ops: ModuleType) -> None:
     x = torch.full((1, 24), 2048.0, device=DEVICE, dtype=torch.float16)
-    other = torch.full((1, 24), 1.0078125, device=DEVICE)  # 2049 lies half-way between 2048 and 2050
+    other = torch.full((1, 24), 1 + 2**-12, device=DEVICE)  # a half has 2048 and 2050, and nothing between them
     for total in (ops.add(x, other), ops.add_layer_norm(x, other, None, None, 1e-5, torch.float16)[0]):
         assert total.dtype == torch.float16 and (total == 2050).all()
 
@@ -178,13 +177,15 @@ def test_activations(ops: ModuleType, kind: str, low: torch.dtype, shape: tuple[
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(1, 24), (40, 96), (7, 333), (5, 1024)], ids=str)
 def test_activations_of_columns_beside_others(ops: ModuleType, kind: str, shape: tuple[int, int]) -> None:
-    """The same to the bit as by itself, and nothing beside it is written."""
+    """The same as by themselves, and nothing beside them is written."""
     alone, d_alone = 3 * normal(*shape), normal(*shape, seed=1)
     (_, pre), (memory, out), (d_memory, d_act) = beside(alone), beside(alone + float("nan")), beside(d_alone)
+    true = ops.activation(alone, kind)
     assert ops.activation(pre, kind, out=out) is out
-    assert torch.equal(out, ops.activation(alone, kind)) and torch.equal(ops.activation(pre, kind), out)
+    torch.testing.assert_close(out, true)
+    torch.testing.assert_close(ops.activation(pre, kind), true)
     assert ops.activation_backward(d_act, pre, kind) is d_act
-    assert torch.equal(d_act, ops.activation_backward(d_alone, alone, kind))
+    torch.testing.assert_close(d_act, ops.activation_backward(d_alone, alone, kind))
     assert torch.equal(pre, alone) and untouched(memory) and untouched(d_memory)
 
 

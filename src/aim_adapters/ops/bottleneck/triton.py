@@ -10,7 +10,7 @@ from triton import cdiv, next_power_of_2
 
 from aim_adapters.ops.bottleneck import kernels, padded
 
-_TILES = 8  # tiles of rows of a program that adds rows up
+_TILES = 4  # tiles of rows of a program that adds rows up
 _COLUMNS = 1024  # of a program that puts weights together
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from aim_adapters.errors import UnsupportedKernelError
 from aim_adapters.ops.bottleneck import padded
-from aim_adapters.ops.branches import residual
+from aim_adapters.ops.branches import residual, residual_fp8
 from aim_adapters.ops.branches.attention import lse_shape
 from aim_adapters.ops.branches.plan import AttentionPlan, ChainPlan, MlpPlan, decode, encode
 
@@ -118,9 +119,9 @@ def _run_backward(
             assert d is not None
             given = (d, inputs.pop(), own, found.pop())
             if isinstance(branch, AttentionPlan):
-                d, ours = residual.attention_backward(*given, branch, plan, needs_input=needs)
+                d, ours = _ways(plan).attention_backward(*given, branch, plan, needs_input=needs)
             else:
-                d, ours = residual.mlp_backward(*given, branch, plan, needs_input=needs)
+                d, ours = _ways(plan).mlp_backward(*given, branch, plan, needs_input=needs)
             del given
             gradients = [g for g, t in zip(ours, own[TRAINED], strict=True) if t is not None] + gradients
     wanted = ([None if d is None else d.view(x.shape)] if needs_input else []) + gradients
@@ -167,16 +168,22 @@ def kept_by(plan: ChainPlan, index: int) -> int:
     everything = int(plan.memory == "fast")
     if isinstance(branch, AttentionPlan):
         return 2 * (branch.over != "frames") + 2 * branch.adapter + everything
-    return everything
+    return everything * (1 + (branch.adapter and plan.products == "fp8"))
+
+
+def _ways(plan: ChainPlan) -> ModuleType:
+    """Return what computes branches."""
+    return residual_fp8 if plan.products == "fp8" else residual
 
 
 def _branch(
     x: Tensor, y: Tensor | None, tensors: Sequence[Tensor | None], plan: ChainPlan, index: int, *, keep: str
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     branch, own = plan.branches[index], tensors_of(plan, index, tensors)
-    if isinstance(branch, AttentionPlan):
-        return residual.attention_forward(x, y, own, branch, plan, keep=keep)
-    return residual.mlp_forward(x, y, own, branch, plan, keep=keep)
+    ways = _ways(plan)
+    forward = ways.attention_forward if isinstance(branch, AttentionPlan) else ways.mlp_forward
+    found: tuple[Tensor, Tensor, list[Tensor]] = forward(x, y, own, branch, plan, keep=keep)
+    return found
 
 
 def _plain(x: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -211,6 +218,8 @@ def _fake(x: Tensor, tensors: Sequence[Tensor | None], text: str, train: bool) -
                 shapes += [(rows, units), (units, dim)]
             if plan.memory == "fast":
                 shapes.append((frames, tokens, 3, branch.heads, dim // branch.heads))
+        elif plan.memory == "fast" and plan.products == "fp8":
+            shapes += [(rows, first.shape[0])] + [(rows, units)] * branch.adapter
         elif plan.memory == "fast":
             shapes.append((rows, first.shape[0] + units))
         found += [x.new_empty(shape, dtype=dtype) for shape in shapes]

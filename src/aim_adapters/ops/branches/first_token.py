@@ -23,7 +23,8 @@ def attend_from_first(x: Tensor, tensors: Sequence[Tensor | None], *, heads: int
         ``[B*T, 1, D]``.
     """
     device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    lowers = x.dtype != torch.float64 and torch.is_autocast_enabled(device)  # autocast leaves float64 alone
+    dtype = torch.get_autocast_dtype(device) if lowers else x.dtype
     with torch.autocast(device, enabled=False):
         norm_w, norm_b, qkv_w, qkv_b, out_w, out_b, gamma = (None if t is None else t.to(x.dtype) for t in tensors)
         assert qkv_w is not None and out_w is not None

@@ -63,6 +63,7 @@ class ChainPlan(NamedTuple):
         dtype: What products are computed in, as ``"bfloat16"``.
         memory: ``"fast"``, ``"balanced"`` or ``"low"``: what the backward pass finds, and what it computes again.
         tokens: N; known once there are tokens, and no part of the text.
+        products: Of frozen weights: ``"auto"``, in ``dtype``; or ``"fp8"``.
     """
 
     branches: tuple[AttentionPlan | MlpPlan, ...]
@@ -70,6 +71,7 @@ class ChainPlan(NamedTuple):
     dtype: str
     memory: str
     tokens: int = 0
+    products: str = "auto"
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -80,7 +82,7 @@ class ChainPlan(NamedTuple):
 
 def encode(plan: ChainPlan) -> str:
     """Write a plan as text, in a way that compilers can trace."""
-    words = [f"{plan.num_frames} {plan.dtype} {plan.memory}"]
+    words = [f"{plan.num_frames} {plan.dtype} {plan.memory} {plan.products}"]
     for each in plan.branches:
         if isinstance(each, AttentionPlan):
             flags = f"{int(each.adapter)} {int(each.skip)} {int(each.shares)}"
@@ -103,5 +105,5 @@ def decode(text: str) -> ChainPlan:
             heads, scale, eps = int(words[0]), float(words[1]), float(words[2])
             adapter, skip, shares = (word == "1" for word in words[3:6])
             branches.append(AttentionPlan(kind, heads, scale, eps, adapter, skip, words[6], shares))
-    num_frames, dtype, memory = first.split()
-    return ChainPlan(tuple(branches), int(num_frames), dtype, memory)
+    num_frames, dtype, memory, products = first.split()
+    return ChainPlan(tuple(branches), int(num_frames), dtype, memory, products=products)

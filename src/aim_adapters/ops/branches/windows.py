@@ -27,7 +27,8 @@ def tile(
     shift = (0 if size[0] >= height else shift[0], 0 if size[1] >= width else shift[1])
     if torch.compiler.is_compiling():
         return _tile(height, width, size, shift, device)
-    return _tile_once(height, width, size, shift, device)
+    with torch.inference_mode(False):  # what is kept must serve training too
+        return _tile_once(height, width, size, shift, device)
 
 
 def _tile(

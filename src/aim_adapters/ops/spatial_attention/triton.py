@@ -141,6 +141,8 @@ def backward(
             kernels.window_backward[(programs,)](*tensors, *sizes, **constants)
         elif tiles.kind == "resident":
             kernels.resident_backward[(2 * programs,)](*tensors, *sizes, **constants)
+        elif tiles.kind == "whole":
+            kernels.whole_backward[(programs,)](*tensors, *sizes, **constants)
         else:
             for of_keys in (False, True):  # the first leaves behind what the second subtracts
                 kernels.streaming_backward[(programs,)](*tensors, *sizes, OF_KEYS=of_keys, **constants)
@@ -174,7 +176,7 @@ def _programs(qkv: Tensor, mask: Tensor | None, index: Tensor | None, tiles: Til
     frames, heads, windows = _sizes(qkv, mask, index, tiles)
     if tiles.kind == "window":
         return -(-frames // tiles.columns) * windows * heads
-    return frames * heads * (1 if tiles.kind == "resident" else -(-qkv.shape[1] // tiles.rows))
+    return frames * heads * (-(-qkv.shape[1] // tiles.rows) if tiles.kind == "streaming" else 1)
 
 
 def _sizes(qkv: Tensor, mask: Tensor | None, index: Tensor | None, tiles: Tiles) -> tuple[int, int, int]:
@@ -202,7 +204,7 @@ def _constants(
     }
     if tiles.kind == "window":
         return constants | {"GROUP": tiles.columns, "index": _dense(index), "HAS_INDEX": index is not None}
-    if tiles.kind == "resident":
+    if tiles.kind != "streaming":
         return constants | {f"P{index}": size for index, size in enumerate(pieces(tokens, tiles.columns))}
     return constants | {"COLUMNS": tiles.columns, "REST": rest(tokens, tiles.columns)}
 

@@ -1,0 +1,207 @@
+"""Compute residual branches with the products by frozen weights in float8, where that saves time.
+
+That is where a kernel writes the tokens anyway and can write them scaled: norms in front of the attention's projection
+and of the MLP, activations and their gradients; and for the MLP's output, wide enough to pay for one more pass over
+the gradient. The attention's output and its gradient would each need a pass of their own, which costs what a
+product of D columns gains: these products stay in the compute dtype, as do all of adapters.
+
+Frozen weights are scaled on the way at every call, so that nothing is stored and nothing can go stale.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aim_adapters.ops.bottleneck import padded
+from aim_adapters.ops.branches import residual
+from aim_adapters.ops.branches.attention import attend
+from aim_adapters.ops.branches.plan import AttentionPlan, ChainPlan, MlpPlan
+from aim_adapters.ops.branches.residual import (
+    Tensors,
+    _heads,
+    _in_dtypes,
+    _linear,
+    _of_up,
+    _output,
+    _product,
+    _require,
+    _to,
+    parts_for,
+)
+from aim_adapters.ops.frozen import fp8
+
+
+def attention_forward(
+    x: Tensor, y: Tensor | None, tensors: Tensors, branch: AttentionPlan, chain: ChainPlan, *, keep: str
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Compute an attention branch.
+
+    Args:
+        x: Tokens ``[M, D]``, contiguous.
+        y: What the branch in front of it adds to them ``[M, D]``, or None.
+        tensors: As `ATTENTION_FROZEN`, the factor of each clip, `TRAINED` and `WINDOWS` name them.
+        branch: The branch.
+        chain: The chain it is in.
+        keep: ``"fast"`` or ``"balanced"``, what is kept; ``""``: nothing.
+
+    Returns:
+        The branch's input ``x + y``; what it adds to that, ``[M, D]``; what the backward pass finds.
+    """
+    bottleneck, dtype = parts_for(x)[1], chain.compute_dtype
+    factor, down_w, down_b, up_w, up_b, bias = tensors[7:13]
+    x, qkv = _enter_qkv(x, y, tensors, branch, chain)
+    out_w, out_b = _output(tensors, dtype)
+    width, hidden = out_w.shape[1], padded(up_w.shape[1]) if up_w is not None else 0
+    if branch.over != "frames":
+        wide = qkv.new_empty((len(x), width + hidden))  # attended values, and the adapter's hidden layer beside them
+        rows = wide[:, :width]
+        kept = [wide, attend(qkv, bias, branch, chain.num_frames, windows=tensors[13:], out=_heads(rows, qkv))[1]]
+    else:
+        rows, kept = attend(qkv, bias, branch, chain.num_frames)[0].view(len(x), width), []
+        wide = qkv.new_empty((len(x), hidden))
+    if branch.adapter:
+        assert down_w is not None and down_b is not None and up_w is not None and up_b is not None
+        low_w, low_b = down_w.to(dtype), down_b.to(dtype)
+        composed = low_w @ out_w  # [W, H*d]
+        composed_b = low_b if out_b is None else torch.addmv(low_b, low_w, out_b)
+        pre = torch.addmm(composed_b, rows, composed.T)  # [M, W]
+        bottleneck.hidden(pre, wide[:, -hidden:], factor, chain.num_frames * chain.tokens, 1.0)
+        kept += [pre, composed]
+        y = _linear(
+            wide, bottleneck.widened(out_w if branch.skip else None, up_w, up_b, dtype), out_b if branch.skip else None
+        )  # [M, D]
+    else:
+        y = _linear(rows, out_w, out_b)
+    if keep == "fast":
+        kept.append(qkv)
+    return x, y, [each for each in kept if each is not None] if keep else []
+
+
+def attention_backward(
+    d_out: Tensor,
+    x: Tensor,
+    tensors: Tensors,
+    kept: list[Tensor],
+    branch: AttentionPlan,
+    chain: ChainPlan,
+    *,
+    needs_input: bool,
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Return the gradients of the tokens and of what trains.
+
+    Args:
+        d_out: Gradient of the tokens behind the branch ``[M, D]``, contiguous.
+        x: The branch's input ``[M, D]``.
+        tensors: As in `attention_forward`.
+        kept: What that kept.
+        branch: The branch.
+        chain: The chain it is in.
+        needs_input: The gradient of ``x`` is wanted.
+    """
+    if chain.memory == "balanced":  # "low" computed all of it again
+        kept = [*kept, _enter_qkv(x, None, tensors, branch, chain)[1]]
+    return residual.attention_backward(d_out, x, tensors, kept, branch, chain, needs_input=needs_input)
+
+
+def mlp_forward(
+    x: Tensor, y: Tensor | None, tensors: Tensors, branch: MlpPlan, chain: ChainPlan, *, keep: str
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Compute an MLP branch.
+
+    Args:
+        x: Tokens ``[M, D]``, contiguous.
+        y: What the branch in front of it adds to them ``[M, D]``, or None.
+        tensors: As `MLP_FROZEN`, the factor of each clip, and `TRAINED` name them.
+        branch: The branch.
+        chain: The chain it is in.
+        keep: ``"fast"`` or ``"balanced"``, what is kept; ``""``: nothing.
+
+    Returns:
+        The branch's input ``x + y``; what it adds to that, ``[M, D]``; what the backward pass finds.
+    """
+    parts, bottleneck, dtype = fp8.parts_for(x), parts_for(x)[1], chain.compute_dtype
+    factor, _, _, up_w, up_b, _ = tensors[7:13]
+    x, _, pre, units = _enter_mlp(x, y, tensors, branch, dtype)
+    out_w, out_b = _output(tensors, dtype)
+    y = fp8.product(parts.activation(pre, branch.activation), parts.quantise(out_w), out_b, dtype)  # [M, D]
+    if units is not None:
+        assert up_w is not None and up_b is not None
+        hidden = units.new_empty((len(x), padded(up_w.shape[1])))
+        bottleneck.hidden(units, hidden, factor, chain.num_frames * chain.tokens, branch.scale)
+        y.addmm_(hidden, bottleneck.widened(None, up_w, up_b, dtype).T)
+    return x, y, [each for each in (pre, units) if each is not None] if keep == "fast" else []
+
+
+def mlp_backward(
+    d_out: Tensor,
+    x: Tensor,
+    tensors: Tensors,
+    kept: list[Tensor],
+    branch: MlpPlan,
+    chain: ChainPlan,
+    *,
+    needs_input: bool,
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Return the gradients of the tokens and of what trains.
+
+    Args:
+        d_out: Gradient of the tokens behind the branch ``[M, D]``, contiguous.
+        x: The branch's input ``[M, D]``.
+        tensors: As in `mlp_forward`.
+        kept: What that kept, or nothing.
+        branch: The branch.
+        chain: The chain it is in.
+        needs_input: The gradient of ``x`` is wanted.
+    """
+    parts, (frozen, bottleneck), dtype = fp8.parts_for(x), parts_for(x), chain.compute_dtype
+    factor, down_w, _, up_w, up_b, _ = tensors[7:13]
+    gradients: list[Tensor | None] = [None] * 5
+    if not kept:
+        _, h, pre, units = _enter_mlp(x, None, tensors, branch, dtype)
+    else:
+        pre, units = kept if branch.adapter else (kept[0], None)
+        h = frozen.layer_norm(x, tensors[0], tensors[1], branch.eps, dtype) if branch.adapter else None
+    d_units = None
+    if units is not None:
+        assert h is not None and down_w is not None and up_w is not None and up_b is not None
+        d_low, hidden = d_out.to(dtype), units.new_empty((len(x), padded(len(down_w))))
+        d_units = (d_low @ bottleneck.widened(None, up_w, up_b, dtype))[:, : len(down_w)]  # [M, W]
+        d_down_b = bottleneck.hidden_backward(
+            d_units, units, hidden, factor, chain.num_frames * chain.tokens, branch.scale
+        )
+        gradients[:2] = _product(d_units.T, h), d_down_b
+        gradients[2:4] = _of_up(d_low, hidden, up_w)
+        del h, hidden, units
+    d_x = None
+    if needs_input:
+        out_w = parts.quantise_columns(_output(tensors, dtype)[0])
+        d_act = fp8.product(parts.quantise(d_out), out_w, None, dtype)  # [M, K]
+        d_pre = parts.activation_backward(d_act, pre, branch.activation)
+        del d_act, pre
+        d_h = fp8.product(d_pre, parts.quantise_columns(_require(tensors[2])), None, dtype)  # [M, D]
+        if d_units is not None:
+            d_h.addmm_(d_units, _require(down_w).to(dtype))
+        d_x = frozen.layer_norm_backward(d_h, x, tensors[0], branch.eps, d_out)
+    return d_x, _in_dtypes(gradients, tensors)
+
+
+def _enter_qkv(
+    x: Tensor, y: Tensor | None, tensors: Tensors, branch: AttentionPlan, chain: ChainPlan
+) -> tuple[Tensor, Tensor]:
+    """Return a branch's input, and queries, keys and values ``[B*T, N, 3, H, d]``."""
+    parts, dtype, weight = fp8.parts_for(x), chain.compute_dtype, _require(tensors[2])
+    x, _, h = parts.layer_norm(x, y, tensors[0], tensors[1], branch.eps, None)
+    packed = fp8.product(h, parts.quantise(weight), _to(tensors[3], dtype), dtype)  # [M, 3*H*d]
+    return x, packed.view(-1, chain.tokens, 3, branch.heads, packed.shape[1] // (3 * branch.heads))
+
+
+def _enter_mlp(
+    x: Tensor, y: Tensor | None, tensors: Tensors, branch: MlpPlan, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """Return a branch's input; that normalised, for the adapter; what the MLP and the adapter activate."""
+    parts, down_w, down_b = fp8.parts_for(x), tensors[8], tensors[9]
+    x, h, scaled = parts.layer_norm(x, y, tensors[0], tensors[1], branch.eps, dtype if branch.adapter else None)
+    pre = fp8.product(scaled, parts.quantise(_require(tensors[2])), _to(tensors[3], dtype), dtype)  # [M, K]
+    units = None if h is None else _linear(h, _require(down_w).to(dtype), _to(down_b, dtype))  # [M, W]
+    return x, h, pre, units
