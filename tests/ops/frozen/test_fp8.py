@@ -87,6 +87,7 @@ def test_rows_of_zeros_outliers_and_tiny_gradients(ops: ModuleType) -> None:
 
 
 @IMPLEMENTATIONS
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of NumPy, in the interpreter
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
 def test_what_is_not_finite_shows(ops: ModuleType, wrong: float) -> None:
     x = normal(3, 64)
@@ -108,7 +109,9 @@ def test_layer_norm(
     other = normal(*shape, dtype=dtype, seed=1) if added else None
     weight, bias = (normal(shape[1], seed=seed) if affine else None for seed in (2, 3))
     total, h, scaled = ops.layer_norm(x, other, weight, bias, 1e-3, dtype if kept else None)
-    assert torch.equal(total, x if other is None else x + other)
+    # Triton's interpreter does not round bfloat16 to even.
+    plain = x if other is None else x + other
+    torch.testing.assert_close(total, plain, rtol=torch.finfo(dtype).eps, atol=0)
     parameters = (None if p is None else p.double() for p in (weight, bias))
     true = norm(total.double(), *parameters, 1e-3)
     check(scaled, true, slack=1e-5)
