@@ -14,7 +14,7 @@ WORDS = (
     ("adapter", ("hidden_", "widened_", "joined_")),
     ("norms", ("layer_norm", "layernorm", "gammabeta")),
     ("attention", ("flash", "fmha", "sdpa", "attention")),
-    ("spatial attention", ("window_", "resident_", "streaming_", "whole_")),
+    ("spatial attention", ("window_", "resident_", "streaming_")),
     ("activation", ("activation", "gelu", "sigmoid")),
     ("matrix products", ("gemm", "nvjet", "cutlass", "cublas", "xmma", "splitk", "gemv", "convolve")),
     ("copies and casts", ("copy", "memcpy", "memset", "catarray", "_clone", "_cat_", "transpose", "quantise")),

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from aim_adapters.errors import ConfigError
-from aim_adapters.fused import Branch, fused_branches
+from aim_adapters.fused import Branch, fp8_missing, fused_branches
 from aim_adapters.guards import only_root
 from aim_adapters.layers.state import AIMState, BlockState, idle_adapters
 from aim_adapters.plan import place_of, root_state
@@ -77,6 +77,8 @@ def set_execution(
         each.branches = branches or each.branches
         each.memory = memory or each.memory
         each.products = products or each.products
+    if products == "fp8":
+        fp8_missing()  # before a compiler traces it
 
 
 def explain_execution(model: nn.Module) -> list[BlockExecution]:

@@ -20,7 +20,7 @@ from aim_adapters.ops.temporal_attention.api import exporting, triton_missing
 DEVICES = ("cpu", "cuda")
 _MOST_IN_WINDOW = 64
 _ON_GPU = (torch.bfloat16, torch.float16, torch.float32)
-_LEAST_FOR_FP8, _MOST_IN_FP8 = (8, 9), 16384
+_MOST_IN_FP8 = 16384
 
 
 class Branch(NamedTuple):
@@ -118,13 +118,31 @@ def _demand(found: list[Branch | str | None], aim: BlockState, asked: str, inste
             )
 
 
+def fp8_missing() -> str | None:
+    """Say why this machine's GPU cannot multiply float8, or None.
+
+    Looked up once, at the latest when float8 is asked for: ``torch.compile`` cannot trace how the answer came about.
+    """
+    if not torch.cuda.is_available():
+        return "float8 needs a CUDA device"
+    if not _fp8_missing:
+        fits = torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 9)
+        _fp8_missing.append(
+            None if fits else "float8 needs an NVIDIA GPU of compute capability 8.9 or more (Ada, Hopper)"
+        )
+    return _fp8_missing[0]
+
+
+_fp8_missing: list[str | None] = []
+
+
 def _unfit_for_fp8(branch: Branch, x: Tensor) -> str | None:
     device, dtype, weight = x.device, compute_dtype(x), branch.tensors[2]
     assert weight is not None
     if device.type != "cuda":  # where kernels are interpreted, so is float8: for tests
         return triton_missing(device.type) and f"float8 needs a CUDA device, got {device.type}"
-    if torch.version.hip is not None or torch.cuda.get_device_capability(device) < _LEAST_FOR_FP8:
-        return "float8 needs an NVIDIA GPU of compute capability 8.9 or more (Ada, Hopper)"
+    if (missing := fp8_missing()) is not None:
+        return missing
     if dtype != torch.bfloat16:
         return f"float8 products return torch.bfloat16, got {dtype}; use torch.autocast"
     if any(side % 16 or side > _MOST_IN_FP8 for side in weight.shape):

@@ -56,10 +56,10 @@ def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> T
     return out if bias is None else out + bias
 
 
-def beside(x: Tensor) -> tuple[Tensor, Tensor]:
+def beside(x: Tensor, before: int = 2) -> tuple[Tensor, Tensor]:
     """Return memory with other columns on both sides of some, and these columns, which hold ``x``."""
-    memory = x.new_full((len(x), x.shape[1] + 5), 7.0)
-    columns = memory[:, 2:-3]
+    memory = x.new_full((len(x), before + x.shape[1] + 3), 7.0)
+    columns = memory[:, before:-3]
     columns.copy_(x)
     return memory, columns
 
@@ -121,9 +121,17 @@ def test_add_layer_norm(
     exact, sum_plain = x.double() + other.double(), (x.float() + other.float()).to(stream)
     near(total, sum_plain, exact)
     near(ops.add(x, other), sum_plain, exact)
-    # What is normalised is the sum as it is stored: the backward pass sees no other.
     true = norm(total.double(), double(weight), double(bias), 1e-3)
     near(h, norm(total.float(), weight, bias, 1e-3).to(low), true)
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("stream", [torch.bfloat16, torch.float16], ids=str)
+def test_what_is_normalised_is_what_is_stored(ops: ModuleType, stream: torch.dtype) -> None:
+    """The backward pass sees no other sum than the rounded one."""
+    x, other = normal(5, 96, dtype=stream), normal(5, 96, seed=1)
+    total, h = ops.add_layer_norm(x, other, None, None, 1e-5, torch.float32)
+    torch.testing.assert_close(h, ops.layer_norm(total, None, None, 1e-5, torch.float32), rtol=1e-5, atol=1e-5)
 
 
 @IMPLEMENTATIONS
@@ -179,7 +187,7 @@ def test_activations(ops: ModuleType, kind: str, low: torch.dtype, shape: tuple[
 def test_activations_of_columns_beside_others(ops: ModuleType, kind: str, shape: tuple[int, int]) -> None:
     """The same as by themselves, and nothing beside them is written."""
     alone, d_alone = 3 * normal(*shape), normal(*shape, seed=1)
-    (_, pre), (memory, out), (d_memory, d_act) = beside(alone), beside(alone + float("nan")), beside(d_alone)
+    (_, pre), (memory, out), (d_memory, d_act) = beside(alone, 9), beside(alone + float("nan")), beside(d_alone)
     true = ops.activation(alone, kind)
     assert ops.activation(pre, kind, out=out) is out
     torch.testing.assert_close(out, true)

@@ -10,7 +10,7 @@ from triton import cdiv, next_power_of_2
 
 from aim_adapters.ops.bottleneck import kernels, padded
 
-_TILES = 4  # tiles of rows of a program that adds rows up
+_TILES = 8  # tiles of rows of a program that adds rows up
 _COLUMNS = 1024  # of a program that puts weights together
 
 
@@ -109,7 +109,7 @@ def joined(
 
 
 def _options(pre: Tensor, out: Tensor | None, factor: Tensor | None) -> dict[str, Any]:
-    columns = pre.shape[1] + 1 if out is None else out.shape[1]
+    columns = pre.shape[1] if out is None else out.shape[1]
     width = next_power_of_2(columns)
     return {
         "PRE": pre.stride(0),

@@ -14,7 +14,7 @@ class Tiles(NamedTuple):
     """How a kernel is launched.
 
     Args:
-        kind: ``"window"``, ``"resident"``, ``"whole"`` (backward only) or ``"streaming"``.
+        kind: ``"window"``, ``"resident"`` or ``"streaming"``.
         rows: Rows of a tile, whose programs or iterations go over one side.
         columns: Rows of the other side that are taken at once; of a window, frames that a program goes through.
         warps: Warps of a program.
@@ -52,8 +52,6 @@ def alternatives(tokens: int, head_dim: int, *, added: bool, backward: bool) -> 
             tiles.append(Tiles("streaming", 64, 64, 4, 2))
     stages = (1, 2) if added and backward else (2, 1)
     tiles += [Tiles("streaming", 64, 32, 4, each) for each in stages]
-    if backward and tokens <= RESIDENT and width <= RESIDENT_WIDTH:
-        tiles += [Tiles("whole", 64, 64, 4, 1), Tiles("whole", 64, 64, 4, 2), Tiles("whole", 128, 64, 8, 1)]
     return tuple(tiles)
 
 
@@ -85,8 +83,6 @@ def shared_memory(tiles: Tiles, tokens: int, head_dim: int, *, added: bool) -> i
     kind, rows, columns, _, stages = tiles
     if kind == "window":
         held, pairs = 4 * rows * stages, rows * (rows + 4)
-    elif kind == "whole":
-        held, pairs = 2 * sum(pieces(tokens, columns)) + 2 * stages * rows, rows * columns
     elif kind == "resident":
         held, pairs = 2 * sum(pieces(tokens, columns)) + (2 * stages + 2) * rows, rows * columns
     else:

@@ -141,8 +141,6 @@ def backward(
             kernels.window_backward[(programs,)](*tensors, *sizes, **constants)
         elif tiles.kind == "resident":
             kernels.resident_backward[(2 * programs,)](*tensors, *sizes, **constants)
-        elif tiles.kind == "whole":
-            kernels.whole_backward[(programs,)](*tensors, *sizes, **constants)
         else:
             for of_keys in (False, True):  # the first leaves behind what the second subtracts
                 kernels.streaming_backward[(programs,)](*tensors, *sizes, OF_KEYS=of_keys, **constants)
