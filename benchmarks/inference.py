@@ -20,7 +20,7 @@ from benchmarks.tasks import Step, Task
 from benchmarks.train_step import FEW, GOALS, PEERS, SIZES
 
 MANY = (
-    "aim/eager", "plain/blocks", "aim/blocks", "aim/graph", "plain/whole", "reference/eager", "plain/eager",
+    "aim/graph", "plain/blocks", "aim/eager", "aim/blocks", "plain/whole", "reference/eager", "plain/eager",
     "aim/whole", "aim-fp32/eager",
 )  # fmt: skip
 SWEPT = ("aim/eager", "plain/eager")

@@ -45,27 +45,27 @@ SIZES = {
     "swin-32": Size("swin_base_patch4_window7_224", 8, frames=32, tubelet=2),
     SMALL: Size("vit_small_patch16_224", 1, dtype="float32"),
 }
-LONGER = ("aim/eager", "plain/blocks", "aim/blocks", "timesformer/blocks", "aim-low/eager")
+LONGER = ("aim/graph", "plain/blocks", "timesformer/blocks", "aim-low/graph", "aim/eager")
 PEERS = {
     "base-8": (
-        "aim/eager", "plain/blocks", "timesformer/blocks", "aim-balanced/eager", "aim-low/eager", "aim/blocks",
-        "aim/graph", "aim-fp32/eager", "reference/eager", "full/blocks", "plain/eager", "aim-balanced/blocks",
-        "aim-low/blocks", "aim/whole", "plain/whole", "timesformer/whole", "timesformer/eager",
+        "aim/graph", "plain/blocks", "timesformer/blocks", "aim-balanced/graph", "aim-low/graph", "aim/eager",
+        "aim-fp8/graph", "aim-balanced/eager", "aim-low/eager", "full/blocks", "reference/eager", "aim-fp32/graph",
+        "plain/eager", "plain/whole", "timesformer/whole", "aim/whole", "timesformer/eager",
     ),
     **dict.fromkeys(("base-16", "base-32", "base-64"), LONGER),
     "large-8": (
-        "aim/eager", "plain/blocks", "aim-balanced/eager", "aim-low/eager", "aim/blocks", "aim-balanced/blocks",
+        "aim/graph", "plain/blocks", "aim-balanced/graph", "aim-low/graph", "aim/eager", "aim-fp8/graph",
         "reference/eager", "plain/whole",
     ),
     "swin-32": (
-        "aim/blocks", "swin3d/blocks", "aim/eager", "swin3d/eager", "aim-balanced/blocks", "aim-low/blocks",
-        "plain/blocks", "aim/whole", "swin3d/whole",
+        "aim/graph", "swin3d/blocks", "aim-balanced/graph", "aim/eager", "swin3d/eager", "aim-low/graph",
+        "plain/blocks", "swin3d/whole",
     ),
     SMALL: ("aim/eager", "reference/eager", "plain/eager"),
 }  # fmt: skip
 FEW = ("reference/eager", "aim/eager", "aim/graph", "plain/graph", "aim/blocks")
 SWEPT = ("aim/eager", "aim-balanced/eager", "aim-low/eager", "plain/eager")
-FRAMES = ("aim/blocks", "plain/blocks")
+FRAMES = ("aim/graph", "plain/blocks")
 STRAIGHT, GIB_OF_LARGE = 1.05, 16
 
 
@@ -93,6 +93,7 @@ GOALS: dict[str, tuple[Goal, ...]] = {
         Against("aim", "plain", speed=1.7, memory=0.75),
         Against("aim-balanced", "plain", speed=1.45, memory=0.45),
         Against("aim-low", "timesformer", speed=1.55, memory=1 / 8),
+        Against("aim-fp8", "aim", speed=1.15),
     ),
     "large-8": (Against("aim", "plain", speed=1.55), fits),
     "swin-32": (Against("aim", "swin3d", time=0.45, memory=0.38),),
