@@ -20,6 +20,7 @@ MODELS = {
     "aim-balanced": "AIM, `balanced`",
     "aim-low": "AIM, `low`",
     "aim-fp32": "AIM, frozen weights in float32",
+    "aim-fp8": "AIM, frozen products in fp8",
     "plain": "AIM, layer by layer, SDPA",
     "reference": "AIM, layer by layer, attention over frames written out, frozen weights in float32",
     "full": "ViT on single frames, fully fine-tuned",

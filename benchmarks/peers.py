@@ -88,7 +88,13 @@ class ChannelsFirst(nn.Module):
 
 
 def wrapped(
-    size: Size, *, attention: str = "auto", branches: str = "auto", memory: str = "fast", products: str = "auto", held: str | None = None
+    size: Size,
+    *,
+    attention: str = "auto",
+    branches: str = "auto",
+    memory: str = "fast",
+    products: str = "auto",
+    held: str | None = None,
 ) -> nn.Module:
     """Return a wrapped model; ``held`` is the dtype of its frozen weights, by default that of autocast."""
     model = aim.wrap_image_model(

@@ -219,7 +219,7 @@ def _windowed(block: Any, x: Tensor, parts: AttentionParts, width: int) -> Branc
 def _mlp(block: Any, x: Tensor, parts: MlpParts | str) -> Branch | str:
     if isinstance(parts, str):
         return parts
-    adapter, scale = block.aim.joint, block.aim.shared[0].config.scale
+    adapter, scale = block.aim.joint, float(block.aim.shared[0].scale)
     plan = MlpPlan(parts.activation, parts.eps, adapter is not None, scale)
     return _branch(block, plan, parts.tensors(), adapter, drop=True)
 

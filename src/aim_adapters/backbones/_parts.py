@@ -91,11 +91,11 @@ def _read(block: Any, anatomy: BlockAnatomy, *, plain: bool) -> BlockParts:
     try:
         attention: AttentionParts | str = _attention(block, anatomy, plain=plain)
     except _NotPlain as reason:
-        attention = str(reason)
+        attention = reason.args[0]
     try:
         mlp: MlpParts | str = _mlp(block, anatomy)
     except _NotPlain as reason:
-        mlp = str(reason)
+        mlp = reason.args[0]
     return BlockParts(attention, mlp)
 
 
