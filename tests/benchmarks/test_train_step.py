@@ -116,17 +116,19 @@ def test_ways_to_compile_a_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_models_are_what_their_names_say() -> None:
     expected = {
-        "aim": ("auto", "auto", "fast", torch.float16),
-        "aim-balanced": ("auto", "auto", "balanced", torch.float16),
-        "aim-low": ("auto", "auto", "low", torch.float16),
-        "aim-fp32": ("auto", "auto", "fast", torch.float32),
-        "plain": ("sdpa", "modules", "fast", torch.float16),
-        "reference": ("eager", "modules", "fast", torch.float32),
+        "aim": ("auto", "auto", "fast", "auto", torch.float16),
+        "aim-balanced": ("auto", "auto", "balanced", "auto", torch.float16),
+        "aim-low": ("auto", "auto", "low", "auto", torch.float16),
+        "aim-fp32": ("auto", "auto", "fast", "auto", torch.float32),
+        "aim-fp8": ("auto", "auto", "fast", "fp8", torch.float16),
+        "plain": ("sdpa", "modules", "fast", "auto", torch.float16),
+        "reference": ("eager", "modules", "fast", "auto", torch.float32),
     }
     assert set(expected) == set(peers.MODELS) - set(peers.WHOLE_MODELS)
-    for name, (attention, branches, memory, held) in expected.items():
+    for name, (attention, *execution, held) in expected.items():
         model = peers.MODELS[name](TINY)
-        assert (model.aim.config.attention, model.aim.branches, model.aim.memory) == (attention, branches, memory)
+        assert model.aim.config.attention == attention
+        assert [model.aim.branches, model.aim.memory, model.aim.products] == execution
         assert {p.dtype for p in model.parameters() if not p.requires_grad} == {held}
         assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     for name in peers.WHOLE_MODELS:
