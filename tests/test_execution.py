@@ -330,6 +330,14 @@ def test_other_dtypes_are_refused(dtype: Any) -> None:
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
+def test_weights_of_the_image_model_that_train_stay_as_they_are() -> None:
+    model = wrapped()
+    model.blocks[0].mlp.fc1.weight.requires_grad_()
+    aim.set_base_dtype(model, BF16)
+    assert model.blocks[0].mlp.fc1.weight.dtype == torch.float32
+    assert model.blocks[0].mlp.fc2.weight.dtype == BF16
+
+
 def test_buffers_stay_as_they_are() -> None:
     swin = SwinTransformer(
         img_size=16, patch_size=4, embed_dim=16, depths=(2,), num_heads=(2,), window_size=2, num_classes=5

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from timm.layers import Attention
 from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torchvision.models import swin_transformer as torchvision_swin
+from transformers import ViTConfig, ViTModel
 
 import aim_adapters as aim
 from aim_adapters import block as block_module
 from aim_adapters import fused
+from aim_adapters.errors import InputError
 from aim_adapters.fused import Branch, compute_dtype, fused_branches, token_dtype
 from aim_adapters.ops.branches import AttentionPlan, ChainPlan, windows
+from aim_adapters.patching import patch
+from aim_adapters.root import PatchProduct
 from tests.backbones.contract import scramble, wake
 
 T = 4
@@ -193,6 +199,18 @@ def test_windows_that_do_not_tile_a_frame_run_as_modules(chains: list[list[str]]
     assert chains == [["frames"], ["mlp"]]
 
 
+def test_timm_may_shift_windows_as_large_as_the_frame(chains: list[list[str]]) -> None:
+    swin = SwinTransformer(
+        img_size=16, patch_size=4, embed_dim=16, depths=(2,), num_heads=(2,), window_size=4, num_classes=5,
+        always_partition=True,
+    )  # fmt: skip
+    model = wake(aim.wrap_image_model(scramble(swin).double(), T)).eval()
+    block, x = model.layers[0].blocks[1], torch.randn(T, 4, 4, 16, dtype=torch.float64)
+    assert answers(block, x) == [None, "it shifts windows of (4, 4) within 4 x 4 tokens", "fused"]
+    assert_as_modules(block, x)
+    assert chains == [["mlp"]]
+
+
 def test_evaluation_first_and_training_after() -> None:
     """What is made once for all frames, as the places of windows, serves both."""
     swin = SwinTransformer(
@@ -296,6 +314,55 @@ def test_replaced_layers_are_called(path: str, rest: list[list[str]], chains: li
     assert block.get_parameter(f"{path}.beside").grad is not None
 
 
+def test_a_replaced_attention_is_called() -> None:
+    class Doubled(Attention):
+        def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+            return 2 * super().forward(x, *args, **options)
+
+    block = block_of()
+    block.attn.__class__ = Doubled
+    reason = "its attention is a Doubled, which this package does not know"
+    assert answers(block) == [reason, reason, "fused"]
+    assert_as_modules(block)
+
+
+@pytest.mark.parametrize("layer", ["down_proj", "up_proj"])
+def test_adapters_without_a_bias_run_as_modules(layer: str) -> None:
+    block = block_of()
+    getattr(block.aim.joint, layer).register_parameter("bias", None)
+    assert answers(block)[:2] == ["fused", "fused"]
+    assert "a weight is missing" in str(answers(block)[2])
+    assert_as_modules(block)
+
+
+def test_layers_without_parameters_run_as_modules() -> None:
+    """As those of quantised layers, which hold packed weights."""
+
+    class Packed(nn.Module):
+        def __init__(self, layer: nn.Linear) -> None:
+            super().__init__()
+            self.packed = (layer.weight.detach(), layer.bias.detach())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, *self.packed)
+
+    block = block_of()
+    expected = block(tokens())
+    block.attn.qkv, block.attn.proj = Packed(block.attn.qkv), Packed(block.attn.proj)
+    assert answers(block) == ["it holds a Packed in place of a linear layer"] * 2 + ["fused"]
+    torch.testing.assert_close(block(tokens()), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_frames_that_make_no_whole_clips_are_refused() -> None:
+    x = torch.randn(T + 2, 5, 32, dtype=torch.float64)
+    dropping = block_of(components=("joint",)).train()
+    dropping.aim.drop_path = 0.5
+    for block in (block_of(), dropping):
+        with pytest.raises(InputError, match=r"a multiple of num_frames=4, got \(6, 5, 32\)"):
+            block(x)
+    assert block_of(components=("joint",))(x).shape == x.shape
+
+
 @pytest.mark.parametrize(
     ("name", "reasons"),
     [
@@ -339,6 +406,125 @@ def test_weights_of_another_kind_run_as_modules() -> None:
     temporal, spatial, mlp = answers(block)
     assert (temporal, spatial) == ("fused", "fused")
     assert mlp is not None and "a tensor of another kind" in mlp
+
+
+def test_weights_of_another_kind_are_not_put_together() -> None:
+    class Quantised(Tensor):
+        @classmethod
+        def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            assert function is not torch.cat
+            return super().__torch_function__(function, types, args, kwargs)
+
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=16, patch_size=8
+    )
+    model = aim.wrap_image_model(ViTModel(config, add_pooling_layer=False), T).eval()
+    block = model.layers[0]
+    for layer in (block.attention.q_proj, block.attention.k_proj, block.attention.v_proj):
+        layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Quantised), requires_grad=False)
+    temporal, spatial, mlp = answers(block, tokens(dtype=torch.float32))
+    assert temporal == spatial and "a tensor of another kind" in str(temporal)
+    assert mlp == "fused"
+
+
+# Patches
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_patches_are_embedded_as_by_the_convolution(bias: bool, memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    proj = nn.Conv2d(3, 8, (2, 4), (2, 4), bias=bias, dtype=torch.float64).requires_grad_(False)
+    convolve, x = copy.deepcopy(proj), torch.randn(2, 3, 6, 8, dtype=torch.float64, requires_grad=True)
+    proj.aim_shared = (block_of().aim.shared[0],)  # type: ignore[assignment]
+    patch(proj, PatchProduct)
+
+    def compare(x: Tensor) -> None:
+        ours, theirs = proj(x), convolve(x)
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        weights = torch.randn_like(ours)
+        (one,), (other,) = (torch.autograd.grad(out, x, weights) for out in (ours, theirs))
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+    compare(x.to(memory_format=memory_format))
+    compare(x[:, :, :5, :7])  # what is left over is cut off
+    if bias:
+        for each in (proj, convolve):
+            nn.utils.parametrize.register_parametrization(each, "bias", Doubled())
+        compare(x)
+
+
+# The last block
+
+
+@pytest.fixture
+def narrowed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Return the shapes of tokens from which the [class] token alone attends from here on."""
+    seen: list[tuple[int, ...]] = []
+
+    def noted(x: Tensor, *args: Any, **options: Any) -> Tensor:
+        seen.append(tuple(x.shape))
+        return run(x, *args, **options)
+
+    run = block_module.attend_from_first
+    monkeypatch.setattr(block_module, "attend_from_first", noted)
+    return seen
+
+
+def test_the_last_block_computes_the_class_token_alone(narrowed: list[tuple[int, ...]]) -> None:
+    model = model_of(init_values=0.1)
+    out = model(video())
+    assert narrowed == [(2 * T, 5, 32)]
+    aim.set_execution(model, branches="modules")
+    torch.testing.assert_close(model(video()), out, rtol=1e-10, atol=1e-10)
+    assert len(narrowed) == 1
+
+
+@pytest.mark.parametrize("path", ["blocks.1", "blocks.1.mlp", "blocks", "norm"])
+def test_who_listens_hears_all_tokens(path: str, narrowed: list[tuple[int, ...]]) -> None:
+    model, seen = model_of(), []
+    expected = model(video())
+    handle = model.get_submodule(path).register_forward_hook(lambda module, args, out: seen.append(tuple(out.shape)))
+    torch.testing.assert_close(model(video()), expected, rtol=1e-10, atol=1e-10)
+    assert seen == [(2 * T, 5, 32)]
+    assert len(narrowed) == 1
+    handle.remove()
+    model(video())
+    assert len(narrowed) == 2
+
+
+def test_who_reads_other_tokens_gets_them(narrowed: list[tuple[int, ...]]) -> None:
+    class Dense(VisionTransformer):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.forward_features(x)[:, 1:].mean(1))
+
+    later = model_of()
+    later.global_pool = "avg"
+    for model in (model_of(Dense), later):
+        out = model(video())
+        aim.set_execution(model, branches="modules")
+        torch.testing.assert_close(out, model(video()), rtol=1e-10, atol=1e-10)
+    assert not narrowed
+
+
+def test_who_asks_for_tokens_gets_all_of_them(narrowed: list[tuple[int, ...]]) -> None:
+    model = model_of()
+    assert model.forward_features(video().flatten(0, 1)).shape == (2 * T, 5, 32)
+    assert model.blocks[1](tokens()).shape == (2 * T, 5, 32)
+    assert not narrowed
+
+
+def test_a_spatial_adapter_that_was_replaced_is_called(narrowed: list[tuple[int, ...]]) -> None:
+    model = model_of()
+    model.blocks[1].aim.spatial = nn.Linear(32, 32, dtype=torch.float64)
+    model(video()).sum().backward()
+    assert model.blocks[1].aim.spatial.weight.grad is not None
+    assert not narrowed
 
 
 # Devices and dtypes

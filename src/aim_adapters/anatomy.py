@@ -29,11 +29,13 @@ class Windows(NamedTuple):
         size: Height and width of a window.
         shift: How far the windows are shifted, down and right; those at the edges are cut in parts.
         bias: Added to the scores, ``[H, N, N]`` for the N tokens of a window.
+        always_shifted: Also where a window is as high or wide as the frame; else it is not shifted that way.
     """
 
     size: tuple[int, int]
     shift: tuple[int, int]
     bias: Tensor
+    always_shifted: bool = False
 
 
 class AttentionParts(NamedTuple):
@@ -211,8 +213,9 @@ class BackboneAnatomy:
         relabel: ``(root, labels) -> old``: change what the model itself knows of its classes, to a number of them when
             a new classification layer comes, and back to ``old`` when it goes; None where it knows nothing.
         patch_conv: Path of the convolution that cuts an image into patches, if it is one.
-        class_token_only: Of what the last block returns, the root's own ``forward`` reads the first token alone, for
-            each frame by itself; so a block need not compute the others.
+        class_token_only: ``(root) -> bool``, asked at every call: of what the last block returns, the root's own
+            ``forward`` reads the first token alone, for each frame by itself, so a block need not compute the others.
+            None: it does not.
         whole_model: The root lies in a larger model (CLIP) that reads its output, so the output must stay as it is.
     """
 
@@ -243,7 +246,7 @@ class BackboneAnatomy:
     pooled_outputs: tuple[str, ...] = ()
     relabel: Callable[[Any, Any], Any] | None = None
     patch_conv: str | None = None
-    class_token_only: bool = False
+    class_token_only: Callable[[Any], bool] | None = None
     whole_model: bool = False
 
 

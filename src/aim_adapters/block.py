@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from aim_adapters.anatomy import AttentionParts, BlockAnatomy, apply_part
+from aim_adapters.anatomy import AttentionParts, BlockAnatomy, apply_part, is_heard
 from aim_adapters.fused import Branch, chain_plan, fused_branches, token_dtype
 from aim_adapters.layers.adapter import drop_path
 from aim_adapters.layers.state import AIMState, BlockState
@@ -91,11 +91,11 @@ class AdaptedBlock(Patched):
         aim = self.aim
         # A checkpointed block runs again in the backward pass, outside of the root's forward.
         if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
-            plain = isinstance(spatial, Branch) and not self._forward_hooks  # so its adapter is one of ours, or none
+            plain = isinstance(spatial, Branch)  # so its adapter is one of ours, or none
             same = plain and (
                 torch.is_autocast_enabled(x.device.type) or aim.spatial is None or x.dtype == aim.spatial.dtype
             )
-            aim.narrowed = same and aim.shared[0].class_token_only
+            aim.narrowed = same and aim.shared[0].class_token_only and not any(map(is_heard, self.modules()))
         return aim.narrowed
 
     def _class_token(self, x: Tensor) -> Tensor:

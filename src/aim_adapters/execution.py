@@ -130,7 +130,7 @@ def set_base_dtype(model: nn.Module, dtype: torch.dtype) -> None:
     ours = {id(p) for module in root.modules() if isinstance(module, AIMState) for p in module.parameters()}
     with torch.no_grad():
         for parameter in root.parameters():
-            if id(parameter) not in ours and parameter.is_floating_point():
+            if id(parameter) not in ours and not parameter.requires_grad and parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)
 
 

@@ -62,7 +62,8 @@ def token_dtype(block: Any, x: Tensor) -> torch.dtype:
     Norms return float32 under autocast, also a norm in front of the first block; where the weights are held in the
     dtype of autocast, so are the tokens.
     """
-    held = next(getattr(block, block.aim_spec.attention).parameters()).dtype
+    # Layers that others have quantised may have no parameters.
+    held = next(getattr(block, block.aim_spec.attention).parameters(), x).dtype
     return held if held == compute_dtype(x) else x.dtype
 
 
@@ -203,10 +204,15 @@ def _spatial(block: Any, x: Tensor, parts: AttentionParts | str, *, positions: b
 def _windowed(block: Any, x: Tensor, parts: AttentionParts, width: int) -> Branch | str:
     windows, adapter, dtype, device = parts.windows, block.aim.spatial, compute_dtype(x), x.device.type
     assert windows is not None
-    # Who asks in general knows no height and width: there windows are taken to tile a frame.
-    (height, across), tokens = x.shape[1:3] if x.ndim == 4 else windows.size, windows.size[0] * windows.size[1]
+    # Who asks in general knows no height and width: then several windows are taken to tile a frame.
+    height, across = x.shape[1:3] if x.ndim == 4 else (2 * side for side in windows.size)
+    tokens = windows.size[0] * windows.size[1]
     if height % windows.size[0] or across % windows.size[1]:
         return f"its windows of {windows.size} do not tile {height} x {across} tokens"
+    if windows.always_shifted and any(
+        s and w >= n for s, w, n in zip(windows.shift, windows.size, (height, across), strict=True)
+    ):
+        return f"it shifts windows of {windows.size} within {height} x {across} tokens"
     choice = spatial.choose("auto", spatial.case_of(device, dtype, width, tokens, added=True))
     if device != "cpu" and (choice.implementation != "triton" or tokens > _MOST_IN_WINDOW):
         return f"no fused attention takes windows of {tokens} tokens, {width} wide, in {dtype}: {choice.reason}"
@@ -219,7 +225,7 @@ def _windowed(block: Any, x: Tensor, parts: AttentionParts, width: int) -> Branc
 def _mlp(block: Any, x: Tensor, parts: MlpParts | str) -> Branch | str:
     if isinstance(parts, str):
         return parts
-    adapter, scale = block.aim.joint, float(block.aim.shared[0].scale)
+    adapter, scale = block.aim.joint, block.aim.shared[0].config.scale
     plan = MlpPlan(parts.activation, parts.eps, adapter is not None, scale)
     return _branch(block, plan, parts.tensors(), adapter, drop=True)
 
@@ -244,6 +250,8 @@ def _branch(
             return "its adapter is not as it was made: a layer was replaced, or has hooks"
         down, up = adapter.down_proj, adapter.up_proj
         trained = (down.weight, down.bias, up.weight, up.bias)
+        if not all(type(tensor) in (Tensor, nn.Parameter) for tensor in trained):
+            return "its adapter is not as it was made: a weight is missing, or a tensor of another kind"
     drops = drop and adapter is not None and block.training and block.aim.drop_path > 0
     return Branch(plan, (*frozen, None, *trained, bias, *windows), drops)
 

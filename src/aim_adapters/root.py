@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aim_adapters.anatomy import BackboneAnatomy
+from aim_adapters.anatomy import BackboneAnatomy, is_heard
 from aim_adapters.block import AdaptedBlock
 from aim_adapters.errors import InputError, StateError, UnsupportedModelError
 from aim_adapters.fused import compute_dtype
@@ -115,7 +115,8 @@ class VideoRoot(Patched):
                 kwargs[name] = kwargs[name].flatten(0, 1)  # [B, T, ...] to [B*T, ...]
         if not args and anatomy.input_name not in kwargs:
             return super().forward(**kwargs)  # raises as the image model does
-        shared.class_token_only = anatomy.class_token_only
+        reads = anatomy.class_token_only
+        shared.class_token_only = reads is not None and reads(self) and not self._is_heard_behind_blocks()
         try:
             if args:
                 out = super().forward(self._flatten(args[0]), *args[1:], **kwargs)
@@ -151,6 +152,14 @@ class VideoRoot(Patched):
                 )
         hold_frozen_in_eval(self, self.aim.record.anatomy)
         return self
+
+    def _is_heard_behind_blocks(self) -> bool:
+        """Tell whether hooks listen where tokens pass behind the last block, and so expect all of them."""
+        anatomy = self.aim.record.anatomy
+        parents = anatomy.blocks[-1][0].split(".")[:-1]
+        paths = [".".join(parents[: end + 1]) for end in range(len(parents))]
+        paths += [] if anatomy.norm is None else [anatomy.norm]
+        return any(is_heard(self.get_submodule(path)) for path in paths)
 
     def _average_pooled(self, out: Any) -> Any:
         """Average over frames what a record of outputs holds pooled over tokens."""
@@ -260,7 +269,8 @@ class PatchProduct(Patched):
         Returns:
             ``[B*T, D, H/p, W/q]``; a token's elements lie side by side.
         """
-        shared, weight, bias = self.aim_shared[0], self.weight, self._parameters["bias"]
+        shared, weight = self.aim_shared[0], self.weight
+        bias: Any = self.bias
         assert isinstance(weight, Tensor)
         height, width = weight.shape[2:]
         fits = x.shape[2] % height == 0 and x.shape[3] % width == 0

@@ -19,6 +19,8 @@ _NORMS = frozenset(
         "open_clip.transformer.LayerNormFp32",
     }
 )
+# Whose attention is what its layers say; a class from elsewhere may do more.
+_LIBRARIES = frozenset({"open_clip", "timm", "torch", "torchvision", "transformers"})
 _LINEARS = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 _ACTIVATIONS = {
     "timm.layers.activations.GELU": "gelu",
@@ -101,6 +103,8 @@ def _read(block: Any, anatomy: BlockAnatomy, *, plain: bool) -> BlockParts:
 
 def _attention(block: Any, anatomy: BlockAnatomy, *, plain: bool) -> AttentionParts:
     attn = getattr(block, anatomy.attention)
+    if type(attn).__module__.partition(".")[0] not in _LIBRARIES:
+        raise _NotPlain(f"its attention is a {type(attn).__name__}, which this package does not know")
     _unheard(attn, anatomy.attention)
     for name in ("q_norm", "k_norm", "norm", "ln_q", "ln_k", "ln_inner"):
         part = getattr(attn, name, None)
@@ -181,6 +185,8 @@ def _linear(layer: Any) -> tuple[Tensor, Tensor | None]:
     if type(layer) not in _LINEARS:
         raise _NotPlain(f"it holds a {type(layer).__name__} in place of a linear layer")
     _unheard(layer, "linear layer")
+    if type(layer.weight) not in (Tensor, nn.Parameter):  # before several are put together
+        raise _NotPlain("a weight of the image model is a tensor of another kind, as of a quantised or sharded layer")
     return layer.weight, layer.bias
 
 

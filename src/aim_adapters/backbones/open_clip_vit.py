@@ -24,6 +24,7 @@ from aim_adapters.backbones._attention import (
 )
 from aim_adapters.backbones._fetch import Kind, checked_arguments, fetch, hub_id
 from aim_adapters.backbones._parts import plain_parts
+from aim_adapters.backbones.timm_vit import reads_class_token
 from aim_adapters.errors import ConfigError, UnsupportedModelError
 
 
@@ -48,6 +49,8 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
 
 
 def _read_vit(model: Any) -> BackboneAnatomy:
+    from open_clip.transformer import VisionTransformer
+
     layers = model.transformer.resblocks
     blocks = [_read_block(layers, i, where="transformer.resblocks") for i in range(len(layers))]
     width = model.conv1.out_channels
@@ -69,7 +72,7 @@ def _read_vit(model: Any) -> BackboneAnatomy:
         patch_size=tuple(model.patch_size),
         prefix_tokens=1,
         hidden_when_headed=("proj",),
-        class_token_only=model.attn_pool is None and model.pool_type == "tok" and not model.output_tokens,
+        class_token_only=_reads_class_token if type(model) is VisionTransformer else None,
         **_facts(model),
     )
 
@@ -122,9 +125,18 @@ def _read_timm_tower(model: Any) -> BackboneAnatomy:
         norm=None if trunk.norm is None else f"trunk.{trunk.norm}",
         patch_conv=None if trunk.patch_conv is None else f"trunk.{trunk.patch_conv}",
         heads=tuple(dataclasses.replace(head, classifier=False) for head in heads),
+        class_token_only=None if trunk.class_token_only is None else _trunk_reads_class_token,
         blocked_methods=(),
         **_facts(model),
     )
+
+
+def _reads_class_token(model: Any) -> bool:
+    return model.attn_pool is None and model.pool_type == "tok" and not model.output_tokens
+
+
+def _trunk_reads_class_token(model: Any) -> bool:
+    return reads_class_token(model.trunk)
 
 
 def build(request: BaseRequest) -> nn.Module:

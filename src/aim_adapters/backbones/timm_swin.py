@@ -54,7 +54,9 @@ def _attend(block: Any, h: Tensor) -> Tensor:
 
 
 def _parts(block: Any, anatomy: BlockAnatomy) -> BlockParts:
-    windows = Windows(tuple(block.window_size), tuple(block.shift_size), block.attn._get_rel_pos_bias().squeeze(0))
+    # timm decides when it builds, or is told to shift always.
+    bias = block.attn._get_rel_pos_bias().squeeze(0)
+    windows = Windows(tuple(block.window_size), tuple(block.shift_size), bias, always_shifted=True)
     return windowed_parts(block, anatomy, windows)
 
 

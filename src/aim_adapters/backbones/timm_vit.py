@@ -38,9 +38,14 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
         heads=tuple(HeadAnatomy(name, name) for name in ("head", "head_dist") if hasattr(model, name)),
         output_width=model.embed_dim,
         prefix_tokens=model.num_prefix_tokens,
-        class_token_only=model.global_pool == "token" and not hasattr(model, "head_dist"),
+        class_token_only=reads_class_token if type(model) is VisionTransformer else None,
         **facts(model),
     )
+
+
+def reads_class_token(model: Any) -> bool:
+    """Tell whether a ``VisionTransformer``, and no sub-class, pools the first token alone."""
+    return bool(model.global_pool == "token" and model.attn_pool is None)
 
 
 def _attend(block: Any, h: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:

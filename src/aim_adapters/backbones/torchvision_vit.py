@@ -49,11 +49,15 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
         patch_size=(model.patch_size, model.patch_size),
         prefix_tokens=1,
         patch_conv="conv_proj" if isinstance(model.conv_proj, nn.Conv2d) else None,
-        class_token_only=True,
+        class_token_only=_reads_class_token if type(model) is VisionTransformer else None,
         library="torchvision",
         build_arguments={"num_classes": model.num_classes, "image_size": model.image_size},
         image_size=(model.image_size, model.image_size),
     )
+
+
+def _reads_class_token(_: Any) -> bool:
+    return True
 
 
 def _attend(block: Any, h: Tensor) -> Tensor:

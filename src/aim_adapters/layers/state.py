@@ -84,7 +84,6 @@ class SharedState(AIMState):
         self.class_token_only = False
         self.headless = False  # classification layers are left out for a while
         self.num_frames = config.attention_frames
-        self.scale = repr(config.scale)  # text: compilers may take a number for a variable, and plans hold constants
         self.register_parameter("temporal_embedding", temporal_embedding)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from aim_adapters.ops.branches import tile
 from aim_adapters.ops.branches import windows as module
@@ -53,6 +54,13 @@ def test_made_once_and_fit_for_training_wherever_they_were_made() -> None:
     for each in again:
         assert each is not None and not each.is_inference()
         (weight.sum() * each).sum().backward()  # kept for the backward pass
+
+
+def test_tensors_without_memory_are_not_kept() -> None:
+    module._tile_once.cache_clear()
+    with FakeTensorMode():
+        tile(4, 6, (2, 3), (1, 1), CPU)
+    assert all(type(each) is torch.Tensor for each in tile(4, 6, (2, 3), (1, 1), CPU))
 
 
 @pytest.mark.parametrize("shift", [(0, 0), (1, 2)])

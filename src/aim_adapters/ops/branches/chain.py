@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aim_adapters.errors import UnsupportedKernelError
+from aim_adapters.errors import InputError, UnsupportedKernelError
 from aim_adapters.ops.bottleneck import padded
 from aim_adapters.ops.branches import residual, residual_fp8
 from aim_adapters.ops.branches.attention import lse_shape
@@ -37,7 +37,15 @@ def run_branches(x: Tensor, tensors: Sequence[Tensor | None], plan: ChainPlan) -
 
     Returns:
         Tokens ``[B*T, N, D]`` in the dtype of ``x``.
+
+    Raises:
+        InputError: The frames are no multiple of those of a clip.
     """
+    clips = any(isinstance(each, AttentionPlan) and each.over == "frames" for each in plan.branches)
+    if (clips or any(factor is not None for factor in tensors[FROZEN::PER_BRANCH])) and x.shape[0] % plan.num_frames:
+        raise InputError(
+            f"the first dimension must be a multiple of num_frames={plan.num_frames}, got {tuple(x.shape)}"
+        )
     x = x.contiguous()
     text = encode(plan)
     if torch.is_grad_enabled() and (x.requires_grad or any(t is not None and t.requires_grad for t in tensors)):

@@ -82,13 +82,14 @@ class ChainPlan(NamedTuple):
 
 def encode(plan: ChainPlan) -> str:
     """Write a plan as text, in a way that compilers can trace."""
+    # Hexadecimal, as where PyTorch 2.11 takes a float for a variable, it can write it in no other way.
     words = [f"{plan.num_frames} {plan.dtype} {plan.memory} {plan.products}"]
     for each in plan.branches:
         if isinstance(each, AttentionPlan):
             flags = f"{int(each.adapter)} {int(each.skip)} {int(each.shares)}"
-            words.append(f"{each.over} {each.heads} {each.scale!r} {each.eps!r} {flags} {each.implementation}")
+            words.append(f"{each.over} {each.heads} {each.scale.hex()} {each.eps.hex()} {flags} {each.implementation}")
         else:
-            words.append(f"mlp {each.activation} {each.eps!r} {int(each.adapter)} {each.scale!r}")
+            words.append(f"mlp {each.activation} {each.eps.hex()} {int(each.adapter)} {each.scale.hex()}")
     return ",".join(words)
 
 
@@ -100,9 +101,9 @@ def decode(text: str) -> ChainPlan:
     for each in rest:
         kind, *words = each.split()
         if kind == "mlp":
-            branches.append(MlpPlan(words[0], float(words[1]), words[2] == "1", float(words[3])))
+            branches.append(MlpPlan(words[0], float.fromhex(words[1]), words[2] == "1", float.fromhex(words[3])))
         else:
-            heads, scale, eps = int(words[0]), float(words[1]), float(words[2])
+            heads, scale, eps = int(words[0]), float.fromhex(words[1]), float.fromhex(words[2])
             adapter, skip, shares = (word == "1" for word in words[3:6])
             branches.append(AttentionPlan(kind, heads, scale, eps, adapter, skip, words[6], shares))
     num_frames, dtype, memory, products = first.split()

@@ -25,7 +25,8 @@ def tile(
         between tokens that are neighbours by the shift alone, or None where there are none.
     """
     shift = (0 if size[0] >= height else shift[0], 0 if size[1] >= width else shift[1])
-    if torch.compiler.is_compiling():
+    # What is made in a mode that watches operators, as of tensors without memory, is fit for that mode alone.
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return _tile(height, width, size, shift, device)
     with torch.inference_mode(False):  # what is kept must serve training too
         return _tile_once(height, width, size, shift, device)
