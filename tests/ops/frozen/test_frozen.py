@@ -108,6 +108,17 @@ def test_layer_norm(
     near(ops.layer_norm(x, weight, bias, 1e-3, low), plain.to(low), true)
 
 
+def test_parameters_of_any_stride() -> None:
+    x, d_h = normal(5, 24), normal(5, 24, seed=1)
+    weight, bias = normal(24, 3, seed=2)[:, 1], torch.ones(1, device=DEVICE).expand(24)
+    for given in ((weight, bias), (weight.contiguous(), bias.contiguous())):
+        torch.testing.assert_close(
+            kernels.layer_norm(x, *given, 1e-6, torch.float32), aten.layer_norm(x, *given, 1e-6, torch.float32)
+        )
+    expected = aten.layer_norm_backward(d_h, x, weight, 1e-6, None)
+    torch.testing.assert_close(kernels.layer_norm_backward(d_h, x, weight, 1e-6, None), expected)
+
+
 @IMPLEMENTATIONS
 @DTYPES
 @SHAPES

@@ -75,7 +75,7 @@ def widened(weight: Tensor | None, up_weight: Tensor, up_bias: Tensor, dtype: to
     weight = None if weight is None else weight.contiguous()
     with torch.cuda.device_of(out):
         kernels.widened_kernel[(rows * cdiv(out.shape[1], _COLUMNS),)](
-            weight, up_weight.contiguous(), up_bias, out,
+            weight, up_weight.contiguous(), up_bias.contiguous(), out,
             OWN=own, W=width, P=out.shape[1] - own, COLUMNS=_COLUMNS, num_warps=4,
         )  # fmt: skip
     return out
@@ -102,7 +102,8 @@ def joined(
     out_bias = torch.empty(rows, dtype=dtype, device=weight.device)
     with torch.cuda.device_of(out):
         kernels.joined_kernel[(rows,)](
-            weight.contiguous(), bias, down_weight.contiguous(), down_bias, out, out_bias,
+            weight.contiguous(), None if bias is None else bias.contiguous(), down_weight.contiguous(),
+            down_bias.contiguous(), out, out_bias,
             OWN=own, D=width, HAS_BIAS=bias is not None, WIDTH=next_power_of_2(width), num_warps=4,
         )  # fmt: skip
     return out, out_bias

@@ -68,7 +68,7 @@ def _layer_norm(
     grid, options = _rows(x)
     with torch.cuda.device_of(x):
         kernels.layer_norm_kernel[grid](
-            x, other, weight, bias, total, out, x.shape[0], eps,
+            x, other, dense(weight), dense(bias), total, out, x.shape[0], eps,
             HAS_OTHER=other is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, **options,
         )  # fmt: skip
     return out
@@ -91,7 +91,7 @@ def layer_norm_backward(d_h: Tensor, x: Tensor, weight: Tensor | None, eps: floa
     grid, options = _rows(x)
     with torch.cuda.device_of(x):
         kernels.layer_norm_backward_kernel[grid](
-            d_h, x, weight, d_residual, d_x, x.shape[0], eps,
+            d_h, x, dense(weight), d_residual, d_x, x.shape[0], eps,
             HAS_WEIGHT=weight is not None, HAS_RESIDUAL=d_residual is not None, **options,
         )  # fmt: skip
     return d_x
@@ -141,6 +141,11 @@ def tile(width: int) -> tuple[int, int]:
         width: D, up to the next power of two.
     """
     return max(1, 1024 // width), min(max(1, width // 1024), 8)
+
+
+def dense(vector: Tensor | None) -> Tensor | None:
+    """Return a vector whose elements lie side by side, as kernels read them."""
+    return None if vector is None else vector.contiguous()
 
 
 ELEMENTS, WARPS = 2048, 4  # of a program that computes elements

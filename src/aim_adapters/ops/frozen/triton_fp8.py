@@ -8,7 +8,7 @@ from triton import cdiv, next_power_of_2
 
 from aim_adapters.ops.frozen import kernels_fp8 as kernels
 from aim_adapters.ops.frozen.fp8 import DTYPE, Scaled
-from aim_adapters.ops.frozen.triton import _rows
+from aim_adapters.ops.frozen.triton import _rows, dense
 
 _COLUMNS, _COLUMN_ROWS, _COLUMN_WARPS = 16, 1024, 8  # of a program that scales columns: 32 bytes of each row at least
 
@@ -75,7 +75,7 @@ def layer_norm(
     grid, options = _rows(x)
     with torch.cuda.device_of(x):
         kernels.layer_norm_kernel[grid](
-            x, other, weight, bias, total, out, *scaled, len(x), eps, HAS_OTHER=other is not None,
+            x, other, dense(weight), dense(bias), total, out, *scaled, len(x), eps, HAS_OTHER=other is not None,
             HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, HAS_OUT=out is not None, **options,
         )  # fmt: skip
     return total, out, scaled
