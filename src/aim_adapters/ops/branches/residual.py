@@ -14,7 +14,7 @@ adds the two where it reads them anyway.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
@@ -27,6 +27,7 @@ from aim_adapters.ops.branches.plan import AttentionPlan, ChainPlan, MlpPlan
 from aim_adapters.ops.frozen import aten as aten_frozen
 
 Tensors = Sequence[Tensor | None]
+EnterQKV = Callable[[Tensor, "Tensor | None", Tensors, AttentionPlan, ChainPlan], "tuple[Tensor, Tensor]"]
 # PyTorch 2.8 and later return float32 from products of half precision.
 _WIDE_PRODUCTS = "dtype" in torch.ops.aten.mm.overloads()
 
@@ -42,7 +43,14 @@ def parts_for(x: Tensor) -> tuple[ModuleType, ModuleType]:
 
 
 def attention_forward(
-    x: Tensor, y: Tensor | None, tensors: Tensors, branch: AttentionPlan, chain: ChainPlan, *, keep: str
+    x: Tensor,
+    y: Tensor | None,
+    tensors: Tensors,
+    branch: AttentionPlan,
+    chain: ChainPlan,
+    *,
+    keep: str,
+    enter: EnterQKV | None = None,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Compute an attention branch.
 
@@ -53,15 +61,14 @@ def attention_forward(
         branch: The branch.
         chain: The chain it is in.
         keep: ``"fast"`` or ``"balanced"``, what is kept; ``""``: nothing.
+        enter: Adds, normalises and projects, in place of what does so in the compute dtype.
 
     Returns:
         The branch's input ``x + y``; what it adds to that, ``[M, D]``; what the backward pass finds.
     """
     bottleneck, dtype = parts_for(x)[1], chain.compute_dtype
     factor, down_w, down_b, up_w, up_b, bias = tensors[7:13]
-    x, h = _enter(x, y, tensors, branch.eps, dtype)
-    qkv = _project_qkv(h, tensors, branch, chain, dtype)
-    del h
+    x, qkv = (enter or _enter_qkv)(x, y, tensors, branch, chain)
     out_w, out_b = _output(tensors, dtype)
     width, hidden = out_w.shape[1], padded(up_w.shape[1]) if up_w is not None else 0
     if branch.over != "frames":
@@ -134,7 +141,7 @@ def attention_backward(
         d_o = d_low @ out_w
     qkv = kept.pop(0) if kept else None
     if qkv is None:
-        qkv = _project_qkv(_enter(x, None, tensors, branch.eps, dtype)[1], tensors, branch, chain, dtype)
+        qkv = _enter_qkv(x, None, tensors, branch, chain)[1]
     o = None if wide is None else _heads(wide[:, :width], qkv)
     d_qkv, o, d_bias = attend_backward(
         _heads(d_o, qkv), qkv, bias, o, lse, branch, chain.num_frames, windows=tensors[13:]
@@ -258,9 +265,17 @@ def _enter(x: Tensor, y: Tensor | None, tensors: Tensors, eps: float, dtype: tor
     return total, h
 
 
-def _project_qkv(h: Tensor, tensors: Tensors, branch: AttentionPlan, chain: ChainPlan, dtype: torch.dtype) -> Tensor:
-    """Return ``[B*T, N, 3, H, d]``."""
-    packed = _linear(h, _require(tensors[2]).to(dtype), _to(tensors[3], dtype))  # [M, 3*H*d]
+def _enter_qkv(
+    x: Tensor, y: Tensor | None, tensors: Tensors, branch: AttentionPlan, chain: ChainPlan
+) -> tuple[Tensor, Tensor]:
+    """Return a branch's input, and queries, keys and values ``[B*T, N, 3, H, d]``."""
+    x, h = _enter(x, y, tensors, branch.eps, chain.compute_dtype)
+    weight, bias = _require(tensors[2]).to(h.dtype), _to(tensors[3], h.dtype)
+    return x, as_heads(_linear(h, weight, bias), branch, chain)
+
+
+def as_heads(packed: Tensor, branch: AttentionPlan, chain: ChainPlan) -> Tensor:
+    """Return a packed projection ``[M, 3*H*d]`` as ``[B*T, N, 3, H, d]``."""
     return packed.view(-1, chain.tokens, 3, branch.heads, packed.shape[1] // (3 * branch.heads))
 
 

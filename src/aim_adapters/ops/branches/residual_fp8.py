@@ -15,11 +15,9 @@ from torch import Tensor
 
 from aim_adapters.ops.bottleneck import padded
 from aim_adapters.ops.branches import residual
-from aim_adapters.ops.branches.attention import attend
 from aim_adapters.ops.branches.plan import AttentionPlan, ChainPlan, MlpPlan
 from aim_adapters.ops.branches.residual import (
     Tensors,
-    _heads,
     _in_dtypes,
     _linear,
     _of_up,
@@ -27,6 +25,7 @@ from aim_adapters.ops.branches.residual import (
     _product,
     _require,
     _to,
+    as_heads,
     parts_for,
 )
 from aim_adapters.ops.frozen import fp8
@@ -48,34 +47,7 @@ def attention_forward(
     Returns:
         The branch's input ``x + y``; what it adds to that, ``[M, D]``; what the backward pass finds.
     """
-    bottleneck, dtype = parts_for(x)[1], chain.compute_dtype
-    factor, down_w, down_b, up_w, up_b, bias = tensors[7:13]
-    x, qkv = _enter_qkv(x, y, tensors, branch, chain)
-    out_w, out_b = _output(tensors, dtype)
-    width, hidden = out_w.shape[1], padded(up_w.shape[1]) if up_w is not None else 0
-    if branch.over != "frames":
-        wide = qkv.new_empty((len(x), width + hidden))  # attended values, and the adapter's hidden layer beside them
-        rows = wide[:, :width]
-        kept = [wide, attend(qkv, bias, branch, chain.num_frames, windows=tensors[13:], out=_heads(rows, qkv))[1]]
-    else:
-        rows, kept = attend(qkv, bias, branch, chain.num_frames)[0].view(len(x), width), []
-        wide = qkv.new_empty((len(x), hidden))
-    if branch.adapter:
-        assert down_w is not None and down_b is not None and up_w is not None and up_b is not None
-        low_w, low_b = down_w.to(dtype), down_b.to(dtype)
-        composed = low_w @ out_w  # [W, H*d]
-        composed_b = low_b if out_b is None else torch.addmv(low_b, low_w, out_b)
-        pre = torch.addmm(composed_b, rows, composed.T)  # [M, W]
-        bottleneck.hidden(pre, wide[:, -hidden:], factor, chain.num_frames * chain.tokens, 1.0)
-        kept += [pre, composed]
-        y = _linear(
-            wide, bottleneck.widened(out_w if branch.skip else None, up_w, up_b, dtype), out_b if branch.skip else None
-        )  # [M, D]
-    else:
-        y = _linear(rows, out_w, out_b)
-    if keep == "fast":
-        kept.append(qkv)
-    return x, y, [each for each in kept if each is not None] if keep else []
+    return residual.attention_forward(x, y, tensors, branch, chain, keep=keep, enter=_enter_qkv)
 
 
 def attention_backward(
@@ -193,7 +165,7 @@ def _enter_qkv(
     parts, dtype, weight = fp8.parts_for(x), chain.compute_dtype, _require(tensors[2])
     x, _, h = parts.layer_norm(x, y, tensors[0], tensors[1], branch.eps, None)
     packed = fp8.product(h, parts.quantise(weight), _to(tensors[3], dtype), dtype)  # [M, 3*H*d]
-    return x, packed.view(-1, chain.tokens, 3, branch.heads, packed.shape[1] // (3 * branch.heads))
+    return x, as_heads(packed, branch, chain)
 
 
 def _enter_mlp(
