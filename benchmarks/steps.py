@@ -261,6 +261,15 @@ def describe(label: str, entry: dict[str, Any]) -> str:
 # The command
 
 
+def command(task: Task, argv: Sequence[str]) -> str:
+    """Return what anyone can run; where the result went was the caller's own affair."""
+    words = list(argv)
+    if "--out" in words:
+        at = words.index("--out")
+        del words[at : at + 2]
+    return shlex.join(["python", "-m", f"benchmarks.{task.name}", *words])
+
+
 def key_of(size: Size, device: str) -> str:
     """Return the name of a table."""
     words = f"{size.name}, {size.frames} frames, {size.clips} clip{'s' * (size.clips != 1)}"
@@ -300,7 +309,7 @@ def begin(task: Task, made: argparse.ArgumentParser, argv: Sequence[str] | None)
         folder=arguments.out,
         seconds=arguments.seconds,
         profile=getattr(arguments, "profile", False),
-        command=shlex.join(["python", "-m", f"benchmarks.{task.name}", *(sys.argv[1:] if argv is None else argv)]),
+        command=command(task, sys.argv[1:] if argv is None else argv),
         ceiling=machine.ceiling(),
     )
     return run, arguments

@@ -380,3 +380,9 @@ def test_the_command_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert target["what"] == f"{key}: aim/eager against reference/eager, times as fast"
     assert table["command"].endswith(f"train_step --device cpu --quick --out {tmp_path}")
     assert steps.agree(table["agreement"])
+
+
+def test_a_command_is_one_that_anyone_can_run() -> None:
+    argv = ["--sizes", "base-8", "--out", "somewhere", "--clips", "1"]
+    assert steps.command(train_step.TASK, argv) == "python -m benchmarks.train_step --sizes base-8 --clips 1"
+    assert steps.command(train_step.TASK, []) == "python -m benchmarks.train_step"
