@@ -274,7 +274,7 @@ def directory_that_is_not_there_is_named(hub: LoopbackHub, tmp_path: Path) -> No
     said = (
         "^there is no directory '{}' here, and no repository that can be loaded: cannot fetch adapter_config.json of {}"
     )
-    for source in ("out", "runs/out"):
+    for source in ("nowhere", "runs/nowhere"):  # the quickstart leaves an `out`
         refuse(said.format(source, source), source)
         refuse(said.format(source, source) + ".*the Hub is not asked", source, local_files_only=True)
     for fault, match in (("500", "status 500"), ("hang up", "the Hub did not answer as it should")):
