@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from aim_adapters.anatomy import AttentionParts, BlockAnatomy, apply_part, is_heard
+from aim_adapters.anatomy import BlockAnatomy, apply_part, is_heard
 from aim_adapters.fused import Branch, chain_plan, fused_branches, token_dtype
 from aim_adapters.layers.adapter import drop_path
 from aim_adapters.layers.state import AIMState, BlockState
 from aim_adapters.layers.temporal import add_temporal_embedding, relative_temporal_bias
-from aim_adapters.ops.branches import attend_from_first, run_branches
+from aim_adapters.ops.branches import FROZEN, AttentionPlan, attend_from_first, run_branches
 from aim_adapters.ops.temporal_attention import temporal_attention, temporal_attention_packed
 from aim_adapters.patching import Patched
 
@@ -52,8 +52,8 @@ class AdaptedBlock(Patched):
         extra = any(each is not None for each in (*args, *kwargs.values()))
         fused = fused_branches(self, x, positions=extra)
         modules = (self._temporal, lambda x: self._spatial(x, *args, **kwargs), self._mlp)
-        if aim.last and self._narrows(x, fused[1]):
-            fused, modules = (fused[0], "", fused[2]), (modules[0], self._class_token, modules[2])
+        if aim.last and self._narrows(x, spatial := fused[1]):
+            fused, modules = (fused[0], "", fused[2]), (modules[0], lambda x: self._class_token(x, spatial), modules[2])
         chain: list[Branch] = []
         for branch, run in zip((*fused, ""), (*modules, None), strict=True):
             if isinstance(branch, Branch):
@@ -98,12 +98,11 @@ class AdaptedBlock(Patched):
             aim.narrowed = same and aim.shared[0].class_token_only and not any(map(is_heard, self.modules()))
         return aim.narrowed
 
-    def _class_token(self, x: Tensor) -> Tensor:
+    def _class_token(self, x: Tensor, spatial: Branch | str | None) -> Tensor:
         """Do what `_spatial` does for the first token of each frame, ``[B*T, 1, D]``."""
-        assert self.aim_spec.parts is not None
-        parts = self.aim_spec.parts(self, self.aim_spec).attention
-        assert isinstance(parts, AttentionParts)
-        attended = attend_from_first(x, parts.tensors(), heads=parts.heads, scale=parts.scale, eps=parts.eps)
+        assert isinstance(spatial, Branch) and isinstance(spatial.plan, AttentionPlan)
+        plan = spatial.plan
+        attended = attend_from_first(x, spatial.tensors[:FROZEN], heads=plan.heads, scale=plan.scale, eps=plan.eps)
         return x[:, :1] + (attended if self.aim.spatial is None else self.aim.spatial(attended))  # Eq. 4
 
     def _mlp(self, x: Tensor) -> Tensor:

@@ -14,11 +14,11 @@ from aim_adapters.layers.state import BlockState
 from aim_adapters.layers.temporal import relative_temporal_bias
 from aim_adapters.ops.branches import FROZEN, AttentionPlan, ChainPlan, MlpPlan, flash_takes, tile
 from aim_adapters.ops.spatial_attention import api as spatial
+from aim_adapters.ops.spatial_attention.tiles import WINDOW
 from aim_adapters.ops.temporal_attention import case_of, choose
 from aim_adapters.ops.temporal_attention.api import exporting, triton_missing
 
 DEVICES = ("cpu", "cuda")
-_MOST_IN_WINDOW = 64
 _ON_GPU = (torch.bfloat16, torch.float16, torch.float32)
 _MOST_IN_FP8 = 16384
 
@@ -179,7 +179,7 @@ def _temporal(block: Any, x: Tensor, parts: AttentionParts | str) -> Branch | st
     choice = choose(shared.config.attention, case_of(x.device.type, dtype, width, shared.num_frames))
     if choice.implementation == "sdpa":
         return f"its attention runs as 'sdpa': {choice.reason}"
-    plan = AttentionPlan("frames", heads, parts.scale, parts.eps, True, False, choice.implementation)
+    plan = AttentionPlan("frames", heads, parts.scale, parts.eps, True, choice.implementation)
     bias = None if aim.temporal_bias is None else relative_temporal_bias(aim.temporal_bias)
     return _branch(block, plan, parts.tensors(), aim.temporal, bias=bias, drop=True)
 
@@ -197,7 +197,7 @@ def _spatial(block: Any, x: Tensor, parts: AttentionParts | str, *, positions: b
     adapter, tokens = block.aim.spatial, x.flatten(1, -2).shape[1]
     choice = spatial.choose("auto", spatial.case_of(x.device.type, dtype, width, tokens))
     implementation = "triton" if choice.implementation == "triton" else "flash"
-    plan = AttentionPlan("tokens", parts.heads, parts.scale, parts.eps, adapter is not None, True, implementation)
+    plan = AttentionPlan("tokens", parts.heads, parts.scale, parts.eps, adapter is not None, implementation)
     return _branch(block, plan, parts.tensors(), adapter)
 
 
@@ -214,10 +214,10 @@ def _windowed(block: Any, x: Tensor, parts: AttentionParts, width: int) -> Branc
     ):
         return f"it shifts windows of {windows.size} within {height} x {across} tokens"
     choice = spatial.choose("auto", spatial.case_of(device, dtype, width, tokens, added=True))
-    if device != "cpu" and (choice.implementation != "triton" or tokens > _MOST_IN_WINDOW):
+    if device != "cpu" and (choice.implementation != "triton" or tokens > WINDOW):
         return f"no fused attention takes windows of {tokens} tokens, {width} wide, in {dtype}: {choice.reason}"
     implementation = "triton" if device != "cpu" else "flash"
-    plan = AttentionPlan("windows", parts.heads, parts.scale, parts.eps, adapter is not None, True, implementation)
+    plan = AttentionPlan("windows", parts.heads, parts.scale, parts.eps, adapter is not None, implementation)
     index, mask = tile(height, across, windows.size, windows.shift, x.device)
     return _branch(block, plan, parts.tensors(), adapter, windows=(windows.bias, mask, index))
 

@@ -55,8 +55,7 @@ class Case:
     def attention(self, over: str, *, implementation: str = "", shares: bool = False) -> AttentionPlan:
         """Return a branch as the adapted block asks for it: over frames without inner skip, over others with one."""
         implementation = implementation or ("eager" if over == "frames" else "flash")
-        skip = self.adapter and over != "frames"
-        return AttentionPlan(over, self.heads, SCALE, EPS, self.adapter, skip, implementation, shares)
+        return AttentionPlan(over, self.heads, SCALE, EPS, self.adapter, implementation, shares)
 
     def mlp(self) -> MlpPlan:
         """Return an MLP branch."""

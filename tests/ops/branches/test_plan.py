@@ -18,7 +18,6 @@ ATTENTIONS = st.builds(
     scale=NUMBERS,
     eps=NUMBERS,
     adapter=st.booleans(),
-    skip=st.booleans(),
     implementation=st.sampled_from(["eager", "triton", "flash"]),
     shares=st.booleans(),
 )

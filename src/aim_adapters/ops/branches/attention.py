@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from aim_adapters.ops.branches.plan import AttentionPlan
+from aim_adapters.ops.spatial_attention.tiles import WINDOW
 
 _FLASH = {"cpu": (torch.float64, torch.float32, torch.bfloat16, torch.float16), "cuda": (torch.bfloat16, torch.float16)}
 
@@ -21,7 +22,7 @@ def lse_shape(plan: AttentionPlan, frames: int, tokens: int, index: Tensor | Non
     """Return the shape of the log-sum-exp that `attend` keeps; a tile of all tokens needs none."""
     if index is not None:
         frames, tokens = frames * index.shape[0], index.shape[1]
-    return (0,) if plan.implementation == "triton" and tokens <= 64 else (frames, plan.heads, tokens)
+    return (0,) if plan.implementation == "triton" and tokens <= WINDOW else (frames, plan.heads, tokens)
 
 
 def attend(

@@ -146,7 +146,6 @@ def _found(
         y = None
         for index, branch in enumerate(plan.branches):
             if index + 1 == len(plan.branches) and isinstance(branch, MlpPlan):
-                assert y is not None or index == 0
                 inputs.append(x if y is None else residual.parts_for(x)[0].add(x, y))
                 found.append([])
                 break
@@ -210,7 +209,8 @@ def _fake(x: Tensor, tensors: Sequence[Tensor | None], text: str, train: bool) -
     if not train or plan.memory == "low":
         return found
     for index, branch in enumerate(plan.branches):
-        first, down = tensors_of(plan, index, tensors)[2], tensors_of(plan, index, tensors)[8]
+        own = tensors_of(plan, index, tensors)
+        first, down, windows = own[2], own[8], own[-1]
         assert first is not None
         units = 0 if down is None else down.shape[0]
         shapes: list[tuple[Any, ...]] = []
@@ -220,7 +220,7 @@ def _fake(x: Tensor, tensors: Sequence[Tensor | None], text: str, train: bool) -
             dim = first.shape[0] // 3
             if branch.over != "frames":
                 found.append(x.new_empty((rows, dim + (padded(units) if branch.adapter else 0)), dtype=dtype))
-                shape = lse_shape(branch, frames, tokens, tensors_of(plan, index, tensors)[-1])
+                shape = lse_shape(branch, frames, tokens, windows)
                 found.append(x.new_empty(shape, dtype=torch.promote_types(dtype, torch.float32)))
             if branch.adapter:
                 shapes += [(rows, units), (units, dim)]

@@ -23,7 +23,6 @@ class AttentionPlan(NamedTuple):
         scale: Factor on the scores.
         eps: Of the norm.
         adapter: There is one.
-        skip: The adapter has an inner skip: the attention's output itself is added too.
         implementation: Of the attention.
         shares: Its frozen tensors are those of the branch in front of it, and are not given again.
     """
@@ -33,9 +32,13 @@ class AttentionPlan(NamedTuple):
     scale: float
     eps: float
     adapter: bool
-    skip: bool
     implementation: str
     shares: bool = False
+
+    @property
+    def skip(self) -> bool:
+        """Return whether the adapter has an inner skip: the attention's output itself is added too."""
+        return self.over != "frames"
 
 
 class MlpPlan(NamedTuple):
@@ -74,6 +77,11 @@ class ChainPlan(NamedTuple):
     products: str = "auto"
 
     @property
+    def rows_per_clip(self) -> int:
+        """Return T*N."""
+        return self.num_frames * self.tokens
+
+    @property
     def compute_dtype(self) -> torch.dtype:
         """Return what products are computed in."""
         found: torch.dtype = getattr(torch, self.dtype)
@@ -86,7 +94,7 @@ def encode(plan: ChainPlan) -> str:
     words = [f"{plan.num_frames} {plan.dtype} {plan.memory} {plan.products}"]
     for each in plan.branches:
         if isinstance(each, AttentionPlan):
-            flags = f"{int(each.adapter)} {int(each.skip)} {int(each.shares)}"
+            flags = f"{int(each.adapter)} {int(each.shares)}"
             words.append(f"{each.over} {each.heads} {each.scale.hex()} {each.eps.hex()} {flags} {each.implementation}")
         else:
             words.append(f"mlp {each.activation} {each.eps.hex()} {int(each.adapter)} {each.scale.hex()}")
@@ -104,7 +112,7 @@ def decode(text: str) -> ChainPlan:
             branches.append(MlpPlan(words[0], float.fromhex(words[1]), words[2] == "1", float.fromhex(words[3])))
         else:
             heads, scale, eps = int(words[0]), float.fromhex(words[1]), float.fromhex(words[2])
-            adapter, skip, shares = (word == "1" for word in words[3:6])
-            branches.append(AttentionPlan(kind, heads, scale, eps, adapter, skip, words[6], shares))
+            adapter, shares = (word == "1" for word in words[3:5])
+            branches.append(AttentionPlan(kind, heads, scale, eps, adapter, words[5], shares))
     num_frames, dtype, memory, products = first.split()
     return ChainPlan(tuple(branches), int(num_frames), dtype, memory, products=products)

@@ -84,7 +84,7 @@ def attention_forward(
         composed = low_w @ out_w  # [W, H*d]
         composed_b = low_b if out_b is None else torch.addmv(low_b, low_w, out_b)
         pre = torch.addmm(composed_b, rows, composed.T)  # [M, W]
-        bottleneck.hidden(pre, wide[:, -hidden:], factor, chain.num_frames * chain.tokens, 1.0)
+        bottleneck.hidden(pre, wide[:, -hidden:], factor, chain.rows_per_clip, 1.0)
         kept += [pre, composed]
         y = _linear(
             wide, bottleneck.widened(out_w if branch.skip else None, up_w, up_b, dtype), out_b if branch.skip else None
@@ -127,21 +127,18 @@ def attention_backward(
     if branch.adapter:
         assert down_w is not None and up_w is not None and up_b is not None
         pre, composed = kept.pop(0), kept.pop(0)
-        hidden = None if wide is None else wide[:, width:]
         d_wide = d_low @ bottleneck.widened(out_w if branch.skip else None, up_w, up_b, dtype)  # [M, (H*d +) P]
         d_pre = d_wide[:, -padded(len(down_w)) :][:, : len(down_w)]
-        hidden, again = (torch.empty_like(d_wide), True) if hidden is None else (hidden, False)
+        hidden = torch.empty_like(d_wide) if wide is None else wide[:, width:]
         d_down_b = bottleneck.hidden_backward(
-            d_pre, pre, hidden if again else None, factor, chain.num_frames * chain.tokens, 1.0
+            d_pre, pre, hidden if wide is None else None, factor, chain.rows_per_clip, 1.0
         )
         gradients[2:4] = _of_up(d_low, hidden, up_w)
         del hidden, pre
         d_o = d_wide[:, :width].addmm_(d_pre, composed) if branch.skip else d_pre @ composed  # [M, H*d]
     else:
         d_o = d_low @ out_w
-    qkv = kept.pop(0) if kept else None
-    if qkv is None:
-        qkv = _enter_qkv(x, None, tensors, branch, chain)[1]
+    qkv = kept.pop(0) if kept else _enter_qkv(x, None, tensors, branch, chain)[1]
     o = None if wide is None else _heads(wide[:, :width], qkv)
     d_qkv, o, d_bias = attend_backward(
         _heads(d_o, qkv), qkv, bias, o, lse, branch, chain.num_frames, windows=tensors[13:]
@@ -192,7 +189,7 @@ def mlp_forward(
         assert up_w is not None and up_b is not None
         act = pre.new_empty((len(x), width + padded(up_w.shape[1])))
         frozen.activation(pre[:, :width], branch.activation, out=act[:, :width])
-        bottleneck.hidden(pre[:, width:], act[:, width:], factor, chain.num_frames * chain.tokens, branch.scale)
+        bottleneck.hidden(pre[:, width:], act[:, width:], factor, chain.rows_per_clip, branch.scale)
         out_w = bottleneck.widened(out_w, up_w, up_b, dtype)
     else:
         act = frozen.activation(pre, branch.activation)
@@ -240,7 +237,7 @@ def mlp_backward(
         d_pre = d_wide[:, : width + len(down_w)]
         d_hidden, hidden = d_pre[:, width:], d_wide.new_empty((len(x), padded(len(down_w))))
         d_down_b = bottleneck.hidden_backward(
-            d_hidden, pre[:, width:], hidden, factor, chain.num_frames * chain.tokens, branch.scale
+            d_hidden, pre[:, width:], hidden, factor, chain.rows_per_clip, branch.scale
         )
         gradients[:2] = _product(d_hidden.T, h), d_down_b
         gradients[2:4] = _of_up(d_low, hidden, up_w)

@@ -100,7 +100,7 @@ def mlp_forward(
     if units is not None:
         assert up_w is not None and up_b is not None
         hidden = units.new_empty((len(x), padded(up_w.shape[1])))
-        bottleneck.hidden(units, hidden, factor, chain.num_frames * chain.tokens, branch.scale)
+        bottleneck.hidden(units, hidden, factor, chain.rows_per_clip, branch.scale)
         y.addmm_(hidden, bottleneck.widened(None, up_w, up_b, dtype).T)
     return x, y, [each for each in (pre, units) if each is not None] if keep == "fast" else []
 
@@ -139,9 +139,7 @@ def mlp_backward(
         assert h is not None and down_w is not None and up_w is not None and up_b is not None
         d_low, hidden = d_out.to(dtype), units.new_empty((len(x), padded(len(down_w))))
         d_units = (d_low @ bottleneck.widened(None, up_w, up_b, dtype))[:, : len(down_w)]  # [M, W]
-        d_down_b = bottleneck.hidden_backward(
-            d_units, units, hidden, factor, chain.num_frames * chain.tokens, branch.scale
-        )
+        d_down_b = bottleneck.hidden_backward(d_units, units, hidden, factor, chain.rows_per_clip, branch.scale)
         gradients[:2] = _product(d_units.T, h), d_down_b
         gradients[2:4] = _of_up(d_low, hidden, up_w)
         del h, hidden, units
