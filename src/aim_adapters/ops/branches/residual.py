@@ -28,6 +28,7 @@ from aim_adapters.ops.frozen import aten as aten_frozen
 
 Tensors = Sequence[Tensor | None]
 EnterQKV = Callable[[Tensor, "Tensor | None", Tensors, AttentionPlan, ChainPlan], "tuple[Tensor, Tensor]"]
+LeaveQKV = Callable[[Tensor, Tensor], Tensor]
 # PyTorch 2.8 and later return float32 from products of half precision.
 _WIDE_PRODUCTS = "dtype" in torch.ops.aten.mm.overloads()
 
@@ -105,6 +106,8 @@ def attention_backward(
     chain: ChainPlan,
     *,
     needs_input: bool,
+    enter: EnterQKV | None = None,
+    leave: LeaveQKV | None = None,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """Return the gradients of the tokens and of what trains.
 
@@ -116,6 +119,9 @@ def attention_backward(
         branch: The branch.
         chain: The chain it is in.
         needs_input: The gradient of ``x`` is wanted.
+        enter: As in `attention_forward`.
+        leave: Multiplies the gradient of the projection's output by the frozen weight, in place of what does so in the
+            compute dtype.
     """
     (frozen, bottleneck), dtype = parts_for(x), chain.compute_dtype
     factor, down_w, _, up_w, up_b, bias = tensors[7:13]
@@ -138,7 +144,7 @@ def attention_backward(
         d_o = d_wide[:, :width].addmm_(d_pre, composed) if branch.skip else d_pre @ composed  # [M, H*d]
     else:
         d_o = d_low @ out_w
-    qkv = kept.pop(0) if kept else _enter_qkv(x, None, tensors, branch, chain)[1]
+    qkv = kept.pop(0) if kept else (enter or _enter_qkv)(x, None, tensors, branch, chain)[1]
     o = None if wide is None else _heads(wide[:, :width], qkv)
     d_qkv, o, d_bias = attend_backward(
         _heads(d_o, qkv), qkv, bias, o, lse, branch, chain.num_frames, windows=tensors[13:]
@@ -155,8 +161,8 @@ def attention_backward(
     del o, wide
     d_x = None
     if needs_input:
-        qkv_w = _require(tensors[2]).to(dtype)
-        d_h = d_qkv.view(len(x), len(qkv_w)) @ qkv_w  # [M, D]
+        qkv_w = _require(tensors[2])
+        d_h = (leave or _leave_qkv)(d_qkv.view(len(x), len(qkv_w)), qkv_w)  # [M, D]
         del d_qkv
         d_x = frozen.layer_norm_backward(d_h, x, tensors[0], branch.eps, d_out)
     return d_x, _in_dtypes(gradients, tensors)
@@ -269,6 +275,11 @@ def _enter_qkv(
     x, h = _enter(x, y, tensors, branch.eps, chain.compute_dtype)
     weight, bias = _require(tensors[2]).to(h.dtype), _to(tensors[3], h.dtype)
     return x, as_heads(_linear(h, weight, bias), branch, chain)
+
+
+def _leave_qkv(d_packed: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of a projection's input ``[M, D]``, from that of its output ``[M, 3*H*d]``."""
+    return d_packed @ weight.to(d_packed.dtype)
 
 
 def as_heads(packed: Tensor, branch: AttentionPlan, chain: ChainPlan) -> Tensor:

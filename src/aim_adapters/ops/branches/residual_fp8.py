@@ -1,9 +1,10 @@
 """Compute residual branches with the products by frozen weights in float8, where that saves time.
 
 That is where a kernel writes the tokens anyway and can write them scaled: norms in front of the attention's projection
-and of the MLP, activations and their gradients; and for the MLP's output, wide enough to pay for one more pass over
-the gradient. The attention's output and its gradient would each need a pass of their own, which costs what a
-product of D columns gains: these products stay in the compute dtype, as do all of adapters.
+and of the MLP, activations and their gradients; and for the gradients of the MLP's output and of the attention's
+projection, wide enough to pay for one more pass. The attention's output and its gradient would each need a pass of
+their own, which costs what a product of D columns gains: these products stay in the compute dtype, as do all of
+adapters.
 
 Frozen weights are scaled on the way at every call, so that nothing is stored and nothing can go stale.
 """
@@ -71,9 +72,9 @@ def attention_backward(
         chain: The chain it is in.
         needs_input: The gradient of ``x`` is wanted.
     """
-    if chain.memory == "balanced":  # "low" computed all of it again
-        kept = [*kept, _enter_qkv(x, None, tensors, branch, chain)[1]]
-    return residual.attention_backward(d_out, x, tensors, kept, branch, chain, needs_input=needs_input)
+    return residual.attention_backward(
+        d_out, x, tensors, kept, branch, chain, needs_input=needs_input, enter=_enter_qkv, leave=_leave_qkv
+    )
 
 
 def mlp_forward(
@@ -164,6 +165,12 @@ def _enter_qkv(
     x, _, h = parts.layer_norm(x, y, tensors[0], tensors[1], branch.eps, None)
     packed = fp8.product(h, parts.quantise(weight), _to(tensors[3], dtype), dtype)  # [M, 3*H*d]
     return x, as_heads(packed, branch, chain)
+
+
+def _leave_qkv(d_packed: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of a projection's input ``[M, D]``, from that of its output ``[M, 3*H*d]``."""
+    parts = fp8.parts_for(d_packed)
+    return fp8.product(parts.quantise(d_packed), parts.quantise_columns(weight), None, d_packed.dtype)
 
 
 def _enter_mlp(
