@@ -11,7 +11,7 @@ from benchmarks.machines import Kernel
 # The first that fits: a library's attention kernels name products too, and fused kernels name all that they compute.
 WORDS = (
     ("optimiser", ("multi_tensor_apply", "adam")),
-    ("adapter", ("hidden_", "widened_", "joined_")),
+    ("adapter", ("hidden_", "widened_", "joined_", "gradients_")),
     ("norms", ("layer_norm", "layernorm", "gammabeta")),
     ("attention", ("flash", "fmha", "sdpa", "attention")),
     ("spatial attention", ("window_", "resident_", "streaming_")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,11 @@ MODEL_STYLES = {
     "plain": ("#1d4ed8", "s"),
 }
 OTHER_STYLE = ("#6b7280", "^")
+LEARNING_COLOURS = {
+    "modules": "#1d4ed8", "fused": "#c2410c", "held": "#d97706", "balanced": "#0284c7", "low": "#047857",
+    "fp8": "#7c3aed",
+}  # fmt: skip
+AVERAGED = 25  # steps of a point
 PART_COLOURS = (
     "#1d4ed8", "#c2410c", "#f97316", "#047857", "#10b981", "#7c3aed", "#9ca3af", "#facc15", "#4b5563",
 )  # fmt: skip
@@ -185,6 +191,41 @@ def draw_parts(results: Results, points: Points, path: Path) -> None:
         axes.set_title(_title(results, "ViT-B/16, 8 frames, 32 clips"))
 
 
+# What is learned
+
+
+def learning_points(results: Results) -> Points:
+    """Return steps, mean loss of seeds and their standard deviation of each way, for so many steps together."""
+    found = {}
+    for name, way in results.get("learning", {"ways": {}})["ways"].items():
+        runs = [run["losses"] for run in way["runs"].values() if "losses" in run]
+        if len(runs) > 1:
+            spans = [(start, min(start + AVERAGED, len(runs[0]))) for start in range(0, len(runs[0]), AVERAGED)]
+            points = [(end, [statistics.fmean(losses[start:end]) for losses in runs]) for start, end in spans]
+            found[name] = [
+                (end, round(statistics.fmean(means), 4), round(statistics.stdev(means), 4)) for end, means in points
+            ]
+    return found
+
+
+def draw_learning(results: Results, points: Points, path: Path) -> None:
+    """Draw the loss against steps, with a band of one standard deviation to either side."""
+    result = results["learning"]
+    with figure(path, points, size=(8, 4.2)) as axes:
+        for name, line in points.items():
+            steps, means, deviations = zip(*line, strict=True)
+            low, high = ([m + sign * sd for m, sd in zip(means, deviations, strict=True)] for sign in (-1, 1))
+            colour, label = LEARNING_COLOURS[name], result["ways"][name]["words"].replace("`", "")
+            axes.plot(steps, means, color=colour, linewidth=1.6, label=label)
+            axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.set_ylim(bottom=0)
+        axes.grid(color="#e5e7eb", linewidth=0.8)
+        axes.set_xlabel("training steps")
+        axes.set_ylabel(f"loss, mean of {AVERAGED} steps and all seeds")
+        axes.legend(frameon=False)
+        axes.set_title(", ".join(("DINOv2 ViT-S/14: what is learned", *sorted(set(result["ran_on"]["gpus"])))))
+
+
 def _line(axes: Any, peer: str, line: list[tuple[float, float]], label: str | None = None) -> None:
     colour, marker = MODEL_STYLES.get(peer.split("/")[0], OTHER_STYLE)
     x, y = zip(*line, strict=True)
@@ -208,4 +249,5 @@ PICTURES: dict[str, tuple[Callable[[Results], Points], Callable[[Results, Points
     "train-step-frames.svg": (frames_points, draw_frames),
     "train-step-batch.svg": (batch_points, draw_batch),
     "train-step-parts.svg": (parts_points, draw_parts),
+    "learning.svg": (learning_points, draw_learning),
 }

@@ -25,7 +25,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 MARKED = re.compile(r"(?<=<!-- begin )(\w+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 ATTENTION = ("temporal_attention", "temporal_attention_sizes")
 WITHOUT_GPU = ("checkpoint_io", "load_video_model", "wrap_time", "import_time")
-FILES = (*ATTENTION, *step_tables.STEPS, *WITHOUT_GPU)
+FILES = (*ATTENTION, *step_tables.STEPS, "learning", *WITHOUT_GPU)
 
 
 def load(folder: Path = RESULTS) -> Results:
@@ -95,13 +95,41 @@ def start_up(results: Results) -> str:
 
 
 def targets(results: Results) -> str:
-    """Return the targets of attention as a count, those of steps and inference each."""
+    """Return the targets of attention as a count, those of steps, inference and learning each."""
     held = [entry for name in ATTENTION if name in results for entry in results[name]["targets"]]
     rows = []
     if held:
         met = sum(entry["met"] for entry in held)
         rows.append(("temporal attention: targets met", str(met), f"{len(held)}", verdict(met == len(held))))
-    return table(" what|measured|target| ", rows + step_tables.target_rows(results))
+    rows += step_tables.target_rows(results)
+    for entry in results.get("learning", {"targets": ()})["targets"]:
+        limit = f"≥ {entry['at_least']:g}" if entry["at_most"] is None else f"≤ {entry['at_most']:g}"
+        rows.append((f"learning, {entry['what']}", f"{entry['value']:.4f}", limit, verdict(entry["met"])))
+    return table(" what|measured|target| ", rows)
+
+
+def learning(results: Results) -> str:
+    """Return what each way to compute learns, and how that differs from layer by layer with the same seeds."""
+
+    def loss(entry: dict[str, float] | None, spread: str) -> str:
+        return "" if entry is None else f"{entry['mean']:.4f} ± {entry[spread]:.4f}"
+
+    def percent(entry: dict[str, float] | None, spread: str) -> str:
+        return "" if entry is None else f"{100 * entry['mean']:.1f} ± {100 * entry[spread]:.1f}"
+
+    rows = []
+    for way in results.get("learning", {"ways": {}})["ways"].values():
+        rows.append((
+            way["words"],
+            sum("error" not in run for run in way["runs"].values()),
+            loss(way["loss"], "sd"),
+            percent(way["accuracy"], "sd"),
+            loss(way.get("loss_change"), "se"),
+            percent(way.get("accuracy_change"), "se"),
+            "{mean:.5f} ({least:.5f})".format(**way["cosine"]) if "cosine" in way else "",
+        ))  # fmt: skip
+    head = " way|seeds|final loss|test accuracy, %|change of loss|change of accuracy, points|cosine, asked in fp8"
+    return table(head, rows)
 
 
 def files(results: Results) -> str:
@@ -151,7 +179,7 @@ def ran_on(results: Results) -> str:
     return table(" result| machine|cores|load|torch|Triton|Python| commit| complete", rows)
 
 
-TABLES = (attention, shapes, host, start_up, *step_tables.TABLES, targets, files, times, memory, ran_on)
+TABLES = (attention, shapes, host, start_up, *step_tables.TABLES, learning, targets, files, times, memory, ran_on)
 
 
 def fill(page: str, results: Results) -> str:

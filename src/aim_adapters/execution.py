@@ -57,8 +57,8 @@ def set_execution(
         branches: ``"auto"``: fused where a branch is made of plain layers, as modules elsewhere; ``"fused"``: fused,
             and an error where that cannot be; ``"modules"``: every layer of the image model is called. None: no change.
         memory: What a training step keeps from the forward pass. ``"fast"``: all but what is cheap to compute again;
-            ``"balanced"``: the tokens between branches and the attention's output, not what the frozen layers
-            project; ``"low"``: each block's input alone. None: no change.
+            ``"balanced"``: the tokens between branches and those of spatial attention, not what is attended along time
+            nor what the MLP activates; ``"low"``: each block's input alone. None: no change.
         products: By frozen weights. ``"auto"``: in the dtype of tokens or autocast; ``"fp8"``: in float8, each row
             scaled, where that is faster, forwards and for the gradient of the tokens; adapters and what is stored stay
             as they are. It rounds more coarsely, needs an Ada or Hopper GPU and bfloat16 tokens, and is an error at the

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import inference, pictures, plots, step_tables, steps, train_step
+from benchmarks import inference, learning, pictures, plots, step_tables, steps, train_step
 from benchmarks.machines import Cpu, Kernel
 from benchmarks.pages import measured, ms
 from benchmarks.steps import Effort, Job, Run
@@ -51,6 +51,14 @@ def make_step(task: steps.Task, peer: str, size: Any, device: str) -> steps.Step
     return lambda: torch.tensor(seconds * size.clips * size.frames / 256)
 
 
+def learn(name: str, seed: int) -> dict[str, Any]:
+    if (name, seed) == ("fp8", 0):
+        raise RuntimeError("boom")
+    loss = 0.2 + 0.01 * seed + 0.002 * (name == "held")
+    entry = {"loss": loss, "accuracy": 0.9, "seconds": 9.0, "losses": [1.0 + loss] * 25 + [loss] * 15}
+    return entry | ({"cosine": {"mean": 0.9993, "least": 0.95}} if name == "held" else {})
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> plots.Results:
     """Results as the benchmarks write them, of models that are not there."""
@@ -72,6 +80,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> plots.Results:
         run = Run(train_step.TASK, Made(), effort, folder, ran_on=on)
         steps.measure(run, train_step.frames_job(("aim/blocks", "plain/blocks")))
         steps.sweep(run, steps.key_of(train_step.BASE, "cuda"), train_step.BASE, ("aim/eager", "plain/eager"))
+        patch.setattr(learning, "record", lambda: on)
+        about = {"task": {"test_clips": 100}}
+        learning.measure(learn, ("modules", "held", "fp8"), seeds=3, jobs=1, folder=folder, about=about)
     return plots.load(folder)
 
 
@@ -147,6 +158,27 @@ def test_targets_have_either_limit(made: plots.Results) -> None:
     assert f"| {where}, times as fast | 2.20 | ≥ 1.7 | met |" in text
     assert f"| {where}, share of its memory | 1.00 | ≤ 0.75 | MISSED |" in text
     assert "| inference, vit_base_patch16_clip_224, 8 frames, 4 clips: aim/eager against reference/eager" in text
+
+
+def test_learning_is_held_against_layer_by_layer(made: plots.Results) -> None:
+    text = plots.learning(made)
+    assert "| layer by layer, SDPA | 3 | 0.2100 ± 0.0100 | 90.0 ± 0.0 |  |  |  |" in text
+    assert "| fused | 3 | 0.2120 ± 0.0100 | 90.0 ± 0.0 | 0.0020 ± 0.0000 | 0.0 ± 0.0 | 0.99930 (0.95000) |" in text
+    assert "| fused, frozen products in fp8 | 2 |" in text
+    targets = plots.targets(made)
+    words = "mean change of the final loss, as a share of what two seeds differ by"
+    assert f"| learning, held: {words} | 0.1414 | ≤ 1 | met |" in targets
+    assert "| learning, share of runs that ended | 0.8889 | ≥ 1 | MISSED |" in targets
+    assert "| `learning` | Some GPU |" in plots.ran_on(made)
+
+
+def test_points_of_learning(made: plots.Results) -> None:
+    points = pictures.learning_points(made)
+    assert points["modules"] == [(25, 1.21, 0.01), (40, 0.21, 0.01)]
+    assert points["fp8"] == [(25, 1.215, 0.0071), (40, 0.215, 0.0071)]
+    assert pictures.LEARNING_COLOURS.keys() == learning.WAYS.keys()
+    one = {"learning": {"ways": {"held": {"runs": {"0": {"losses": [1.0]}, "1": {"error": "no"}}}}}}
+    assert pictures.learning_points(one) == {}
 
 
 def test_each_table_says_where_it_ran(made: plots.Results) -> None:

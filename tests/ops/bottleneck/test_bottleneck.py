@@ -120,14 +120,14 @@ def check(ops: ModuleType, case: Case, dtype: torch.dtype, *, factor: bool, scal
     for again in (False, True):
         memory, out = beside(nothing(case, dtype))
         if again:
-            d_down_b = ops.hidden_backward(d_hidden, pre, out, x.factor, case.rows, scale)
+            sums = ops.hidden_backward(d_hidden, pre, out, x.factor, case.rows, scale)
         else:
             assert ops.hidden(pre, out, x.factor, case.rows, scale) is None
         near(out[:, : case.width + 1], *(each[:, : case.width + 1] for each in (eager[0], true[0])))
         assert not out[:, case.width + 1 :].any() and untouched(memory)
     near(d_hidden, eager[1], true[1])
-    assert d_down_b.dtype == torch.promote_types(dtype, torch.float32)
-    near(d_down_b, eager[2], true[2])
+    assert sums.dtype == torch.promote_types(dtype, torch.float32)
+    near(sums.sum(0), eager[2], true[2])
     assert torch.equal(pre, x.pre) and untouched(d_memory)
 
 
@@ -150,9 +150,9 @@ def test_against_autograd(ops: ModuleType, dtype: torch.dtype, case: Case, facto
 def test_aten_in_float64(case: Case, factor: bool, scale: float) -> None:
     x = Inputs.of(case, torch.float64, factor=factor)
     out, d_pre = nothing(case, torch.float64), x.d_hidden.clone()
-    d_down_b = aten.hidden_backward(d_pre, x.pre, out, x.factor, case.rows, scale)
-    assert out.dtype == d_down_b.dtype == torch.float64
-    torch.testing.assert_close((out, d_pre, d_down_b), plain(x, case, scale), rtol=1e-12, atol=1e-12)
+    sums = aten.hidden_backward(d_pre, x.pre, out, x.factor, case.rows, scale)
+    assert out.dtype == sums.dtype == torch.float64
+    torch.testing.assert_close((out, d_pre, sums.sum(0)), plain(x, case, scale), rtol=1e-12, atol=1e-12)
 
 
 @IMPLEMENTATIONS
@@ -238,6 +238,31 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hand out memory full of NaN, so that an element left out shows."""
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
+
+
+@IMPLEMENTATIONS
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("biased", [True, False], ids=["composed", "alone"])
+@pytest.mark.parametrize(
+    ("dim", "inner", "width", "parts"),
+    [(40, 56, 24, 3), (1, 300, 15, 1), (7, 8, 1, 700), (9, 520, 192, 257), (5, 3, 4, 0)],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_gradients(
+    ops: ModuleType, dtype: torch.dtype, dim: int, inner: int, width: int, parts: int, biased: bool
+) -> None:
+    d_down, d_up, bias = drawn((width, inner), (dim, padded(width)), (inner,), dtype=dtype, turned=False)
+    (sums,) = drawn((parts, width), dtype=torch.float32, turned=False)
+    d_down_b = sums.double().sum(0)
+    d_down_w = d_down.double() + biased * d_down_b[:, None] * bias.double()
+    given = d_down.clone()
+    got = ops.gradients(given, sums, d_up, bias if biased else None)
+    assert got[0] is given and [each.dtype for each in got] == [dtype, torch.float32, dtype, dtype]
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(got[0].double(), d_down_w, rtol=4 * eps, atol=4 * eps * float(d_down_w.abs().max()))
+    torch.testing.assert_close(got[1].double(), d_down_b, rtol=1e-5, atol=1e-4)
+    assert torch.equal(got[2], d_up[:, :width]) and torch.equal(got[3], d_up[:, width])
+    assert all(each.is_contiguous() for each in got)
 
 
 # Of the weights as they are held, and of the result. Where a GPU rounds to bfloat16, Triton's interpreter cuts off.

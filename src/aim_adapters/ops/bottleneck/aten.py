@@ -40,14 +40,35 @@ def hidden_backward(
         scale: Factor on the branch.
 
     Returns:
-        Gradient of the down-projection's bias ``[W]``: the sum of the rows, float32 (float64 for float64).
+        The sum of the rows ``[1, W]``, float32 (float64 for float64): what `gradients` makes the down-projection's
+        bias' of.
     """
     if factor is not None or scale != 1:
         d_hidden.mul_(_of_rows(factor, rows_per_factor, scale))
     torch.ops.aten.gelu_backward(d_hidden, pre, grad_input=d_hidden)
     if out is not None:
         hidden(pre, out, factor, rows_per_factor, scale)
-    return d_hidden.sum(0, dtype=torch.promote_types(pre.dtype, torch.float32))
+    return d_hidden.sum(0, keepdim=True, dtype=torch.promote_types(pre.dtype, torch.float32))
+
+
+def gradients(d_down: Tensor, sums: Tensor, d_up: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of an adapter, from what products and `hidden_backward` gave.
+
+    Args:
+        d_down: That of the down-projection's weights ``[W, K]``, but for what they multiply the bias in front of them
+            by; which is added.
+        sums: What `hidden_backward` returned, ``[n, W]``.
+        d_up: That of the up-projection's weights and, behind them, of its bias ``[D, P]``.
+        bias: Of the frozen layer that the down-projection is composed with, ``[K]``, any floating dtype; or None.
+
+    Returns:
+        Those of the down-projection's weights ``[W, K]``, which is ``d_down``, and bias ``[W]``, float32 (float64 for
+        float64); of the up-projection's weights ``[D, W]`` and bias ``[D]``, in the dtype of ``d_up``.
+    """
+    d_down_b, width = sums.sum(0), sums.shape[1]
+    if bias is not None:
+        d_down.addr_(d_down_b.to(d_down.dtype), bias.to(d_down.dtype))
+    return d_down, d_down_b, d_up[:, :width].contiguous(), d_up[:, width].contiguous()
 
 
 def widened(weight: Tensor | None, up_weight: Tensor, up_bias: Tensor, dtype: torch.dtype) -> Tensor:

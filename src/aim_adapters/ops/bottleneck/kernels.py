@@ -19,17 +19,21 @@ def _factor(factor, row, rows, rows_per_factor, scale, HAS_FACTOR: tl.constexpr)
 
 @triton.jit
 def _write_hidden(
-    value, f, out, row, column, rows, OUT: tl.constexpr, W: tl.constexpr, P: tl.constexpr
+    value, f, out, row, column, rows, OUT: tl.constexpr, W: tl.constexpr, P: tl.constexpr, REST: tl.constexpr
 ):  # fmt: skip
-    tile = tl.where(column[None, :] < W, value * f, tl.where(column[None, :] == W, f, 0.0))
-    offsets = row.to(tl.int64)[:, None] * OUT + column[None, :]
-    tl.store(out + offsets, tile.to(out.dtype.element_ty), mask=(row < rows)[:, None] & (column < P)[None, :])
+    into = out + row.to(tl.int64)[:, None] * OUT
+    inside = (row < rows)[:, None]
+    tl.store(into + column[None, :], (value * f).to(out.dtype.element_ty), mask=inside & (column < W)[None, :])
+    # Apart: a power of two that holds all P columns would be mostly empty.
+    rest = tl.arange(0, REST)[None, :]
+    tile = tl.where(rest == 0, f, 0.0).to(out.dtype.element_ty)
+    tl.store(into + W + rest, tile, mask=inside & (rest < P - W))
 
 
 @triton.jit
 def hidden_kernel(
     pre, out, factor, rows, rows_per_factor, scale,
-    PRE: tl.constexpr, OUT: tl.constexpr, W: tl.constexpr, P: tl.constexpr, WIDTH: tl.constexpr,
+    PRE: tl.constexpr, OUT: tl.constexpr, W: tl.constexpr, P: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr,
     HAS_FACTOR: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
@@ -37,19 +41,19 @@ def hidden_kernel(
     tile = tl.load(pre + row.to(tl.int64)[:, None] * PRE + column[None, :], mask=inside, other=0.0)
     value, _ = activate(tile.to(tl.float32), "gelu", EXACT)
     f = _factor(factor, row, rows, rows_per_factor, scale, HAS_FACTOR)
-    _write_hidden(value, f, out, row, column, rows, OUT, W, P)
+    _write_hidden(value, f, out, row, column, rows, OUT, W, P, REST)
 
 
 @triton.jit
 def hidden_backward_kernel(
     d_hidden, pre, out, sums, factor, rows, rows_per_factor, scale,
     GRADIENT: tl.constexpr, PRE: tl.constexpr, OUT: tl.constexpr, W: tl.constexpr, P: tl.constexpr,
-    WIDTH: tl.constexpr, HAS_OUT: tl.constexpr, HAS_FACTOR: tl.constexpr, EXACT: tl.constexpr,
-    ROWS: tl.constexpr, TILES: tl.constexpr,
+    WIDTH: tl.constexpr, REST: tl.constexpr, HAS_OUT: tl.constexpr, HAS_FACTOR: tl.constexpr, EXACT: tl.constexpr,
+    ROWS: tl.constexpr, TILES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     column = tl.arange(0, WIDTH)
-    total = tl.zeros((WIDTH,), tl.float32)
-    for index in range(TILES):
+    total = tl.zeros((ROWS, WIDTH), tl.float32)  # rows are added up at the end, as warps have to meet for it
+    for index in tl.range(0, TILES, num_stages=STAGES):
         row = (tl.program_id(0) * TILES + index) * ROWS + tl.arange(0, ROWS)
         inside = (row < rows)[:, None] & (column < W)[None, :]
         tile = tl.load(pre + row.to(tl.int64)[:, None] * PRE + column[None, :], mask=inside, other=0.0)
@@ -58,11 +62,43 @@ def hidden_backward_kernel(
         value, slope = activate(tile.to(tl.float32), "gelu", EXACT)
         f = _factor(factor, row, rows, rows_per_factor, scale, HAS_FACTOR)
         gradient *= slope * f
-        total += tl.sum(gradient, 0)
+        total += gradient
         tl.store(d_hidden + offsets, gradient.to(d_hidden.dtype.element_ty), mask=inside)
         if HAS_OUT:
-            _write_hidden(value, f, out, row, column, rows, OUT, W, P)
-    tl.store(sums + tl.program_id(0).to(tl.int64) * W + column, total, mask=column < W)
+            _write_hidden(value, f, out, row, column, rows, OUT, W, P, REST)
+    tl.store(sums + tl.program_id(0).to(tl.int64) * W + column, tl.sum(total, 0), mask=column < W)
+
+
+@triton.jit
+def gradients_kernel(
+    d_down, sums, d_up, bias, d_down_bias, d_up_weight, d_up_bias, parts,
+    W: tl.constexpr, P: tl.constexpr, D: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr,
+    UNITS: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    groups: tl.constexpr = (W + UNITS - 1) // UNITS
+    program = tl.program_id(0)
+    if program < groups:
+        unit = program * UNITS + tl.arange(0, UNITS)
+        total = tl.zeros((UNITS,), tl.float32)
+        for start in range(0, parts, PARTS):
+            part = start + tl.arange(0, PARTS)
+            inside = (part < parts)[:, None] & (unit < W)[None, :]
+            total += tl.sum(tl.load(sums + part.to(tl.int64)[:, None] * W + unit[None, :], mask=inside, other=0.0), 0)
+        tl.store(d_down_bias + unit, total, mask=unit < W)
+        if HAS_BIAS:
+            for start in range(0, K, COLUMNS):
+                column = start + tl.arange(0, COLUMNS)
+                inside = (unit < W)[:, None] & (column < K)[None, :]
+                offsets = unit[:, None] * K + column[None, :]
+                tile = tl.load(d_down + offsets, mask=inside, other=0.0).to(tl.float32)
+                tile += total[:, None] * tl.load(bias + column, mask=column < K, other=0.0).to(tl.float32)[None, :]
+                tl.store(d_down + offsets, tile.to(d_down.dtype.element_ty), mask=inside)
+    else:
+        row, column = (program - groups) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
+        inside = (row < D)[:, None] & (column < W)[None, :]
+        tile = tl.load(d_up + row[:, None] * P + column[None, :], mask=inside)
+        tl.store(d_up_weight + row[:, None] * W + column[None, :], tile, mask=inside)
+        tl.store(d_up_bias + row, tl.load(d_up + row * P + W, mask=row < D), mask=row < D)
 
 
 @triton.jit

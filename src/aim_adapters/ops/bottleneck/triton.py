@@ -10,8 +10,10 @@ from triton import cdiv, next_power_of_2
 
 from aim_adapters.ops.bottleneck import kernels, padded
 
-_TILES = 8  # tiles of rows of a program that adds rows up
+_TILES, _STAGES = 8, 3  # tiles of rows of a program that adds rows up, and of how many loads are under way
+_WIDEST = 2048  # adapter for which there is shared memory to load ahead, on any GPU
 _COLUMNS = 1024  # of a program that puts weights together
+_UNITS, _PARTS, _ROWS = 4, 512, 8  # of a program that finishes gradients
 
 
 def hidden(pre: Tensor, out: Tensor, factor: Tensor | None, rows_per_factor: int, scale: float) -> None:
@@ -45,7 +47,7 @@ def hidden_backward(
         scale: Factor on the branch.
 
     Returns:
-        Gradient of the down-projection's bias ``[W]``: the sum of the rows, float32.
+        Sums of some rows each ``[n, W]``, float32: what `gradients` makes the down-projection's bias' of.
     """
     options = _options(pre, out, factor)
     programs = cdiv(len(pre), options["ROWS"] * _TILES)
@@ -53,9 +55,36 @@ def hidden_backward(
     with torch.cuda.device_of(pre):
         kernels.hidden_backward_kernel[(programs,)](
             d_hidden, pre, out, sums, factor, len(pre), rows_per_factor, scale,
-            GRADIENT=d_hidden.stride(0), HAS_OUT=out is not None, TILES=_TILES, **options,
+            GRADIENT=d_hidden.stride(0), HAS_OUT=out is not None, TILES=_TILES,
+            STAGES=_STAGES if options["WIDTH"] <= _WIDEST else 1, **options,
         )  # fmt: skip
-    return sums.sum(0)
+    return sums
+
+
+def gradients(d_down: Tensor, sums: Tensor, d_up: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of an adapter, from what products and `hidden_backward` gave.
+
+    Args:
+        d_down: That of the down-projection's weights ``[W, K]``, contiguous, but for what they multiply the bias in
+            front of them by; which is added.
+        sums: What `hidden_backward` returned, ``[n, W]``.
+        d_up: That of the up-projection's weights and, behind them, of its bias ``[D, P]``, contiguous.
+        bias: Of the frozen layer that the down-projection is composed with, ``[K]``, any floating dtype; or None.
+
+    Returns:
+        Those of the down-projection's weights ``[W, K]``, which is ``d_down``, and bias ``[W]``, float32; of the
+        up-projection's weights ``[D, W]`` and bias ``[D]``, in the dtype of ``d_up``.
+    """
+    (width, inner), (rows, columns) = d_down.shape, d_up.shape
+    d_down_b = torch.empty(width, dtype=sums.dtype, device=sums.device)
+    d_up_w, d_up_b = (torch.empty(shape, dtype=d_up.dtype, device=d_up.device) for shape in ((rows, width), (rows,)))
+    with torch.cuda.device_of(sums):
+        kernels.gradients_kernel[(cdiv(width, _UNITS) + cdiv(rows, _ROWS),)](
+            d_down, sums, d_up, None if bias is None else bias.contiguous(), d_down_b, d_up_w, d_up_b, len(sums),
+            W=width, P=columns, D=rows, K=inner, WIDTH=next_power_of_2(width), HAS_BIAS=bias is not None,
+            UNITS=_UNITS, PARTS=_PARTS, COLUMNS=min(256, next_power_of_2(inner)), ROWS=_ROWS, num_warps=4,
+        )  # fmt: skip
+    return d_down, d_down_b, d_up_w, d_up_b
 
 
 def widened(weight: Tensor | None, up_weight: Tensor, up_bias: Tensor, dtype: torch.dtype) -> Tensor:
@@ -111,15 +140,16 @@ def joined(
 
 def _options(pre: Tensor, out: Tensor | None, factor: Tensor | None) -> dict[str, Any]:
     columns = pre.shape[1] if out is None else out.shape[1]
-    width = next_power_of_2(columns)
+    width = next_power_of_2(pre.shape[1])
     return {
         "PRE": pre.stride(0),
         "OUT": 0 if out is None else out.stride(0),
         "W": pre.shape[1],
         "P": columns,
         "WIDTH": width,
+        "REST": next_power_of_2(max(1, columns - pre.shape[1])),
         "HAS_FACTOR": factor is not None,
         "EXACT": pre.dtype.itemsize == 4,
-        "ROWS": max(1, 4096 // width),
-        "num_warps": 4,
+        "ROWS": max(1, 2048 // width),
+        "num_warps": max(2, min(8, width // 512)),
     }

@@ -172,10 +172,9 @@ def tensors_of(plan: ChainPlan, index: int, tensors: Sequence[Tensor | None]) ->
 def kept_by(plan: ChainPlan, index: int) -> int:
     """Return how many tensors a branch keeps."""
     branch = plan.branches[index]
-    everything = int(plan.memory == "fast")
     if isinstance(branch, AttentionPlan):
-        return 2 * (branch.over != "frames") + 2 * branch.adapter + everything
-    return everything * (1 + (branch.adapter and plan.products == "fp8"))
+        return 2 * (branch.over != "frames") + 2 * branch.adapter + branch.keeps_packed(plan.memory)
+    return (plan.memory == "fast") * (1 + (branch.adapter and plan.products == "fp8"))
 
 
 def _ways(plan: ChainPlan) -> ModuleType:
@@ -224,7 +223,7 @@ def _fake(x: Tensor, tensors: Sequence[Tensor | None], text: str, train: bool) -
                 found.append(x.new_empty(shape, dtype=torch.promote_types(dtype, torch.float32)))
             if branch.adapter:
                 shapes += [(rows, units), (units, dim)]
-            if plan.memory == "fast":
+            if branch.keeps_packed(plan.memory):
                 shapes.append((frames, tokens, 3, branch.heads, dim // branch.heads))
         elif plan.memory == "fast" and plan.products == "fp8":
             shapes += [(rows, first.shape[0])] + [(rows, units)] * branch.adapter

@@ -40,6 +40,10 @@ class AttentionPlan(NamedTuple):
         """Return whether the adapter has an inner skip: the attention's output itself is added too."""
         return self.over != "frames"
 
+    def keeps_packed(self, keep: str) -> bool:
+        """Return whether queries, keys and values are kept: in ``"balanced"`` memory, of one branch of the two."""
+        return keep == "fast" or (keep == "balanced" and self.over != "frames")
+
 
 class MlpPlan(NamedTuple):
     """Describe ``x + mlp(norm(x)) + f * adapter(norm(x))``, Eq. 5.

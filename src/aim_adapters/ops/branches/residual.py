@@ -92,7 +92,7 @@ def attention_forward(
         )  # [M, D]
     else:
         y = _linear(rows, out_w, out_b)
-    if keep == "fast":
+    if branch.keeps_packed(keep):
         kept.append(qkv)
     return x, y, [each for each in kept if each is not None] if keep else []
 
@@ -133,13 +133,12 @@ def attention_backward(
     if branch.adapter:
         assert down_w is not None and up_w is not None and up_b is not None
         pre, composed = kept.pop(0), kept.pop(0)
-        d_wide = d_low @ bottleneck.widened(out_w if branch.skip else None, up_w, up_b, dtype)  # [M, (H*d +) P]
-        d_pre = d_wide[:, -padded(len(down_w)) :][:, : len(down_w)]
-        hidden = torch.empty_like(d_wide) if wide is None else wide[:, width:]
-        d_down_b = bottleneck.hidden_backward(
+        d_wide, d_pre = _out_of(d_low, bottleneck.widened(out_w if branch.skip else None, up_w, up_b, dtype), up_w)
+        hidden = d_low.new_empty((len(x), padded(len(down_w)))) if wide is None else wide[:, width:]
+        sums = bottleneck.hidden_backward(
             d_pre, pre, hidden if wide is None else None, factor, chain.rows_per_clip, 1.0
         )
-        gradients[2:4] = _of_up(d_low, hidden, up_w)
+        d_up = _product(d_low.T, hidden)  # [D, P]
         del hidden, pre
         d_o = d_wide[:, :width].addmm_(d_pre, composed) if branch.skip else d_pre @ composed  # [M, H*d]
     else:
@@ -152,10 +151,7 @@ def attention_backward(
     del d_o, qkv
     if branch.adapter:
         d_composed = d_pre.T @ (o.view(len(x), width) if wide is None else wide[:, :width])  # [W, H*d]
-        d_down_w = _product(d_composed, out_w.T)  # [W, D]
-        if out_b is not None:
-            d_down_w.addr_(d_down_b.to(d_down_w.dtype), out_b.to(d_down_w.dtype))
-        gradients[:2] = d_down_w, d_down_b
+        gradients[:4] = bottleneck.gradients(_product(d_composed, out_w.T), sums, d_up, out_b)
         del d_pre, d_wide
     gradients[4] = d_bias
     del o, wide
@@ -239,14 +235,10 @@ def mlp_backward(
     width = out_w.shape[1]
     if branch.adapter:
         assert h is not None and down_w is not None and up_w is not None and up_b is not None
-        d_wide = d_low @ bottleneck.widened(out_w, up_w, up_b, dtype)  # [M, K + P]
-        d_pre = d_wide[:, : width + len(down_w)]
-        d_hidden, hidden = d_pre[:, width:], d_wide.new_empty((len(x), padded(len(down_w))))
-        d_down_b = bottleneck.hidden_backward(
-            d_hidden, pre[:, width:], hidden, factor, chain.rows_per_clip, branch.scale
-        )
-        gradients[:2] = _product(d_hidden.T, h), d_down_b
-        gradients[2:4] = _of_up(d_low, hidden, up_w)
+        d_wide, d_hidden = _out_of(d_low, bottleneck.widened(out_w, up_w, up_b, dtype), up_w)
+        d_pre, hidden = d_wide[:, : width + len(down_w)], d_low.new_empty((len(x), padded(len(down_w))))
+        sums = bottleneck.hidden_backward(d_hidden, pre[:, width:], hidden, factor, chain.rows_per_clip, branch.scale)
+        gradients[:4] = bottleneck.gradients(_product(d_hidden.T, h), sums, _product(d_low.T, hidden), None)
         del h, hidden
     else:
         d_pre = d_low @ out_w  # [M, K]
@@ -310,10 +302,12 @@ def _first(tensors: Tensors, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]
     return both, biases
 
 
-def _of_up(d: Tensor, hidden: Tensor, up_w: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of an up-projection: its bias' is that of the column of ones."""
-    both, width = _product(d.T, hidden), up_w.shape[1]  # [D, P]
-    return both[:, :width].contiguous(), both[:, width].contiguous()
+def _out_of(d: Tensor, widened: Tensor, up_w: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradient of what `widened` weights multiply, less the columns behind the adapter's; and the latter."""
+    units = up_w.shape[1]
+    first = widened.shape[1] - padded(units)
+    d_wide = d @ widened[:, : first + -(-units // 8) * 8]  # rows of 16 bytes: others take a slow path
+    return d_wide, d_wide[:, first : first + units]
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

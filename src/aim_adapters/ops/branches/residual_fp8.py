@@ -21,7 +21,6 @@ from aim_adapters.ops.branches.residual import (
     Tensors,
     _in_dtypes,
     _linear,
-    _of_up,
     _output,
     _product,
     _require,
@@ -139,10 +138,9 @@ def mlp_backward(
     if units is not None:
         assert h is not None and down_w is not None and up_w is not None and up_b is not None
         d_low, hidden = d_out.to(dtype), units.new_empty((len(x), padded(len(down_w))))
-        d_units = (d_low @ bottleneck.widened(None, up_w, up_b, dtype))[:, : len(down_w)]  # [M, W]
-        d_down_b = bottleneck.hidden_backward(d_units, units, hidden, factor, chain.rows_per_clip, branch.scale)
-        gradients[:2] = _product(d_units.T, h), d_down_b
-        gradients[2:4] = _of_up(d_low, hidden, up_w)
+        d_units = d_low @ up_w.to(dtype)  # [M, W]
+        sums = bottleneck.hidden_backward(d_units, units, hidden, factor, chain.rows_per_clip, branch.scale)
+        gradients[:4] = bottleneck.gradients(_product(d_units.T, h), sums, _product(d_low.T, hidden), None)
         del h, hidden, units
     d_x = None
     if needs_input:
