@@ -64,7 +64,7 @@ def test_something_fits_every_size_on_every_device(dim: int, backward: bool, add
 
 def test_first_that_fits_is_taken() -> None:
     first, *others = alternatives(197, 64, added=False, backward=True)
-    assert first == Tiles("resident", 64, 128, 4, 1)
+    assert first == Tiles("resident", 64, 128, 4, 2)
     assert tiles_for(197, 64, added=False, backward=True, shared=HOPPER) == first
     least = min(shared_memory(each, 197, 64, added=False) for each in (first, *others))
     found = tiles_for(197, 64, added=False, backward=True, shared=least)

@@ -45,7 +45,7 @@ def alternatives(tokens: int, head_dim: int, *, added: bool, backward: bool) -> 
     tiles: list[Tiles] = []
     if width <= RESIDENT_WIDTH:
         if tokens <= RESIDENT and backward:
-            tiles.append(Tiles("resident", 64, 64 if added else 128, 4, 1))
+            tiles += [Tiles("resident", 64, 64 if added else 128, 4, each) for each in ((1,) if added else (2, 1))]
         elif tokens <= RESIDENT_FORWARD and not added:
             tiles.append(Tiles("resident", 64, 128, 4, 1))
         if not added:
