@@ -125,10 +125,18 @@ def timesformer(size: Size) -> nn.Module:
 
 
 def swin3d(size: Size) -> nn.Module:
-    """Return torchvision's Video Swin-B."""
-    from torchvision.models.video import swin3d_b
+    """Return torchvision's Video Swin-B, without stochastic depth as all models here.
 
-    return ChannelsFirst(swin3d_b(num_classes=size.classes))
+    Its probability is another in each block, so each would be compiled for itself.
+    """
+    from torchvision.models.video import swin3d_b
+    from torchvision.ops import StochasticDepth
+
+    model = swin3d_b(num_classes=size.classes)
+    for module in model.modules():
+        if isinstance(module, StochasticDepth):
+            module.p = 0.0
+    return ChannelsFirst(model)
 
 
 MODELS: dict[str, Callable[[Size], nn.Module]] = {
