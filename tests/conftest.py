@@ -16,15 +16,15 @@ if not torch.cuda.is_available():
 @pytest.fixture
 def no_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Be on a machine without a GPU, and with Triton as its users have it."""
-    from aim_adapters.ops.temporal_attention import api
+    from aim_adapters.ops import device
 
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    api._missing.clear()
-    api._shared_memory.clear()
+    device._missing.clear()
+    device._shared_memory.clear()
     yield
-    api._missing.clear()
-    api._shared_memory.clear()
+    device._missing.clear()
+    device._shared_memory.clear()
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from aim_adapters.layers.adapter import Adapter, keep_clips
 from aim_adapters.layers.state import BlockState
 from aim_adapters.layers.temporal import relative_temporal_bias
 from aim_adapters.ops.branches import FROZEN, AttentionPlan, ChainPlan, MlpPlan, flash_takes, tile
+from aim_adapters.ops.device import exporting, triton_missing
 from aim_adapters.ops.spatial_attention import api as spatial
 from aim_adapters.ops.spatial_attention.tiles import WINDOW
 from aim_adapters.ops.temporal_attention import case_of, choose
-from aim_adapters.ops.temporal_attention.api import exporting, triton_missing
 
 DEVICES = ("cpu", "cuda")
 _ON_GPU = (torch.bfloat16, torch.float16, torch.float32)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from aim_adapters.errors import AIMError, ConfigError, InputError, UnsupportedKernelError
+from aim_adapters.ops.choice import Choice
 from aim_adapters.ops.spatial_attention import Case, api, case_of, choose, reference, sdpa, spatial_attention
-from aim_adapters.ops.temporal_attention import Choice
 from tests.ops.spatial_attention.cases import Sizes, added, index_of, projection
 
 GPU = Case("cuda", torch.bfloat16, head_dim=64, tokens=197, missing=None)
@@ -20,7 +20,7 @@ SIZES = Sizes(frames=4, tokens=5, heads=2, dim=6, bias=True, windows=2)
 @pytest.mark.parametrize(
     ("case", "implementation", "reason"),
     [
-        (GPU, "triton", "reads and writes what the projection does"),
+        (GPU, "triton", "reads and writes what the projections do"),
         (GPU._replace(dtype=torch.float16, tokens=1025, head_dim=128, added=True), "triton", "reads and writes"),
         (GPU._replace(shared_memory=101_376, tokens=577, head_dim=128), "triton", "reads and writes"),  # Ada
         (GPU._replace(shared_memory=16_384), "sdpa", "no tile of 197 tokens, 64 wide, fits in the 16 KiB"),

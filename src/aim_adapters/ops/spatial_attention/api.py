@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from aim_adapters.errors import ConfigError, InputError, UnsupportedKernelError
-from aim_adapters.ops import temporal_attention
+from aim_adapters.errors import InputError
+from aim_adapters.ops.choice import Choice, automatic, by_name
+from aim_adapters.ops.device import exporting, shared_memory, triton_missing
 from aim_adapters.ops.spatial_attention import reference, sdpa
 from aim_adapters.ops.spatial_attention.tiles import WINDOW, tiles_for
-from aim_adapters.ops.temporal_attention import Choice
 
 _PLAIN = {"sdpa": sdpa.spatial_attention, "eager": reference.spatial_attention}
 # What the Triton kernels take.
@@ -60,24 +60,8 @@ def choose(requested: str, case: Case) -> Choice:
         ConfigError: The name is unknown.
         UnsupportedKernelError: The named implementation cannot run here, or cannot compute this.
     """
-    if requested in _PLAIN:
-        return Choice(requested, "asked for by name")
-    if requested not in ("auto", "triton"):
-        raise ConfigError(f"attention must be 'auto', 'triton', 'sdpa' or 'eager', got {requested!r}")
     unfit = _unfit(case)
-    if requested == "triton":
-        if unfit is not None:
-            raise UnsupportedKernelError(
-                f"attention='triton' was asked for, but {unfit}; use 'auto', which falls back, 'sdpa' or 'eager'"
-            )
-        return Choice("triton", "asked for by name")
-    if unfit is not None:
-        return Choice("sdpa", unfit)
-    if case.device != "cuda":
-        return Choice("sdpa", "Triton only interprets its kernels on this device")
-    if case.exporting:
-        return Choice("sdpa", "an exported model must run without this package")
-    return Choice("triton", "reads and writes what the projection does, without a copy")
+    return by_name(requested, unfit) or automatic(unfit, case.device, exporting=case.exporting)
 
 
 def _unfit(case: Case) -> str | None:
@@ -122,10 +106,8 @@ def case_of(
         trained: One of them requires a gradient.
         indexed: Windows are given by the tokens that they consist of.
     """
-    about = temporal_attention.case_of(device, dtype, head_dim, 1)
-    return Case(
-        device, dtype, head_dim, tokens, about.missing, about.shared_memory, about.exporting, added, trained, indexed
-    )
+    missing, memory = triton_missing(device), shared_memory(device)
+    return Case(device, dtype, head_dim, tokens, missing, memory, exporting(), added, trained, indexed)
 
 
 def spatial_attention(

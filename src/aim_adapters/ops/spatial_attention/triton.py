@@ -14,9 +14,9 @@ from torch.utils.flop_counter import register_flop_formula
 from triton import JITFunction, next_power_of_2
 
 from aim_adapters.errors import UnsupportedKernelError
+from aim_adapters.ops.device import shared_memory
 from aim_adapters.ops.spatial_attention import kernels
 from aim_adapters.ops.spatial_attention.tiles import WINDOW, Tiles, pieces, rest, tiles_for
-from aim_adapters.ops.temporal_attention.api import case_of
 
 _LIBRARY = torch.library.Library("aim_adapters", "FRAGMENT")
 _OPTIONS = "Tensor? bias, Tensor? mask, Tensor? index, float scale"
@@ -159,7 +159,7 @@ def _tiles(qkv: Tensor, bias: Tensor | None, mask: Tensor | None, index: Tensor 
             f"the kernels take windows of up to {WINDOW} tokens by index, got {tokens}; use 'auto', which falls back, "
             "'sdpa' or 'eager'"
         )
-    shared = case_of(qkv.device.type, qkv.dtype, dim, tokens).shared_memory
+    shared = shared_memory(qkv.device.type)
     added = bias is not None or mask is not None
     found = tiles_for(tokens, dim, added=added, backward=backward, shared=shared)
     if found is None:

@@ -2,7 +2,6 @@
 
 from aim_adapters.ops.temporal_attention.api import (
     Case,
-    Choice,
     case_of,
     choose,
     temporal_attention,
@@ -12,7 +11,6 @@ from aim_adapters.ops.temporal_attention.api import (
 
 __all__ = [
     "Case",
-    "Choice",
     "case_of",
     "choose",
     "temporal_attention",

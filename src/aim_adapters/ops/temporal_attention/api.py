@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
-import sysconfig
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from aim_adapters.errors import ConfigError, InputError, UnsupportedKernelError
+from aim_adapters.errors import InputError
+from aim_adapters.ops.choice import Choice, automatic, by_name
+from aim_adapters.ops.device import exporting, triton_missing
+from aim_adapters.ops.device import shared_memory as device_memory
 from aim_adapters.ops.temporal_attention import reference, sdpa
 from aim_adapters.ops.temporal_attention.tiles import shared_memory
 
@@ -20,16 +18,6 @@ _PLAIN = {"sdpa": sdpa.temporal_attention, "eager": reference.temporal_attention
 # What the Triton kernels take.
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _MAX_FRAMES, _MAX_HEAD_DIM = 128, 128
-# Where PyTorch does not tell a device's shared memory: the least that an Ampere or later, or an AMD GPU, has.
-_LEAST_SHARED_MEMORY = 64 * 1024 if torch.version.hip is not None else 99 * 1024
-_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # PyTorch 2.6 has the second only
-
-
-class Choice(NamedTuple):
-    """An implementation and the reason it was chosen."""
-
-    implementation: str
-    reason: str
 
 
 class Case(NamedTuple):
@@ -67,28 +55,14 @@ def choose(requested: str, case: Case | None = None) -> Choice:
         ConfigError: The name is unknown.
         UnsupportedKernelError: The named implementation cannot run here, or cannot compute this.
     """
-    if requested in _PLAIN:
-        return Choice(requested, "asked for by name")
-    if requested not in ("auto", "triton"):
-        raise ConfigError(f"attention must be 'auto', 'triton', 'sdpa' or 'eager', got {requested!r}")
     unfit = triton_missing("any") if case is None else _unfit(case)
-    if requested == "triton":
-        if unfit is not None:
-            raise UnsupportedKernelError(
-                f"attention='triton' was asked for, but {unfit}; use 'auto', which falls back, 'sdpa' or 'eager'"
-            )
-        return Choice("triton", "asked for by name")
+    if (named := by_name(requested, unfit)) is not None:
+        return named
     if case is None:
         return Choice("auto", "chosen at each call")
     if case.device == "cpu":
         return Choice("eager", "as fast as SDPA on a CPU for the frames of a clip")
-    if unfit is not None:
-        return Choice("sdpa", unfit)
-    if case.device != "cuda":
-        return Choice("sdpa", "Triton only interprets its kernels on this device")
-    if case.exporting:
-        return Choice("sdpa", "an exported model must run without this package")
-    return Choice("triton", "reads and writes what the projections do, without a copy")
+    return automatic(unfit, case.device, exporting=case.exporting)
 
 
 def _unfit(case: Case) -> str | None:
@@ -110,51 +84,6 @@ def _unfit(case: Case) -> str | None:
     return None
 
 
-def triton_missing(device: str) -> str | None:
-    """Say why Triton's kernels cannot run on a type of device, or None.
-
-    Looked up once, at the latest when a model is wrapped: ``torch.compile`` then finds the answer and need not trace
-    how it came about.
-
-    Args:
-        device: ``"cuda"``, ``"cpu"``, another type, or ``"any"`` while it is not known.
-    """
-    if not _missing:
-        if torch.cuda.is_available():
-            properties = torch.cuda.get_device_properties()
-            # PyTorch 2.6, and 2.11 for ROCm, do not have it.
-            _shared_memory["cuda"] = getattr(properties, "shared_memory_per_block_optin", _LEAST_SHARED_MEMORY)
-        _missing.update({each: _why_missing(each) for each in ("any", "cpu", "cuda")})
-    return _missing.get(device, f"Triton's kernels need a GPU, got {device}")
-
-
-_missing: dict[str, str | None] = {}
-_shared_memory: dict[str, int] = {}
-
-
-def _why_missing(device: str) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if device == "cpu" or (device == "any" and interpreted):
-        return None if interpreted else "Triton does not run on a CPU"
-    if not torch.cuda.is_available():
-        return f"Triton's kernels need a GPU, got {'none' if device == 'any' else device}"
-    if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
-        return "its kernels need a GPU of compute capability 8.0 or more (Ampere)"
-    return None if interpreted else _cannot_build()
-
-
-def _cannot_build() -> str | None:
-    """Say what Triton lacks to build what launches a kernel, or None; slim images and system Pythons often do."""
-    if os.name != "posix":  # brought along elsewhere
-        return None
-    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
-        return "Triton needs a C compiler, found neither gcc nor clang nor CC in the environment"
-    header = Path(sysconfig.get_path("include", "posix_prefix")) / "Python.h"
-    return None if header.is_file() else f"Triton needs Python's headers (python3-dev), {header} does not exist"
-
-
 def case_of(device: str, dtype: torch.dtype, head_dim: int, num_frames: int) -> Case:
     """Gather what the choice depends on.
 
@@ -164,23 +93,7 @@ def case_of(device: str, dtype: torch.dtype, head_dim: int, num_frames: int) -> 
         head_dim: d.
         num_frames: T.
     """
-    missing = triton_missing(device)
-    return Case(
-        device,
-        dtype,
-        head_dim,
-        num_frames,
-        missing,
-        shared_memory=_shared_memory.get(device, 2**20),
-        exporting=exporting(),
-    )
-
-
-def exporting() -> bool:
-    """Tell whether the model is being exported, for a place that need not know our operators."""
-    # Inside Dynamo some versions (2.11) say that every compilation is an export. So an export by Dynamo (strict=True)
-    # is none here.
-    return not torch.compiler.is_dynamo_compiling() and _exporting()
+    return Case(device, dtype, head_dim, num_frames, triton_missing(device), device_memory(device), exporting())
 
 
 def temporal_attention(
