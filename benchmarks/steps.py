@@ -290,13 +290,18 @@ def parser(description: str, sizes: Iterable[str]) -> argparse.ArgumentParser:
     return made
 
 
-def begin(task: Task, made: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[Run, argparse.Namespace]:
-    """Check what is asked for, and begin."""
-    arguments = made.parse_args(argv)
-    for peer in arguments.peers or ():
+def check_peers(made: argparse.ArgumentParser, peers: Iterable[str]) -> None:
+    """Refuse peers that there are not."""
+    for peer in peers:
         name, _, mode = peer.partition("/")
         if name not in MODELS or mode not in MODES:
             made.error(f"a peer is one of {', '.join(MODELS)} and /{', /'.join(MODES)}, got {peer!r}")
+
+
+def begin(task: Task, made: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[Run, argparse.Namespace]:
+    """Check what is asked for, and begin."""
+    arguments = made.parse_args(argv)
+    check_peers(made, arguments.peers or ())
     if arguments.device == "cuda" and not torch.cuda.is_available():
         made.error("there is no GPU; --device cpu times a small model on the processor")
     # Blocks share their code; each peer's and each mode's is one more version of it.

@@ -38,12 +38,22 @@ class Task:
 
 def make_step(task: Task, peer: str, size: Size, device: str) -> Step:
     """Return what does one step of a peer."""
+    return step_of(task, make_model(task, peer, size, device), peer, size, device)
+
+
+def make_model(task: Task, peer: str, size: Size, device: str) -> nn.Module:
+    """Return the model of a peer, always with the same weights."""
     name, mode = peer.split("/")
     torch.manual_seed(0)
     model = MODELS[name](size).to(device).train(task.train)
     compile_model(model, mode)
+    return model
+
+
+def step_of(task: Task, model: nn.Module, peer: str, size: Size, device: str) -> Step:
+    """Return what does one step of a peer's model with random clips."""
     step = task.prepare(model, size.batch(device), size)
-    return replayed(step) if mode == "graph" else step
+    return replayed(step) if peer.endswith("/graph") else step
 
 
 def replayed(step: Step) -> Step:

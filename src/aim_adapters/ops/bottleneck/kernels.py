@@ -73,15 +73,15 @@ def hidden_backward_kernel(
 def gradients_kernel(
     d_down, sums, d_up, bias, d_down_bias, d_up_weight, d_up_bias, parts,
     W: tl.constexpr, P: tl.constexpr, D: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr,
-    UNITS: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+    UNITS: tl.constexpr, PARTS: tl.constexpr, STEPS: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     groups: tl.constexpr = (W + UNITS - 1) // UNITS
     program = tl.program_id(0)
     if program < groups:
         unit = program * UNITS + tl.arange(0, UNITS)
         total = tl.zeros((UNITS,), tl.float32)
-        for start in range(0, parts, PARTS):
-            part = start + tl.arange(0, PARTS)
+        for step in range(STEPS):
+            part = step * PARTS + tl.arange(0, PARTS)
             inside = (part < parts)[:, None] & (unit < W)[None, :]
             total += tl.sum(tl.load(sums + part.to(tl.int64)[:, None] * W + unit[None, :], mask=inside, other=0.0), 0)
         tl.store(d_down_bias + unit, total, mask=unit < W)

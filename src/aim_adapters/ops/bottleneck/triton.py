@@ -83,6 +83,7 @@ def gradients(d_down: Tensor, sums: Tensor, d_up: Tensor, bias: Tensor | None) -
             d_down, sums, d_up, None if bias is None else bias.contiguous(), d_down_b, d_up_w, d_up_b, len(sums),
             W=width, P=columns, D=rows, K=inner, WIDTH=next_power_of_2(width), HAS_BIAS=bias is not None,
             UNITS=_UNITS, PARTS=_PARTS, COLUMNS=min(256, next_power_of_2(inner)), ROWS=_ROWS, num_warps=4,
+            STEPS=next_power_of_2(max(1, cdiv(len(sums), _PARTS))),  # one kernel serves batches of many sizes
         )  # fmt: skip
     return d_down, d_down_b, d_up_w, d_up_b
 
