@@ -1,4 +1,4 @@
-"""Tables of training steps and of inference, for docs/benchmarks.md."""
+"""Tables of training steps, on one GPU and on several, and of inference, for docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -158,6 +158,25 @@ def breakdown(results: Results) -> str:
     return "\n\n".join(made) or NOTHING
 
 
+def data_parallel(results: Results) -> str:
+    """Return how training scales over processes."""
+    rows = [
+        (
+            *peer_words(label),
+            entry["processes"],
+            ms(entry["alone"]["median"]),
+            ms(entry["together"]["median"]),
+            f"{100 * entry['efficiency']:.1f} %",
+            f"{entry['clips_per_second']:,.0f}",
+            f"{entry['gradient_bytes'] / 1e6:,.0f}",
+            "" if entry["peak_bytes"] is None else gib(entry["peak_bytes"]),
+        )
+        for label, entry in results.get("data_parallel", {"peers": {}})["peers"].items()
+        if "together" in entry
+    ]
+    return table(" model| compiled|processes|one alone, ms|all, ms|of linear|clips/s|gradients, MB|GiB", rows)
+
+
 def cpu(results: Results) -> str:
     """Return what a processor needs."""
     rows = []
@@ -189,4 +208,4 @@ def ran(results: Results) -> Iterator[tuple[str, dict[str, Any], bool]]:
                 yield f"`{name}`, {'sweep, ' * (kind == 'sweeps')}{key}", each["ran_on"], each["complete"]
 
 
-TABLES = (steps, steps_of_few, frames, sweep, breakdown, inference, latency, cpu)
+TABLES = (steps, steps_of_few, frames, sweep, breakdown, inference, latency, data_parallel, cpu)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import inference, learning, pictures, plots, step_tables, steps, train_step
+from benchmarks import data_parallel, inference, learning, pictures, plots, step_tables, steps, train_step
 from benchmarks.machines import Cpu, Kernel
 from benchmarks.pages import measured, ms
 from benchmarks.steps import Effort, Job, Run
@@ -59,6 +59,14 @@ def learn(name: str, seed: int) -> dict[str, Any]:
     return entry | ({"cosine": {"mean": 0.9993, "least": 0.95}} if name == "held" else {})
 
 
+def scale(team: data_parallel.Team, peer: str, size: Any, effort: Effort) -> dict[str, Any]:
+    if peer.startswith("timesformer"):
+        raise data_parallel.PeerError("process 1: boom")
+    seconds = {"aim/graph": 0.0625, "aim/blocks": 0.08}[peer]
+    times = data_parallel.compared([0.06] * 2, [seconds] * 2, processes=2, clips=size.clips)
+    return {**times, "gradient_bytes": 44_000_000, "peak_bytes": 3 * 2**30}
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> plots.Results:
     """Results as the benchmarks write them, of models that are not there."""
@@ -80,6 +88,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> plots.Results:
         run = Run(train_step.TASK, Made(), effort, folder, ran_on=on)
         steps.measure(run, train_step.frames_job(("aim/blocks", "plain/blocks")))
         steps.sweep(run, steps.key_of(train_step.BASE, "cuda"), train_step.BASE, ("aim/eager", "plain/eager"))
+        patch.setattr(data_parallel, "time_peer", scale)
+        plan = data_parallel.Plan(
+            2, data_parallel.PEERS["cuda"], train_step.BASE, "cuda", effort, folder, {"ran_on": on}
+        )
+        data_parallel.measure(data_parallel.Team(0, Made()), plan)
         patch.setattr(learning, "record", lambda: on)
         about = {"task": {"test_clips": 100}}
         learning.measure(learn, ("modules", "held", "fp8"), seeds=3, jobs=1, folder=folder, about=about)
@@ -158,6 +171,16 @@ def test_targets_have_either_limit(made: plots.Results) -> None:
     assert f"| {where}, times as fast | 2.20 | ≥ 1.7 | met |" in text
     assert f"| {where}, share of its memory | 1.00 | ≤ 0.75 | MISSED |" in text
     assert "| inference, vit_base_patch16_clip_224, 8 frames, 4 clips: aim/eager against reference/eager" in text
+
+
+def test_what_scales_and_what_failed(made: plots.Results) -> None:
+    text = step_tables.data_parallel(made)
+    assert "| AIM | whole model, CUDA graphs | 2 | 60.0 | 62.5 | 96.0 % | 1,024 | 44 | 3.0 |" in text
+    assert "TimeSformer" not in text
+    targets = plots.targets(made)
+    assert "| several GPUs, aim/graph: share of linear | 0.9600 | ≥ 0.95 | met |" in targets
+    assert "| several GPUs, aim/blocks: share of linear | 0.7500 | ≥ 0.95 | MISSED |" in targets
+    assert "| `data_parallel` | Some GPU |" in plots.ran_on(made)
 
 
 def test_learning_is_held_against_layer_by_layer(made: plots.Results) -> None:
