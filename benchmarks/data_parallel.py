@@ -243,7 +243,7 @@ def measure(team: Team, plan: Plan) -> None:
         found = targets(result["peers"]) if plan.device == "cuda" else []
         result["targets"] = [{**asdict(target), "met": target.met} for target in found]
         result["met"] = all(target.met for target in found)
-        result["complete"] = peer == plan.peers[-1]
+        result["complete"] = len(result["peers"]) == len(plan.peers)
         if team.rank == 0:
             write(TASK.name, result, plan.folder)
             print(f"[{time.perf_counter() - started:4.0f} s] {describe(peer, entry)}", flush=True)
@@ -296,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     plan = Plan(
         processes=arguments.processes,
-        peers=tuple(arguments.peers or PEERS[arguments.device]),
+        peers=tuple(dict.fromkeys(arguments.peers or PEERS[arguments.device])),
         size=SIZES[arguments.device],
         device=arguments.device,
         effort=EFFORT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from aim_adapters.errors import ConfigError, UnsupportedKernelError
@@ -14,12 +15,13 @@ class Choice(NamedTuple):
     reason: str
 
 
-def by_name(requested: str, unfit: str | None) -> Choice | None:
+def by_name(requested: str, unfit: Callable[[], str | None]) -> Choice | None:
     """Pick what was asked for by its name, None for ``"auto"``. A name never falls back.
 
     Args:
         requested: ``"auto"``, ``"triton"``, ``"sdpa"`` or ``"eager"``.
-        unfit: Why the kernels cannot compute this, or None.
+        unfit: Says why the kernels cannot compute this, or None. Called for ``"triton"`` alone: what it looks at need
+            not concern the others, nor a compiler that guards what was looked at.
 
     Raises:
         ConfigError: The name is unknown.
@@ -29,9 +31,9 @@ def by_name(requested: str, unfit: str | None) -> Choice | None:
         raise ConfigError(f"attention must be 'auto', 'triton', 'sdpa' or 'eager', got {requested!r}")
     if requested == "auto":
         return None
-    if requested == "triton" and unfit is not None:
+    if requested == "triton" and (why := unfit()) is not None:
         raise UnsupportedKernelError(
-            f"attention='triton' was asked for, but {unfit}; use 'auto', which falls back, 'sdpa' or 'eager'"
+            f"attention='triton' was asked for, but {why}; use 'auto', which falls back, 'sdpa' or 'eager'"
         )
     return Choice(requested, "asked for by name")
 

@@ -247,11 +247,23 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     ("dim", "inner", "width", "parts"),
     [(40, 56, 24, 3), (1, 300, 15, 1), (7, 8, 1, 700), (9, 520, 192, 257), (5, 3, 4, 0)],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "held"),
+    [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.float16, torch.float16)],
+    ids=str,
+)
 def test_gradients(
-    ops: ModuleType, dtype: torch.dtype, dim: int, inner: int, width: int, parts: int, biased: bool
+    ops: ModuleType,
+    dtype: torch.dtype,
+    held: torch.dtype,
+    dim: int,
+    inner: int,
+    width: int,
+    parts: int,
+    biased: bool,
 ) -> None:
-    d_down, d_up, bias = drawn((width, inner), (dim, padded(width)), (inner,), dtype=dtype, turned=False)
+    d_down, d_up = drawn((width, inner), (dim, padded(width)), dtype=dtype, turned=False)
+    (bias,) = drawn((inner,), dtype=held, turned=False)
     (sums,) = drawn((parts, width), dtype=torch.float32, turned=False)
     d_down_b = sums.double().sum(0)
     d_down_w = d_down.double() + biased * d_down_b[:, None] * bias.double()

@@ -82,6 +82,17 @@ def test_rounds_as_float8_does(kinds: tuple[str, ...], memory: str, stream: torc
     assert (fp8[0].double() - expected[0]).norm() > 1e-3 * expected[0].norm()
 
 
+@pytest.mark.parametrize("kind", ["frames", "tokens"])
+def test_the_gradient_of_the_projection_is_multiplied_in_float8(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, given, _ = build(WIDE, (kind,))
+    x, quantise, shapes = WIDE.tokens_in().requires_grad_(), aten_fp8.quantise, []
+    out = run_branches(x, given, plan._replace(products="fp8"))
+    monkeypatch.setattr(aten_fp8, "quantise", lambda each: shapes.append(tuple(each.shape)) or quantise(each))
+    gradients(WIDE, given, out, x)
+    rows, packed = x.shape[0] * x.shape[1], 3 * WIDE.heads * WIDE.head_dim
+    assert (rows, packed) in shapes and (WIDE.dim, packed) in shapes  # and the weights, by their columns
+
+
 @pytest.mark.parametrize("memory", ["balanced", "low"])
 @pytest.mark.parametrize("kinds", CHAINS.values(), ids=CHAINS)
 def test_what_is_computed_again_is_the_same(kinds: tuple[str, ...], memory: str) -> None:

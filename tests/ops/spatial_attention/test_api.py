@@ -152,3 +152,18 @@ def test_arguments_that_do_not_fit_are_refused(changed: dict[str, Any], message:
     with pytest.raises(InputError, match=message) as caught:
         spatial_attention(**{**call, **changed})
     assert isinstance(caught.value, AIMError)
+
+
+@pytest.mark.parametrize("name", ["sdpa", "eager"])
+def test_a_plain_implementation_does_not_mind_how_many_tokens_there_are(name: str) -> None:
+    """What fits the kernels is no concern of theirs, nor of an exported model."""
+
+    class Attend(torch.nn.Module):
+        def forward(self, qkv: Tensor) -> Tensor:
+            return spatial_attention(qkv, implementation=name)
+
+    tokens = torch.export.Dim("tokens", min=70, max=900)
+    qkv = torch.randn(2, 100, 3, 2, 8, dtype=torch.float16)
+    exported = torch.export.export(Attend(), (qkv,), dynamic_shapes=({1: tokens},), strict=False).module()
+    longer = torch.randn(2, 300, 3, 2, 8, dtype=torch.float16)
+    torch.testing.assert_close(exported(longer), Attend()(longer))

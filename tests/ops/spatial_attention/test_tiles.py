@@ -62,6 +62,22 @@ def test_something_fits_every_size_on_every_device(dim: int, backward: bool, add
     assert tiles_for(197, dim, added=added, backward=backward, shared=1024) is None
 
 
+@pytest.mark.parametrize(
+    ("gpu", "tokens", "added", "expected"),
+    [
+        ("H200", 257, False, ("resident", 2)),
+        ("A100", 197, False, ("resident", 2)),
+        ("A100", 257, False, ("resident", 1)),
+        ("Ada", 197, False, ("streaming", 2)),
+        ("Ada", 192, True, ("streaming", 1)),
+    ],
+)
+def test_what_smaller_gpus_take(gpu: str, tokens: int, added: bool, expected: tuple[str, int]) -> None:
+    shared = {"H200": HOPPER, "A100": 166_912, "Ada": 101_376}[gpu]
+    found = tiles_for(tokens, 64, added=added, backward=True, shared=shared)
+    assert found is not None and (found.kind, found.stages) == expected
+
+
 def test_first_that_fits_is_taken() -> None:
     first, *others = alternatives(197, 64, added=False, backward=True)
     assert first == Tiles("resident", 64, 128, 4, 2)

@@ -151,6 +151,6 @@ def _options(pre: Tensor, out: Tensor | None, factor: Tensor | None) -> dict[str
         "REST": next_power_of_2(max(1, columns - pre.shape[1])),
         "HAS_FACTOR": factor is not None,
         "EXACT": pre.dtype.itemsize == 4,
-        "ROWS": max(1, 2048 // width),
+        "ROWS": max(1, 2048 // max(16, width)),
         "num_warps": max(2, min(8, width // 512)),
     }

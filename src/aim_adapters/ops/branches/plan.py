@@ -41,7 +41,7 @@ class AttentionPlan(NamedTuple):
         return self.over != "frames"
 
     def keeps_packed(self, keep: str) -> bool:
-        """Return whether queries, keys and values are kept: in ``"balanced"`` memory, of one branch of the two."""
+        """Return whether queries, keys and values are kept: in ``"balanced"`` memory those of spatial attention."""
         return keep == "fast" or (keep == "balanced" and self.over != "frames")
 
 

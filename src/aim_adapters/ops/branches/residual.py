@@ -306,7 +306,7 @@ def _out_of(d: Tensor, widened: Tensor, up_w: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradient of what `widened` weights multiply, up to the adapter's units, and of these units alone."""
     units = up_w.shape[1]
     first = widened.shape[1] - padded(units)
-    d_wide = d @ widened[:, : first + -(-units // 8) * 8]  # rows of 16 bytes: others take a slow path
+    d_wide = d @ widened[:, : first + -(-units // 8) * 8]  # rows a multiple of 16 bytes long: others take a slow path
     return d_wide, d_wide[:, first : first + units]
 
 

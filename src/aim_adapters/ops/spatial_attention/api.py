@@ -60,8 +60,8 @@ def choose(requested: str, case: Case) -> Choice:
         ConfigError: The name is unknown.
         UnsupportedKernelError: The named implementation cannot run here, or cannot compute this.
     """
-    unfit = _unfit(case)
-    return by_name(requested, unfit) or automatic(unfit, case.device, exporting=case.exporting)
+    named = by_name(requested, lambda: _unfit(case))
+    return automatic(_unfit(case), case.device, exporting=case.exporting) if named is None else named
 
 
 def _unfit(case: Case) -> str | None:

@@ -81,14 +81,18 @@ def shared_memory(tiles: Tiles, tokens: int, head_dim: int, *, added: bool) -> i
         added: There is a bias or a mask.
     """
     kind, rows, columns, _, stages = tiles
+    width, twice = _above(head_dim), 0
     if kind == "window":
         held, pairs = 4 * rows * stages, rows * (rows + 4)
     elif kind == "resident":
-        held, pairs = 2 * sum(pieces(tokens, columns)) + (2 * stages + 2) * rows, rows * columns
+        kept = sum(pieces(tokens, columns))
+        held, pairs = 2 * kept + (2 * stages + 2) * rows, rows * columns
+        # GPUs older than Hopper keep what stays as rows and as columns, and little beside it.
+        twice = 2 * width * (4 * kept + 2 * stages * rows) + 4096
     else:
         held, pairs = 4 * rows + 2 * stages * columns, rows * columns
     # Elements of 2 bytes; and scores, bias and mask, of 4, which a window adds up ahead of the loop.
-    return 2 * held * _above(head_dim) + 4 * pairs * (1 + 2 * (stages - 1) * (added and kind != "window"))
+    return max(twice, 2 * held * width + 4 * pairs * (1 + 2 * (stages - 1) * (added and kind != "window")))
 
 
 def pieces(tokens: int, largest: int) -> tuple[int, int, int, int, int]:

@@ -55,14 +55,15 @@ def choose(requested: str, case: Case | None = None) -> Choice:
         ConfigError: The name is unknown.
         UnsupportedKernelError: The named implementation cannot run here, or cannot compute this.
     """
-    unfit = triton_missing("any") if case is None else _unfit(case)
-    if (named := by_name(requested, unfit)) is not None:
+    named = by_name(requested, lambda: triton_missing("any") if case is None else _unfit(case))
+    if named is not None:
         return named
     if case is None:
+        triton_missing("any")  # before a compiler traces it
         return Choice("auto", "chosen at each call")
     if case.device == "cpu":
         return Choice("eager", "as fast as SDPA on a CPU for the frames of a clip")
-    return automatic(unfit, case.device, exporting=case.exporting)
+    return automatic(_unfit(case), case.device, exporting=case.exporting)
 
 
 def _unfit(case: Case) -> str | None:
