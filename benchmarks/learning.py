@@ -11,7 +11,8 @@ which of them are mirrored. In two commands, as a machine with a GPU may have ne
 test accuracy, against ``modules`` with the same seed, are at most what two runs of ``modules`` with different seeds
 differ by: the square root of 2 times their standard deviation. Were seeds the only difference, n of them would leave
 the mean change a standard error of 1 / sqrt(n) of that limit, so six exceed it by chance 1 time in 17, eight 1 in 40.
-More seeds do not tighten the limit; the standard error itself, and t, stand in the result for whoever wants to look closer.
+More seeds do not tighten the limit; the standard error itself, and t, stand in the result for whoever wants to look
+closer.
 
 The image model is stored in float16, the same rounded weights for every way. Seconds are of several runs at once.
 """
