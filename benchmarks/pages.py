@@ -59,6 +59,12 @@ def verdict(met: bool) -> str:
     return "met" if met else "MISSED"
 
 
+def target_row(words: str, entry: dict[str, Any], digits: int) -> tuple[str, str, str, str]:
+    """Return what is held against a limit, the number to some digits, the limit, and how it came out."""
+    limit = f"≥ {entry['at_least']:g}" if entry["at_most"] is None else f"≤ {entry['at_most']:g}"
+    return f"{words}, {entry['what']}", f"{entry['value']:.{digits}f}", limit, verdict(entry["met"])
+
+
 def gib(size: float) -> str:
     """Return bytes in GiB."""
     return f"{size / 2**30:.1f}"

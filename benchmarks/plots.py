@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks import step_tables
 from benchmarks.harness import RESULTS, ROOT
-from benchmarks.pages import ATTENTION_PEERS, Results, measured, ms, spread, table, verdict
+from benchmarks.pages import ATTENTION_PEERS, Results, measured, ms, spread, table, target_row, verdict
 from benchmarks.pictures import ASSETS, PICTURES
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -103,9 +103,8 @@ def targets(results: Results) -> str:
         rows.append(("temporal attention: targets met", str(met), f"{len(held)}", verdict(met == len(held))))
     rows += step_tables.target_rows(results)
     for name, words in (("data_parallel", "several GPUs"), ("learning", "learning")):
-        for entry in results.get(name, {"targets": ()})["targets"]:
-            limit = f"≥ {entry['at_least']:g}" if entry["at_most"] is None else f"≤ {entry['at_most']:g}"
-            rows.append((f"{words}, {entry['what']}", f"{entry['value']:.4f}", limit, verdict(entry["met"])))
+        found = results.get(name, {"targets": ()})["targets"]
+        rows += [target_row(words, entry, digits=4) for entry in found]
     return table(" what|measured|target| ", rows)
 
 

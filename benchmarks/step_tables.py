@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.pages import MODELS, MODES, NOTHING, Results, gib, ms, spread, table, verdict
+from benchmarks.pages import MODELS, MODES, NOTHING, Results, gib, ms, spread, table, target_row
 
 FEW = 8  # clips: up to so many, the host is what counts
 STEPS = ("train_step", "inference")
@@ -191,13 +191,12 @@ def cpu(results: Results) -> str:
 
 def target_rows(results: Results) -> list[tuple[str, str, str, str]]:
     """Return the targets, in words."""
-    rows = []
-    for name, words in (("train_step", "training step"), ("inference", "inference")):
-        for _, each in tables(results, name):
-            for entry in each.get("targets", ()):
-                limit = f"≥ {entry['at_least']:g}" if entry["at_most"] is None else f"≤ {entry['at_most']:g}"
-                rows.append((f"{words}, {entry['what']}", f"{entry['value']:.2f}", limit, verdict(entry["met"])))
-    return rows
+    return [
+        target_row(words, entry, digits=2)
+        for name, words in (("train_step", "training step"), ("inference", "inference"))
+        for _, each in tables(results, name)
+        for entry in each.get("targets", ())
+    ]
 
 
 def ran(results: Results) -> Iterator[tuple[str, dict[str, Any], bool]]:

@@ -271,8 +271,11 @@ def test_compiles_once_for_every_number_of_clips() -> None:
 @pytest.mark.parametrize("memory", MEMORY)
 def test_operators_are_registered_in_full(memory: str, kinds: tuple[str, ...]) -> None:
     plan, given, _ = build(Case(time_bias=True, factor=True), kinds, memory=memory)
-    frozen = [None if t is None else t.detach() for t in given]
-    x, text = sized(Case(), kinds).tokens_in(), encode(plan)
+    check_operators(sized(Case(), kinds).tokens_in(), given, plan)
+
+
+def check_operators(x: Tensor, given: Tensors, plan: ChainPlan) -> None:
+    frozen, text = [None if t is None else t.detach() for t in given], encode(plan)
     for train in (True, False):
         check_operator(torch.ops.aim_adapters.branches.default, x, frozen, text, train)
     kept = torch.ops.aim_adapters.branches(x, frozen, text, True)[1:]

@@ -12,7 +12,7 @@ from aim_adapters.ops.branches import run_branches
 from aim_adapters.ops.branches.plan import decode, encode
 from aim_adapters.ops.frozen import aten_fp8
 from tests.ops.branches.cases import ACTIVATIONS, MEMORY, Case, Tensors, draw, plain_chain
-from tests.ops.branches.test_chain import CHAINS, build, check_operator, leaves_of
+from tests.ops.branches.test_chain import CHAINS, build, check_operators, leaves_of
 
 CASES = {
     "whole": Case(clips=3, factor=True, time_bias=True),
@@ -143,14 +143,7 @@ def test_every_element_is_written(kinds: tuple[str, ...], memory: str) -> None:
 def test_operators_are_registered_in_full(memory: str, adapter: bool) -> None:
     case = Case(time_bias=True, factor=True, adapter=adapter)
     plan, given, _ = build(case, CHAINS["block"], memory=memory)
-    frozen = [None if t is None else t.detach() for t in given]
-    x, text = case.tokens_in(), encode(plan._replace(products="fp8"))
-    for train in (True, False):
-        check_operator(torch.ops.aim_adapters.branches.default, x, frozen, text, train)
-    kept = torch.ops.aim_adapters.branches(x, frozen, text, True)[1:]
-    for needs_input in (True, False):
-        arguments = (draw(7, *x.shape), x, kept, frozen, text, needs_input)
-        check_operator(torch.ops.aim_adapters.branches_backward.default, *arguments)
+    check_operators(case.tokens_in(), given, plan._replace(products="fp8"))
 
 
 def test_the_text_says_so() -> None:
