@@ -10,7 +10,7 @@ from aim_adapters.ops.frozen import kernels_fp8 as kernels
 from aim_adapters.ops.frozen.fp8 import DTYPE, Scaled
 from aim_adapters.ops.frozen.triton import _rows, dense
 
-_COLUMNS, _COLUMN_ROWS, _COLUMN_WARPS = 16, 1024, 8  # of a program that scales columns: 32 bytes of each row at least
+_COLUMNS, _COLUMN_ROWS, _COLUMN_WARPS = 8, 4096, 8  # of a program that scales columns; all rows at once, if they fit
 
 
 def quantise(x: Tensor) -> Scaled:
