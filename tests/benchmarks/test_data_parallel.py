@@ -25,7 +25,8 @@ from benchmarks.steps import Effort, Step
 # Triton's interpreter multiplies bf16 wrongly.
 TINY = Size("test_vit", clips=2, frames=2, resolution=32, classes=3, dtype="float16")
 EFFORT = Effort(warmup=2, rounds=2, seconds=0, bounds=(2, 2))
-CHOSEN = ("aim/blocks", "plain/eager", "aim-low/eager", "aim/eager")
+CHOSEN = ("aim/blocks", "plain/eager", "aim-low/eager", "aim/eager", "aim/eager+flat")
+HELD = ("aim/blocks", "aim/eager", "aim/eager+flat")
 
 
 def fails_on_the_second(size: Size) -> nn.Module:
@@ -39,7 +40,7 @@ def work(rank: int, plan: Plan, store: str) -> None:
     hold = benchmark.hold
     peers.BACKEND = "aot_eager"
     peers.MODELS["plain"] = fails_on_the_second
-    benchmark.hold = lambda model: model if model.aim.memory == "low" else hold(model)
+    benchmark.hold = lambda model, peer: model if model.aim.memory == "low" else hold(model, peer)
     benchmark.work(rank, plan, store)
 
 
@@ -62,10 +63,10 @@ def test_two_processes_train_and_are_timed(ran: tuple[int, dict[str, Any]]) -> N
     status, result = ran
     assert list(result["peers"]) == list(CHOSEN)
     trained = aim.count_parameters(peers.wrapped(TINY)).trainable
-    for peer in ("aim/blocks", "aim/eager"):
+    for peer in HELD:
         entry = result["peers"][peer]
         assert (entry["processes"], entry["clips"], entry["gradient_bytes"]) == (2, 2, 4 * trained)
-        assert entry["alone"]["repeats"] == entry["together"]["repeats"] == 4
+        assert [entry[which]["repeats"] for which in ("alone", "apart", "together")] == [4] * 3
         assert entry["efficiency"] == entry["alone"]["median"] / entry["together"]["median"]
         assert entry["clips_per_second"] == 4 / entry["together"]["median"]
         assert entry["seconds_until_ready"] > 0
@@ -132,15 +133,14 @@ def test_one_and_all_take_turns() -> None:
 
         return run
 
-    def other(seconds: list[float]) -> list[float]:
-        order.append("wait")
-        return [2 * each for each in seconds]
+    def other(seconds: list[float] | None) -> list[float]:
+        order.append("meet" if seconds is None else "wait")
+        return [2 * each for each in seconds or ()]
 
-    alone, together = benchmark.take_turns(
-        Told(other, Counted()), step("one", 1.0), step("all", 1.5), effort=EFFORT, count=3
-    )
-    assert order == [*["one"] * 5, "wait", *["all"] * 5, "wait"] * 2  # two of five are not counted
-    assert (alone, together) == ([1.0] * 6, [3.0] * 6)  # the other's own time alone is not meant, that of all is
+    turns = benchmark.take_turns(Told(other, Counted()), step("one", 1.0), step("all", 1.5), effort=EFFORT, count=3)
+    both = [[name, name, "meet", name, name, name, "wait"] for name in ("one", "all")]  # the first two are not counted
+    assert order == [*["one"] * 5, "wait", *both[0], *both[1]] * 2
+    assert turns == ([1.0] * 6, [2.0] * 6, [3.0] * 6)  # the other's own time alone is not meant, that of all is
 
 
 def test_the_slowest_process_counts() -> None:
@@ -149,7 +149,7 @@ def test_the_slowest_process_counts() -> None:
 
 
 def test_share_of_linear() -> None:
-    entry = benchmark.compared([2.0, 1.8, 1.9], [2.0, 2.0, 5.0], processes=4, clips=32)
+    entry = benchmark.compared([2.0, 1.8, 1.9], [1.9, 1.9], [2.0, 2.0, 5.0], processes=4, clips=32)
     assert entry["efficiency"] == pytest.approx(0.95)
     assert entry["clips_per_second"] == pytest.approx(4 * 32 / 2.0)
     assert (entry["processes"], entry["together"]["repeats"]) == (4, 3)
@@ -160,9 +160,24 @@ def test_share_of_linear() -> None:
 
 @pytest.mark.parametrize(("together", "met"), [(1 / 0.951, True), (1 / 0.949, False)])
 def test_95_percent_of_linear_are_asked(together: float, met: bool) -> None:
-    entry = benchmark.compared([1.0, 1.0], [together, together], processes=2, clips=1)
-    (target,) = benchmark.targets({"aim/graph": entry, "timesformer/blocks": entry})
+    entry, slow = (
+        benchmark.compared([1.0] * 2, [1.0] * 2, [s] * 2, processes=2, clips=1) for s in (together, 2 * together)
+    )
+    (target,) = benchmark.targets({"aim/eager": slow, "aim/graph": entry, "timesformer/blocks": entry})
     assert (target.what, target.met) == ("aim/graph: share of linear", met)
+
+
+def test_one_bucket_holds_what_a_graph_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    caps: dict[str, Any] = {}
+    monkeypatch.setattr(
+        benchmark, "DistributedDataParallel", lambda model, **how: caps.update({peer: how["bucket_cap_mb"]})
+    )
+    model = nn.Sequential(
+        nn.Linear(2**10, 2**11, bias=False), nn.Linear(2**11, 2**12, bias=False).requires_grad_(False)
+    )
+    for peer in ("aim/graph", "aim/blocks"):
+        benchmark.hold(model, peer)
+    assert caps == {"aim/graph": 9, "aim/blocks": None}  # of 8 MiB, and PyTorch's own
 
 
 def test_what_failed_does_not_scale() -> None:
@@ -180,7 +195,7 @@ def test_the_command_on_gpus(
     def time_peer(team: Team, peer: str, size: Size, effort: Effort) -> dict[str, Any]:
         if peer == "timesformer/blocks":
             raise PeerError("process 1: no")
-        times = benchmark.compared([1.0] * 2, [seconds] * 2, processes=3, clips=size.clips)
+        times = benchmark.compared([1.0] * 2, [1.0] * 2, [seconds] * 2, processes=3, clips=size.clips)
         return {**times, "gradient_bytes": 44_000_000}
 
     def spawn(work: Any, *, args: tuple[Plan, str], nprocs: int) -> None:
@@ -195,10 +210,10 @@ def test_the_command_on_gpus(
     result = json.loads((tmp_path / "data_parallel.json").read_text())
     assert tuple(result["peers"]) == benchmark.PEERS["cuda"] and result["complete"]
     assert result["peers"]["timesformer/blocks"] == {"error": "process 1: no"}
-    assert [target["met"] for target in result["targets"]] == [not status] * 2
+    assert [target["met"] for target in result["targets"]] == [not status]
     assert result["peers"]["aim/graph"]["clips_per_second"] == pytest.approx(3 * 32 / seconds)
     out = capsys.readouterr().out
-    assert "alone 1000.00 ms, 3 together" in out and "process 1: no" in out
+    assert "alone 1000.00 ms, 3 apart 1000.00, together" in out and "process 1: no" in out
 
 
 @pytest.mark.parametrize(
@@ -209,7 +224,7 @@ def test_the_command_on_gpus(
         ("--processes 5", 4, "each needs a GPU, and there are 4, got 5"),
         ("--processes 1", 4, "at least 2 are needed, got 1"),
         ("--processes 0 --device cpu", 0, "at least 2 are needed, got 0"),
-        ("--peers aim/fast", 4, "got 'aim/fast'"),
+        ("--peers aim/fast+flat", 4, "got 'aim/fast'"),
         ("--peers ours/eager --device cpu", 0, "got 'ours/eager'"),
     ],
 )
