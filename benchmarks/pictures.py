@@ -187,7 +187,7 @@ def draw_parts(results: Results, points: Points, path: Path) -> None:
         axes.set_yticks(range(len(labels)), [_words(label) for label in labels])
         axes.invert_yaxis()
         axes.set_xlabel("milliseconds of kernels in a step")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.35), ncols=3, frameon=False)
+        axes.figure.legend(loc="outside lower center", ncols=3, frameon=False)
         axes.set_title(_title(results, "ViT-B/16, 8 frames, 32 clips"))
 
 

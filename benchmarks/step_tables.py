@@ -160,21 +160,22 @@ def breakdown(results: Results) -> str:
 
 def data_parallel(results: Results) -> str:
     """Return how training scales over processes."""
-    rows = [
-        (
-            *peer_words(label),
-            entry["processes"],
-            ms(entry["alone"]["median"]),
-            ms(entry["together"]["median"]),
-            f"{100 * entry['efficiency']:.1f} %",
-            f"{entry['clips_per_second']:,.0f}",
-            f"{entry['gradient_bytes'] / 1e6:,.0f}",
-            "" if entry["peak_bytes"] is None else gib(entry["peak_bytes"]),
-        )
-        for label, entry in results.get("data_parallel", {"peers": {}})["peers"].items()
-        if "together" in entry
-    ]
-    return table(" model| compiled|processes|one alone, ms|all, ms|of linear|clips/s|gradients, MB|GiB", rows)
+    rows = []
+    for label, entry in results.get("data_parallel", {"peers": {}})["peers"].items():
+        if "together" in entry:
+            peer, _, flat = label.partition("+")
+            rows.append((
+                *peer_words(peer),
+                "one message" if flat else "DDP, one bucket" if peer.endswith("/graph") else "DDP",
+                entry["processes"],
+                *(ms(entry[which]["median"]) for which in ("alone", "apart", "together")),
+                f"{100 * entry['efficiency']:.1f} %",
+                f"{entry['clips_per_second']:,.0f}",
+                f"{entry['gradient_bytes'] / 1e6:,.0f}",
+                "" if entry["peak_bytes"] is None else gib(entry["peak_bytes"]),
+            ))  # fmt: skip
+    head = " model| compiled| gradients go by|processes|one alone, ms|apart, ms|together, ms|of linear|clips/s|MB|GiB"
+    return table(head, rows)
 
 
 def cpu(results: Results) -> str:
