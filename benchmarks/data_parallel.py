@@ -287,7 +287,7 @@ def measure(team: Team, plan: Plan) -> None:
         result["peers"][peer] = entry
         # Processes that share a processor do not scale.
         found = targets(result["peers"]) if plan.device == "cuda" else []
-        result["targets"] = [{**asdict(target), "met": target.met} for target in found]
+        result["targets"] = [target.entry() for target in found]
         result["met"] = all(target.met for target in found)
         result["complete"] = len(result["peers"]) == len(plan.peers)
         if team.rank == 0:

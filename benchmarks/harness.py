@@ -120,6 +120,10 @@ class Target:
         low = -math.inf if self.at_least is None else self.at_least
         return low <= self.value <= (math.inf if self.at_most is None else self.at_most)
 
+    def entry(self) -> dict[str, Any]:
+        """Return what stands of it in a result."""
+        return {**asdict(self), "met": self.met}
+
     def __str__(self) -> str:
         limits = {"at least": self.at_least, "at most": self.at_most}
         words = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if limit is not None)

@@ -29,7 +29,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -366,7 +366,7 @@ def measure(
     def keep(**more: Any) -> list[Target]:
         summarise(result["ways"])
         held = targets(result)
-        result.update(targets=[{**asdict(each), "met": each.met} for each in held], **more)
+        result.update(targets=[each.entry() for each in held], **more)
         write(NAME, result, folder)
         return held
 

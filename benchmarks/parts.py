@@ -287,7 +287,7 @@ def measure(wanted: Sequence[Case], folder: Path | None, *, clock: Clock, device
         print(f"[{time.perf_counter() - started:4.0f} s] {describe(row)}", flush=True)
     held = targets(result["rows"])
     met = all(target.met for target in held)
-    result |= {"targets": [{**asdict(each), "met": each.met} for each in held], "met": met, "complete": True}
+    result |= {"targets": [each.entry() for each in held], "met": met, "complete": True}
     write(NAME, result, folder)
     print("\n".join(("targets:", *map(str, held))))
     return 0 if met else 1

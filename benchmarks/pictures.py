@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,6 @@ def attention_points(results: Results) -> Points:
 
 def draw_attention(results: Results, points: Points, path: Path) -> None:
     """Draw milliseconds against frames."""
-    gpu = results["temporal_attention"]["ran_on"]["gpus"][0]
     with figure(path, points, size=(8, 4.6)) as axes:
         for peer, (colour, marker, offset) in STYLES.items():
             frames, times = zip(*points[peer], strict=True)
@@ -107,7 +106,8 @@ def draw_attention(results: Results, points: Points, path: Path) -> None:
         axes.set_ylim(0.15, 6)
         axes.set_xlabel("frames in a clip, T (256 frames in all)")
         axes.set_ylabel("milliseconds")
-        axes.set_title(f"Attention over time in one layer, forward and backward, {gpu}")
+        words = "Attention over time in one layer, forward and backward"
+        axes.set_title(_title(words, [results["temporal_attention"]]))
 
 
 # The step
@@ -134,7 +134,7 @@ def draw_frames(results: Results, points: Points, path: Path) -> None:
         axes.set_ylim(bottom=0)
         axes.set_xlabel("frames in a clip, T (the same number of frames in all)")
         axes.set_ylabel("microseconds of a training step per frame")
-        axes.set_title(_title(results, "ViT-B/16: what a frame costs"))
+        axes.set_title(_title("ViT-B/16: what a frame costs", _steps(results)))
 
 
 def batch_points(results: Results) -> Points:
@@ -159,7 +159,7 @@ def draw_batch(results: Results, points: Points, path: Path) -> None:
             ticks_of(axes, sorted({row[0] for line in points.values() for row in line}))
             axes.set_xlabel("clips in a batch, 8 frames each")
             axes.set_ylabel(label)
-            axes.set_title(_title(results, "ViT-B/16: a training step") if column == 1 else "")
+            axes.set_title(_title("ViT-B/16: a training step", _steps(results)) if column == 1 else "")
         panels[0].set_ylim(bottom=0)
         panels[0].legend(frameon=False)
         panels[1].set_yscale("log", base=2)
@@ -188,7 +188,7 @@ def draw_parts(results: Results, points: Points, path: Path) -> None:
         axes.invert_yaxis()
         axes.set_xlabel("milliseconds of kernels in a step")
         axes.figure.legend(loc="outside lower center", ncols=3, frameon=False)
-        axes.set_title(_title(results, "ViT-B/16, 8 frames, 32 clips"))
+        axes.set_title(_title("ViT-B/16, 8 frames, 32 clips", _steps(results)))
 
 
 # What is learned
@@ -223,7 +223,7 @@ def draw_learning(results: Results, points: Points, path: Path) -> None:
         axes.set_xlabel("training steps")
         axes.set_ylabel(f"loss, mean of {AVERAGED} steps and all seeds")
         axes.legend(frameon=False)
-        axes.set_title(", ".join(("DINOv2 ViT-S/14: what is learned", *sorted(set(result["ran_on"]["gpus"])))))
+        axes.set_title(_title("DINOv2 ViT-S/14: what is learned", [result]))
 
 
 def _line(axes: Any, peer: str, line: list[tuple[float, float]], label: str | None = None) -> None:
@@ -238,10 +238,13 @@ def _words(peer: str) -> str:
     return MODELS[model].replace("`", "") + ("" if mode == "eager" else ", compiled")
 
 
-def _title(results: Results, words: str) -> str:
-    names = {gpu for _, each in tables(results, "train_step") for gpu in each["ran_on"]["gpus"]}
-    names |= {gpu for _, each in tables(results, "train_step", "sweeps") for gpu in each["ran_on"]["gpus"]}
-    return ", ".join((words, *sorted(names)))
+def _title(words: str, ran: Iterable[dict[str, Any]]) -> str:
+    """Return words and the GPUs of results."""
+    return ", ".join((words, *sorted({gpu for each in ran for gpu in each["ran_on"]["gpus"]})))
+
+
+def _steps(results: Results) -> Iterator[dict[str, Any]]:
+    return (each for kind in ("tables", "sweeps") for _, each in tables(results, "train_step", kind))
 
 
 PICTURES: dict[str, tuple[Callable[[Results], Points], Callable[[Results, Points, Path], None]]] = {

@@ -249,7 +249,7 @@ def measure(cases: Sequence[Case], folder: Path | None, *, clock: Clock, device:
             write(NAME, result, folder)
             print(describe(row), flush=True)
     held = targets(result["rows"])
-    result["targets"] = [{**asdict(target), "met": target.met} for target in held]
+    result["targets"] = [target.entry() for target in held]
     result["met"] = all(target.met for target in held)
     write(NAME, result, folder)
     print(*held, sep="\n")

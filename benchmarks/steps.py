@@ -187,7 +187,7 @@ def measure(run: Run, job: Job) -> bool:
         rates(table["peers"][label], seconds, size, count(run.task, peer, size, flops), run.ceiling)
     held = [target for goal in job.goals for target in goal(job.key, table["peers"])]
     agreed = agree(table["agreement"])
-    table["targets"] = [{**asdict(target), "met": target.met} for target in held]
+    table["targets"] = [target.entry() for target in held]
     table["complete"] = not table["left_out"]
     lines = [f"in turn: {describe(label, table['peers'][label])}" for label in turns] + [*map(str, held)]
     run.save("tables", job.key, table, "\n".join(lines + ([] if agreed else ["PATHS DISAGREE"])))

@@ -500,7 +500,7 @@ def measure(
     held = targets(result["rows"])
     complete = len(result["rows"]) == len(cases) * len(UNITS)
     met = complete and all(target.met for target in held)
-    result |= {"targets": [{**asdict(target), "met": target.met} for target in held], "met": met, "complete": complete}
+    result |= {"targets": [target.entry() for target in held], "met": met, "complete": complete}
     save("\n".join(("targets:", *map(str, held))))
     return 0 if met else 1
 

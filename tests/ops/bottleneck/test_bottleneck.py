@@ -162,7 +162,8 @@ def test_the_gradient_alone_is_the_same(ops: ModuleType, case: Case) -> None:
     first, second = x.d_hidden.clone(), x.d_hidden.clone()
     sums = ops.hidden_backward(first, x.pre, nothing(case, torch.float32), x.factor, case.rows, 0.5)
     again = ops.hidden_backward(second, x.pre, None, x.factor, case.rows, 0.5)
-    torch.testing.assert_close((second, again), (first, sums), rtol=1e-5, atol=1e-5)  # a GPU's products may be fused
+    within = 1e-5 * CUDA  # a GPU's products may be fused; elsewhere the bits are the same
+    torch.testing.assert_close((second, again), (first, sums), rtol=within, atol=within)
 
 
 @IMPLEMENTATIONS
