@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 import aim_adapters as aim
 from aim_adapters.errors import CheckpointError
-from aim_adapters.files import WEIGHTS_NAME, open_weights
+from aim_adapters.storage.files import WEIGHTS_NAME, open_weights
 
 FRAMES = 2
 # Values in place of others, and fragments between them: the edges of what a header or config may hold.

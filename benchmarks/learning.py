@@ -42,7 +42,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import aim_adapters as aim
-from aim_adapters.fused import fp8_missing
+from aim_adapters.core.fusion import fp8_missing
 from benchmarks.harness import ROOT, Target, reason, record, write
 
 NAME = "learning"

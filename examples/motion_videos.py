@@ -6,7 +6,7 @@ apart, whatever else it knows.
 
 That has to hold for the files too. An encoder that predicts frames from earlier ones, or spends more bits on a file's
 first frame, would leave the direction of time in every single frame. So each frame is coded by itself (a key frame) at
-one fixed quantiser: storing a clip backwards stores the same pictures in the other order, to the bit.
+one fixed quantizer: storing a clip backwards stores the same pictures in the other order, to the bit.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FORMAT = 1
 # Of so many crops the one with most to see is taken: nobody can tell a zoom into a cloudless sky.
 CANDIDATES = 4
 DETAIL_SIDE = 128
-# One key frame after the other at a constant quantiser, without decisions that look at neighbouring frames.
+# One key frame after the other at a constant quantizer, without decisions that look at neighboring frames.
 ENCODER = {"preset": "veryfast", "qp": "20", "g": "1", "bf": "0", "x264-params": "scenecut=0:mbtree=0:rc-lookahead=0"}
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 __all__ = ["Answer", "Strip", "draw"]
 
 INK, QUIET, RIGHT, WRONG = "#1d2433", "#7a8194", "#1a7f4b", "#c2412d"
-COLOURS = ("#9aa3b5", "#d9a441", "#2563c9", "#7b4fb5")
+COLORS = ("#9aa3b5", "#d9a441", "#2563c9", "#7b4fb5")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def draw(
     figure = Figure(figsize=(15, 8.6), dpi=150, facecolor="white")
     figure.text(0.03, 0.945, "A frozen image model learns what happens in time", size=22, weight="bold", color=INK)
     figure.text(0.03, 0.908, subtitle, size=12.5, color=QUIET)
-    colours = dict(zip(accuracies, (*COLOURS[: len(accuracies) - 1], COLOURS[2]), strict=True))
+    colors = dict(zip(accuracies, (*COLORS[: len(accuracies) - 1], COLORS[2]), strict=True))
 
     height = 0.845 / len(strips)
     for row, strip in enumerate(strips):
@@ -75,8 +75,8 @@ def draw(
         _write_answers(figure, strip, left=0.52, bottom=bottom, height=0.92 * height)
     figure.text(0.03, 0.018, "time  →", size=11, color=QUIET)
 
-    _draw_accuracies(figure.add_axes((0.735, 0.5, 0.24, 0.335)), accuracies, colours, chance)
-    _draw_losses(figure.add_axes((0.735, 0.075, 0.24, 0.31)), losses, colours)
+    _draw_accuracies(figure.add_axes((0.735, 0.5, 0.24, 0.335)), accuracies, colors, chance)
+    _draw_losses(figure.add_axes((0.735, 0.075, 0.24, 0.31)), losses, colors)
     figure.savefig(path)
 
 
@@ -101,17 +101,17 @@ def _write_answers(figure: Figure, strip: Strip, *, left: float, bottom: float, 
     top = bottom + height - 0.9 * step
     figure.text(left, top, strip.truth, size=13, weight="bold", color=INK, va="center")
     for line, (name, answer) in enumerate(strip.answers.items(), start=1):
-        colour = RIGHT if answer.right else WRONG
+        color = RIGHT if answer.right else WRONG
         y = top - line * step
         figure.text(left, y, name, size=9.5, color=QUIET, va="center")
         text = f"{'✓' if answer.right else '✗'} {answer.text}  {answer.confidence:.0%}"
-        figure.text(left + 0.045, y, text, size=10.5, color=colour, va="center", weight="bold")
+        figure.text(left + 0.045, y, text, size=10.5, color=color, va="center", weight="bold")
 
 
-def _draw_accuracies(axes: Axes, accuracies: Mapping[str, float], colours: Mapping[str, str], chance: float) -> None:
+def _draw_accuracies(axes: Axes, accuracies: Mapping[str, float], colors: Mapping[str, str], chance: float) -> None:
     names = list(accuracies)
     places = np.arange(len(names))[::-1]
-    axes.barh(places, [100 * accuracies[name] for name in names], color=[colours[name] for name in names], height=0.55)
+    axes.barh(places, [100 * accuracies[name] for name in names], color=[colors[name] for name in names], height=0.55)
     for place, name in zip(places, names, strict=True):
         axes.text(0, place + 0.33, name, size=11, color=INK, va="bottom")
         axes.text(
@@ -133,16 +133,16 @@ def _draw_accuracies(axes: Axes, accuracies: Mapping[str, float], colours: Mappi
     axes.spines["left"].set_color(QUIET)
 
 
-def _draw_losses(axes: Axes, losses: Mapping[str, Sequence[float]], colours: Mapping[str, str]) -> None:
+def _draw_losses(axes: Axes, losses: Mapping[str, Sequence[float]], colors: Mapping[str, str]) -> None:
     for name, values in losses.items():
         window = max(len(values) // 30, 1)
         smooth = np.convolve(values, np.ones(window) / window, mode="valid")
         steps = np.arange(len(smooth)) + window
-        axes.plot(np.arange(1, len(values) + 1), values, color=colours[name], lw=0.5, alpha=0.18)
-        axes.plot(steps, smooth, color=colours[name], lw=2.2)
+        axes.plot(np.arange(1, len(values) + 1), values, color=colors[name], lw=0.5, alpha=0.18)
+        axes.plot(steps, smooth, color=colors[name], lw=2.2)
         axes.annotate(
             name, (steps[-1], smooth[-1]), xytext=(-4, 7), textcoords="offset points", ha="right", size=10,
-            color=colours[name], weight="bold",
+            color=colors[name], weight="bold",
         )  # fmt: skip
     axes.set_title("Training loss", size=12.5, color=INK, loc="left", weight="bold")
     axes.set_xlabel("step", color=QUIET)

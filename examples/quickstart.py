@@ -90,7 +90,7 @@ def train(
     model.train()
     for step in (bar := tqdm(range(steps), desc=name, unit="step")):
         chosen = order[step * batch : (step + 1) * batch].to(clips.labels.device)
-        video = normalise(clips.frames[chosen])  # [B, T, 3, H, W]
+        video = normalize(clips.frames[chosen])  # [B, T, 3, H, W]
         if random.random() < 0.5:
             video = video.flip(-1)
         with autocast(video.device):
@@ -111,11 +111,11 @@ def predict(model: nn.Module, clips: Clips, *, batch: int = 32) -> Tensor:
     logits = []
     for frames in clips.frames.split(batch):
         with autocast(frames.device):
-            logits.append(model(normalise(frames)).float().cpu())
+            logits.append(model(normalize(frames)).float().cpu())
     return torch.cat(logits)
 
 
-def normalise(frames: Tensor) -> Tensor:
+def normalize(frames: Tensor) -> Tensor:
     """Turn uint8 frames `[B, T, 3, H, W]` into what the image model expects."""
     mean, std = (torch.tensor(value, device=frames.device).view(3, 1, 1) for value in (MEAN, STD))
     return (frames / 255 - mean) / std

@@ -98,7 +98,7 @@ def test_taking_turns_changes_nothing() -> None:
     assert_same(before, snapshot(model))
 
 
-def test_parameters_keep_their_identity_and_so_their_optimiser() -> None:
+def test_parameters_keep_their_identity_and_so_their_optimizer() -> None:
     model = several()
     aim.set_adapter(model, "same")
     mine = aim.trainable_parameters(model)
@@ -309,8 +309,8 @@ def test_refused_checkpoint_adds_nothing(tmp_path: Path) -> None:
 
 def test_average_is_the_weighted_mean() -> None:
     model = several()
-    aim.average_adapters(model, ["default", "same"], name="mean")
-    aim.average_adapters(model, ["default", "same"], name="soup", weights=[3, 1])
+    aim.average_adapters(model, ["default", "same"], into="mean")
+    aim.average_adapters(model, ["default", "same"], into="soup", weights=[3, 1])
     default, same, mean, soup = (
         aim.adapter_state_dict(model, name=name) for name in ("default", "same", "mean", "soup")
     )
@@ -344,7 +344,7 @@ def test_what_cannot_be_averaged_is_refused(names: Any, options: dict[str, Any],
     model = several()
     before = snapshot(model)
     with pytest.raises(ConfigError, match=message):
-        aim.average_adapters(model, names, **{"name": "mean", **options})
+        aim.average_adapters(model, names, **{"into": "mean", **options})
     assert_same(before, snapshot(model))
 
 
@@ -352,7 +352,7 @@ def test_adapters_of_another_scale_are_not_averaged() -> None:
     model = several()
     aim.add_adapter(model, "scaled", aim.AIMConfig(num_frames=FRAMES, scale=1.0))
     with pytest.raises(ConfigError, match="'scaled' differs from 'default'"):
-        aim.average_adapters(model, ["default", "scaled"], name="mean")
+        aim.average_adapters(model, ["default", "scaled"], into="mean")
 
 
 # Refusals
@@ -405,7 +405,7 @@ def test_refusals_change_nothing(
         lambda m: aim.set_adapter(m, "default"),
         lambda m: aim.delete_adapter(m, "default"),
         lambda m: aim.add_adapter(m, "new", CONFIGS["same"]),
-        lambda m: aim.average_adapters(m, ["a", "b"], name="c"),
+        lambda m: aim.average_adapters(m, ["a", "b"], into="c"),
     ],
 )
 def test_what_is_not_wrapped_is_refused(call: Callable[[nn.Module], object]) -> None:
@@ -471,7 +471,7 @@ def test_inference_mode_makes_no_parameters() -> None:
 
 
 def test_failing_install_puts_the_old_one_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    from aim_adapters import plan
+    from aim_adapters.core import install as plan
 
     model = several()
     before, real, calls = snapshot(model), plan.patch, []
@@ -522,7 +522,7 @@ def test_adapter_inside_which_another_tool_has_wrapped_something_stays() -> None
 
 def test_adding_takes_nothing_out_and_starts_from_the_image_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread may be running the model."""
-    from aim_adapters import plan
+    from aim_adapters.core import install as plan
 
     model = several()
     monkeypatch.setattr(plan, "remove", lambda root: pytest.fail("the adapters were taken out"))

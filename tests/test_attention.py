@@ -39,7 +39,7 @@ def wrapped(**arguments: Any) -> nn.Module:
 def by_modules(**arguments: Any) -> nn.Module:
     """Return a model whose blocks call the operator of temporal attention, instead of a fused branch."""
     model = wrapped(**arguments)
-    aim.set_execution(model, branches="modules")
+    aim.set_execution(model, fused=False)
     return model
 
 
@@ -148,7 +148,7 @@ def test_copies_keep_their_own_choice() -> None:
 # Explaining
 
 
-def test_prints_neighbours_that_do_the_same_in_one_line(no_triton: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_neighbors_that_do_the_same_in_one_line(no_triton: None, capsys: pytest.CaptureFixture[str]) -> None:
     model = wrapped(layers=[1, 2])
     rows = aim.explain_attention(model)
     assert rows == [

@@ -1,4 +1,4 @@
-"""Settings are validated once, normalised, and survive JSON."""
+"""Settings are validated once, normalized, and survive JSON."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_input_adapter_needs_the_temporal_component() -> None:
         AIMConfig(8, components=("spatial",), temporal_input_adapter=True)
 
 
-# Normalisation
+# Normalization
 
 
 def test_values_become_plain_python() -> None:

@@ -56,13 +56,13 @@ def ways(model: nn.Module) -> set[tuple[str, str, str]]:
 def test_settings_are_changed_one_by_one() -> None:
     model = wrapped()
     assert settings(model) == ("auto", "fast")
-    assert aim.set_execution(model, branches="modules") is None  # type: ignore[func-returns-value]
+    assert aim.set_execution(model, fused=False) is None  # type: ignore[func-returns-value]
     assert settings(model) == ("modules", "fast")
     aim.set_execution(model, memory="low")
     assert settings(model) == ("modules", "low")
     aim.set_execution(model)
     assert settings(model) == ("modules", "low")
-    aim.set_execution(model, branches="fused", memory="balanced")
+    aim.set_execution(model, fused=True, memory="balanced")
     assert settings(model) == ("fused", "balanced")
 
 
@@ -103,7 +103,7 @@ def test_models_that_are_not_wrapped_or_several_are_refused(call: Callable[[Any]
 def test_every_adapter_of_a_model_runs_alike() -> None:
     model = wrapped()
     aim.add_adapter(model, "before", aim.AIMConfig(num_frames=T))
-    aim.set_execution(model, branches="modules", memory="balanced")
+    aim.set_execution(model, fused=False, memory="balanced")
     aim.add_adapter(model, "after", aim.AIMConfig(num_frames=T))
     for name in ("before", "after", "default"):
         aim.set_adapter(model, name)
@@ -112,7 +112,7 @@ def test_every_adapter_of_a_model_runs_alike() -> None:
 
 def test_unwrapping_forgets() -> None:
     model = wrapped()
-    aim.set_execution(model, branches="modules", memory="low")
+    aim.set_execution(model, fused=False, memory="low")
     aim.wrap_image_model(aim.unwrap_image_model(model), T)
     assert settings(model) == ("auto", "fast")
 
@@ -122,17 +122,17 @@ def test_unwrapping_forgets() -> None:
 )
 def test_copies_keep_their_own_settings(copied: Callable[[Any], Any]) -> None:
     model = wrapped()
-    aim.set_execution(model, branches="modules", memory="low")
+    aim.set_execution(model, fused=False, memory="low")
     other = copied(model)
     assert settings(other) == ("modules", "low")
-    aim.set_execution(other, branches="auto", memory="fast")
+    aim.set_execution(other, fused="auto", memory="fast")
     assert settings(model) == ("modules", "low")
 
 
 def test_files_do_not_know_how_a_model_ran(tmp_path: Path) -> None:
     model, files = wrapped(), []
     for branches, memory in (("auto", "fast"), ("modules", "low")):
-        aim.set_execution(model, branches=branches, memory=memory)  # type: ignore[arg-type]
+        aim.set_execution(model, fused=fused, memory=memory)  # type: ignore[arg-type]
         aim.save_adapters(model, tmp_path / branches)
         files.append(json.loads((tmp_path / branches / "adapter_config.json").read_text(encoding="utf-8")))
     assert files[0] == files[1]
@@ -150,7 +150,7 @@ def test_a_compiled_model_takes_the_new_choice() -> None:
     compiled = torch.compile(model, backend=counter, fullgraph=True)
     with torch.no_grad():
         expected = compiled(video())
-        aim.set_execution(compiled, branches="modules")
+        aim.set_execution(compiled, fused=False)
         torch.testing.assert_close(compiled(video()), expected, rtol=1e-5, atol=1e-6)
     assert counter.frame_count == 2
     fused = [sum("aim_adapters" in str(node.target) for node in graph.graph.nodes) for graph in counter.graphs]
@@ -184,7 +184,7 @@ def test_less_is_kept_step_by_step(autocast: bool) -> None:
     with torch.autocast("cpu", BF16, enabled=autocast):
         for branches in ("modules", "auto"):
             for memory in MEMORY:
-                aim.set_execution(model, branches=branches, memory=memory)  # type: ignore[arg-type]
+                aim.set_execution(model, fused=fused, memory=memory)  # type: ignore[arg-type]
                 kept[branches, memory] = kept_bytes(model)
     assert kept["auto", "fast"] > kept["auto", "balanced"] > kept["auto", "low"]
     assert kept["modules", "fast"] > kept["auto", "fast"]
@@ -206,7 +206,7 @@ def test_in_low_memory_a_block_keeps_its_input_alone() -> None:
 # Explaining
 
 
-def test_prints_neighbours_that_run_alike_together(capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_neighbors_that_run_alike_together(capsys: pytest.CaptureFixture[str]) -> None:
     model = wrapped(layers=[1, 2])
     rows = aim.explain_execution(model)
     assert rows == [
@@ -238,9 +238,9 @@ def test_prints_neighbours_that_run_alike_together(capsys: pytest.CaptureFixture
 
 def test_says_what_was_asked_for() -> None:
     model = wrapped()
-    aim.set_execution(model, branches="modules")
+    aim.set_execution(model, fused=False)
     assert ways(model) == {("asked for by name",) * 3}
-    aim.set_execution(model, branches="fused")
+    aim.set_execution(model, fused=True)
     assert ways(model) == {FUSED}
     aim.set_attention(model, "sdpa")
     with pytest.raises(aim.UnsupportedKernelError, match=r"temporal branch of 'blocks\.0' cannot be: .*'sdpa'"):
@@ -384,7 +384,7 @@ def test_rounded_weights_give_nearly_the_same(branches: Any) -> None:
     model = wrapped()
     with torch.no_grad():
         expected = model(video())
-        aim.set_execution(model, branches=branches)
+        aim.set_execution(model, fused=fused)
         aim.set_base_dtype(model, BF16)
         with torch.autocast("cpu", BF16):
             out = model(video()).float()

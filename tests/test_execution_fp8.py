@@ -45,21 +45,21 @@ def run(model: nn.Module, clips: Tensor) -> Tensor:
 def test_is_chosen_by_itself() -> None:
     model = wrapped()
     assert model.aim.products == "auto"
-    aim.set_execution(model, products="fp8")
+    aim.set_execution(model, frozen_precision="fp8")
     aim.set_execution(model, memory="low")
     assert (model.aim.branches, model.aim.memory, model.aim.products) == ("auto", "low", "fp8")
     with pytest.raises(ConfigError, match=r"products must be 'auto', 'fp8' or None, got 'int8'"):
-        aim.set_execution(model, memory="fast", products="int8")  # type: ignore[arg-type]
+        aim.set_execution(model, memory="fast", frozen_precision="int8")  # type: ignore[arg-type]
     assert (model.aim.memory, model.aim.products) == ("low", "fp8")
     assert copy.deepcopy(model).aim.products == "fp8"
-    aim.set_execution(model, products="auto")
+    aim.set_execution(model, frozen_precision="auto")
     assert model.aim.products == "auto"
 
 
 def test_holds_for_every_adapter() -> None:
     model = wrapped()
     aim.add_adapter(model, "before", aim.AIMConfig(num_frames=T))
-    aim.set_execution(model, products="fp8")
+    aim.set_execution(model, frozen_precision="fp8")
     aim.add_adapter(model, "after", aim.AIMConfig(num_frames=T))
     for name in ("before", "after", "default"):
         aim.set_adapter(model, name)
@@ -69,7 +69,7 @@ def test_holds_for_every_adapter() -> None:
 @runs_fp8
 def test_is_explained() -> None:
     model = wrapped()
-    aim.set_execution(model, products="fp8")
+    aim.set_execution(model, frozen_precision="fp8")
     with torch.autocast(DEVICE, torch.bfloat16):
         assert {row[1:] for row in aim.explain_execution(model)} == {("fused, fp8",) * 3}
 
@@ -81,7 +81,7 @@ def test_is_near(memory: Any) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     found = []
     for products in ("auto", "fp8"):
-        aim.set_execution(model, memory=memory, products=products)  # type: ignore[arg-type]
+        aim.set_execution(model, memory=memory, frozen_precision=products)  # type: ignore[arg-type]
         torch.manual_seed(3)  # stochastic depth
         out = run(model, clips)
         gradients = torch.autograd.grad(F.cross_entropy(out, torch.arange(4, device=DEVICE)), trained)
@@ -95,13 +95,13 @@ def test_is_near(memory: Any) -> None:
 def test_stores_nothing_and_sees_new_weights() -> None:
     model, clips = wrapped(), video()
     keys = list(model.state_dict())
-    aim.set_execution(model, products="fp8")
+    aim.set_execution(model, frozen_precision="fp8")
     with torch.no_grad():
         before = run(model, clips)
         for block in model.blocks:
             block.mlp.fc1.weight.mul_(-1)
         after = run(model, clips)
-        aim.set_execution(model, products="auto")
+        aim.set_execution(model, frozen_precision="auto")
         plain = run(model, clips)
     assert list(model.state_dict()) == keys
     assert (after - plain).norm() < 0.1 * (after - before).norm()
@@ -112,7 +112,7 @@ def test_learns_as_well() -> None:
     curves = []
     for products in ("auto", "fp8"):
         model = wrapped().train()
-        aim.set_execution(model, products=products)  # type: ignore[arg-type]
+        aim.set_execution(model, frozen_precision=products)  # type: ignore[arg-type]
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
         curve = []
         for _ in range(12):
@@ -130,7 +130,7 @@ def test_learns_as_well() -> None:
 @runs_fp8
 def test_compiles() -> None:
     model, clips = wrapped(), video()
-    aim.set_execution(model, products="fp8")
+    aim.set_execution(model, frozen_precision="fp8")
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     out, expected = run(compiled, clips), run(model, clips)
@@ -143,17 +143,17 @@ def test_compiles() -> None:
 
 def test_needs_a_gpu(no_triton: None) -> None:
     model = wrapped().cpu()
-    aim.set_execution(model, products="fp8")
+    aim.set_execution(model, frozen_precision="fp8")
     with pytest.raises(UnsupportedKernelError, match=r"temporal branch of 'blocks\.0' .* needs a CUDA device, got cpu"):
         model(video().cpu())
-    aim.set_execution(model, products="auto")
+    aim.set_execution(model, frozen_precision="auto")
     model(video().cpu())
 
 
 @runs_fp8
 def test_needs_fused_branches() -> None:
     model = wrapped()
-    aim.set_execution(model, products="fp8", branches="modules")
+    aim.set_execution(model, frozen_precision="fp8", fused=False)
     with pytest.raises(UnsupportedKernelError, match=r"products='fp8' was asked for, but .* asked for by name; use"):
         run(model, video())
 
@@ -163,7 +163,7 @@ def test_needs_fused_branches() -> None:
 @runs_fp8
 def test_needs_bfloat16() -> None:
     model = wrapped()
-    aim.set_execution(model, products="fp8")
+    aim.set_execution(model, frozen_precision="fp8")
     with pytest.raises(UnsupportedKernelError, match=r"float8 products return torch\.bfloat16, got torch\.float32"):
         model(video())
 
@@ -173,6 +173,6 @@ def test_needs_bfloat16() -> None:
 @runs_fp8
 def test_needs_widths_of_sixteen() -> None:
     model = wake(aim.wrap_image_model(vit(embed_dim=72), T)).to(DEVICE)
-    aim.set_execution(model, products="fp8")
+    aim.set_execution(model, frozen_precision="fp8")
     with pytest.raises(UnsupportedKernelError, match=r"multiples of 16 .*, got \(216, 72\)"):
         run(model, video())

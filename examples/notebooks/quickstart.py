@@ -132,7 +132,7 @@ std = torch.tensor([0.229, 0.224, 0.225], device=device).view(3, 1, 1)
 
 
 def logits(model, videos):
-    """Normalise a uint8 batch [B, T, 3, S, S] and return logits [B, K]."""
+    """Normalize a uint8 batch [B, T, 3, S, S] and return logits [B, K]."""
     clips = (videos.to(device) / 255 - mean) / std
     with torch.autocast(device, dtype=torch.bfloat16):
         return model(clips)

@@ -1,18 +1,39 @@
 """Adapt any pre-trained image transformer to video by training a few per cent of its weights (AIM, ICLR 2023)."""
 
 from aim_adapters.adapters import add_adapter, average_adapters, delete_adapter, list_adapters, set_adapter
-from aim_adapters.analysis.complexity import FlopCount, count_flops
-from aim_adapters.attention import BlockAttention, explain_attention, set_attention
+from aim_adapters.analysis import FlopCount, count_flops
 from aim_adapters.backbones import Backbone, BaseRequest, list_backbones, register_backbone
-from aim_adapters.checkpoint import load_adapters, save_adapters
+from aim_adapters.checkpoint import (
+    LoadReport,
+    adapter_state_dict,
+    load_adapter_state_dict,
+    load_adapters,
+    load_video_model,
+    push_to_hub,
+    save_adapters,
+)
 from aim_adapters.config import AIMConfig
 from aim_adapters.convert import convert_official_checkpoint, load_official_checkpoint
-from aim_adapters.errors import AIMError, CheckpointError, UnsupportedKernelError, UnsupportedModelError
-from aim_adapters.execution import BlockExecution, explain_execution, set_base_dtype, set_execution
+from aim_adapters.core import is_wrapped
+from aim_adapters.errors import (
+    AIMError,
+    CheckpointError,
+    ConfigError,
+    InputError,
+    StateError,
+    UnsupportedKernelError,
+    UnsupportedModelError,
+)
+from aim_adapters.execution import (
+    BlockAttention,
+    BlockExecution,
+    explain_attention,
+    explain_execution,
+    set_attention,
+    set_base_dtype,
+    set_execution,
+)
 from aim_adapters.frames import set_num_frames
-from aim_adapters.guards import is_wrapped
-from aim_adapters.hub import push_to_hub
-from aim_adapters.long_video import features
 from aim_adapters.parameters import (
     ParameterCount,
     adapter_param_groups,
@@ -20,9 +41,8 @@ from aim_adapters.parameters import (
     print_trainable_parameters,
     trainable_parameters,
 )
-from aim_adapters.state_dict import LoadReport, adapter_state_dict, load_adapter_state_dict
 from aim_adapters.version import __version__ as __version__
-from aim_adapters.video_model import load_video_model
+from aim_adapters.video import extract_features
 from aim_adapters.wrapping import disable_adapters, unwrap_image_model, wrap_image_model
 
 __all__ = [
@@ -33,9 +53,12 @@ __all__ = [
     "BlockAttention",
     "BlockExecution",
     "CheckpointError",
+    "ConfigError",
     "FlopCount",
+    "InputError",
     "LoadReport",
     "ParameterCount",
+    "StateError",
     "UnsupportedKernelError",
     "UnsupportedModelError",
     "adapter_param_groups",
@@ -49,7 +72,7 @@ __all__ = [
     "disable_adapters",
     "explain_attention",
     "explain_execution",
-    "features",
+    "extract_features",
     "is_wrapped",
     "list_adapters",
     "list_backbones",

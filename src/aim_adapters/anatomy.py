@@ -132,7 +132,7 @@ class BlockAnatomy:
         project_out: ``(attention, o, h) -> out``: attention's output ``[B*T, N, H, d]`` to the shape of ``h``, which is
             what the attention read.
         attend: ``(block, h, *args, **kwargs) -> out``: the family's own spatial attention with the block's own
-            extra arguments; refuses the arguments it cannot honour.
+            extra arguments; refuses the arguments it cannot honor.
         softmax_scale: ``(attention) -> float``: factor on the attention's scores.
         heads: ``(attention) -> int``: number of query heads.
         project_packed: ``(attention, h) -> qkv``: the same as ``project_qkv`` as one tensor ``[B*T, N, 3, H, d]`` where
@@ -204,7 +204,7 @@ class BackboneAnatomy:
         model_revision: Revision of the weights under that name, or None when unknown.
         build_arguments: What, beside the name, rebuilds the same architecture: values that JSON can hold.
         image_size: Height and width of the images it was trained on, in pixels, if known.
-        image_mean: Mean per channel that images are normalised by, for pixels in [0, 1], if known.
+        image_mean: Mean per channel that images are normalized by, for pixels in [0, 1], if known.
         image_std: The same for the standard deviation.
         patch_inputs: Where the root reads patches cut beforehand (NaFlex) instead of images, the names of its further
             inputs that have one row per frame.
@@ -269,8 +269,8 @@ def apply_part(block: nn.Module, name: str | tuple[str, ...] | None, x: Tensor) 
     return result
 
 
-def is_heard(module: nn.Module) -> bool:
-    """Tell whether calling a module does more than its class says: it has hooks, or a ``forward`` of its own."""
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether calling a module does more than its class says: it has hooks, or a ``forward`` of its own."""
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     return bool(hooks) or "forward" in module.__dict__  # transformers puts one there to record outputs
 

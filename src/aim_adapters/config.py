@@ -1,4 +1,4 @@
-"""Hold the settings of one wrapped model, validated once."""
+"""The settings of a wrapped model, and how it runs, validated once."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from aim_adapters.errors import ConfigError
 
 COMPONENTS = ("temporal", "spatial", "joint")
 LAYER_CHOICES = ("all", "bottom_half", "top_half", "alternate")
-ATTENTION_CHOICES = ("auto", "triton", "sdpa", "eager")
 LAYOUT_CHOICES = ("auto", "BTCHW", "BCTHW")
+ATTENTION_CHOICES = ("auto", "triton", "sdpa", "eager")
+MEMORY_CHOICES = ("fast", "balanced", "low")
+PRECISION_CHOICES = ("auto", "fp8")
 
 # Settings that change what the same tensors compute, beside those that show in the tensors' names and shapes.
 MEANING = ("num_frames", "tubelet_size", "scale", "components", "temporal_input_adapter")
@@ -23,13 +25,19 @@ MEANING = ("num_frames", "tubelet_size", "scale", "components", "temporal_input_
 # Far beyond any use, and small enough that a product of sizes stays a size: settings also come from files.
 _MOST = 2**31 - 1
 
-Attention = Literal["auto", "triton", "sdpa", "eager"]
+# Settings that earlier versions saved and that say nothing of what is computed.
+_RETIRED = frozenset({"attention"})
+
 InputLayout = Literal["auto", "BTCHW", "BCTHW"]
+Attention = Literal["auto", "triton", "sdpa", "eager"]
+Fused = Literal["auto"] | bool
+Memory = Literal["fast", "balanced", "low"]
+FrozenPrecision = Literal["auto", "fp8"]
 
 
 @dataclass(frozen=True)
 class AIMConfig:
-    """Describe how an image transformer is adapted to video (AIM, ICLR 2023).
+    """How an image transformer is adapted to video (AIM, ICLR 2023).
 
     Args:
         num_frames: Frames per input clip, T >= 1.
@@ -46,7 +54,6 @@ class AIMConfig:
         head_dropout: Dropout rate before the classification layer.
         train_norm: Train a copy of the final norm.
         tubelet_size: Consecutive input frames averaged before the patch embedding (Swin: 2).
-        attention: Implementation of the temporal attention.
         input_layout: Layout of 5-D input; ``"auto"`` tells the two apart by frames and channels.
 
     Raises:
@@ -64,11 +71,10 @@ class AIMConfig:
     head_dropout: float = 0.0
     train_norm: bool = True
     tubelet_size: int = 1
-    attention: Attention = "auto"
     input_layout: InputLayout = "auto"
 
     def __post_init__(self) -> None:
-        """Normalise and validate every field."""
+        """Normalize and validate every field."""
         put = object.__setattr__  # the dataclass is frozen; this is its constructor
         put(self, "num_frames", _integer("num_frames", self.num_frames, low=1))
         put(self, "bottleneck", _number("bottleneck", self.bottleneck, low=0.0, high=65536.0, open_low=True))
@@ -83,7 +89,6 @@ class AIMConfig:
         for name in ("drop_path", "head_dropout"):
             put(self, name, _number(name, getattr(self, name), low=0.0, high=1.0))
         put(self, "tubelet_size", _integer("tubelet_size", self.tubelet_size, low=1))
-        _choice("attention", self.attention, ATTENTION_CHOICES)
         _choice("input_layout", self.input_layout, LAYOUT_CHOICES)
         if self.num_frames % self.tubelet_size:
             raise ConfigError(
@@ -149,11 +154,12 @@ class AIMConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> AIMConfig:
-        """Build a config from what `to_dict` returned.
+        """Build a config from what `to_dict` returned; ``attention``, which earlier versions had, is left out.
 
         Raises:
             ConfigError: A field is unknown, missing or invalid.
         """
+        fields = {name: value for name, value in fields.items() if name not in _RETIRED}
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(fields) - known):
             raise ConfigError(f"unknown config fields {unknown}; expected some of {sorted(known)}")
@@ -179,6 +185,35 @@ class AIMConfig:
         if not isinstance(fields, dict):
             raise ConfigError(f"config must be a JSON object, got {type(fields).__name__}")
         return cls.from_dict(fields)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How adapted blocks run. All ways compute the same, to rounding, and none is part of a checkpoint.
+
+    Args:
+        attention: Implementation of temporal attention: ``"auto"``, ``"triton"``, ``"sdpa"`` or ``"eager"``.
+        fused: ``"auto"``: run branches fused where they are made of plain layers; ``True``: all, or raise; ``False``:
+            none.
+        memory: What a training step keeps from the forward pass: ``"fast"``, ``"balanced"`` or ``"low"``.
+        frozen_precision: Of products with frozen weights: ``"auto"``, that of tokens or autocast; or ``"fp8"``.
+
+    Raises:
+        ConfigError: A field has a value that it cannot have.
+    """
+
+    attention: Attention = "auto"
+    fused: Fused = "auto"
+    memory: Memory = "fast"
+    frozen_precision: FrozenPrecision = "auto"
+
+    def __post_init__(self) -> None:
+        """Validate every field."""
+        _choice("attention", self.attention, ATTENTION_CHOICES)
+        if not (isinstance(self.fused, bool) or (isinstance(self.fused, str) and self.fused == "auto")):
+            raise ConfigError(f"fused must be 'auto', True or False, got {self.fused!r}")
+        _choice("memory", self.memory, MEMORY_CHOICES)
+        _choice("frozen_precision", self.frozen_precision, PRECISION_CHOICES)
 
 
 def _integer(name: str, value: object, *, low: int) -> int:

@@ -1,30 +1,38 @@
-"""Choose how adapted blocks run, and what dtype the frozen weights are held in; neither changes what is computed."""
+"""Choose how a wrapped model runs, and explain it; none of it changes what is computed, nor is it saved."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from aim_adapters.config import Attention, FrozenPrecision, Fused, Memory
+from aim_adapters.core import AIMState, BlockState, ByModules, fp8_missing, fused_branches, only_root, place_of
 from aim_adapters.errors import ConfigError
-from aim_adapters.fused import Branch, fp8_missing, fused_branches
-from aim_adapters.guards import only_root
-from aim_adapters.layers.state import AIMState, BlockState, idle_adapters
-from aim_adapters.plan import place_of, root_state
+from aim_adapters.ops.temporal_attention import case_of, choose
+from aim_adapters.table import Table
 
-BRANCHES = ("auto", "fused", "modules")
-MEMORY = ("fast", "balanced", "low")
-PRODUCTS = ("auto", "fp8")
 _BASE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-Branches = Literal["auto", "fused", "modules"]
-Memory = Literal["fast", "balanced", "low"]
-Products = Literal["auto", "fp8"]
+
+class BlockAttention(NamedTuple):
+    """How one block attends over time.
+
+    Attributes:
+        block: Index of the block.
+        implementation: ``"triton"``, ``"sdpa"``, ``"eager"``, or ``"-"`` where it does not attend over time.
+        reason: Why.
+    """
+
+    block: int
+    implementation: str
+    reason: str
 
 
 class BlockExecution(NamedTuple):
-    """Say how one block runs.
+    """How one block runs.
 
     Attributes:
         block: Index of the block.
@@ -40,12 +48,64 @@ class BlockExecution(NamedTuple):
     mlp: str
 
 
+def set_attention(model: nn.Module, attention: Attention) -> None:
+    """Choose the implementation of temporal attention. All of them compute the same, to rounding.
+
+    It holds for every adapter of the model. A compiled model compiles once more.
+
+    Args:
+        model: A wrapped model.
+        attention: ``"auto"``, which falls back where a kernel does not fit; or ``"triton"``, ``"sdpa"`` or ``"eager"``,
+            which raise `UnsupportedKernelError` there.
+
+    Raises:
+        ConfigError: The name is unknown.
+        UnsupportedKernelError: The named implementation cannot run here.
+        StateError: The model is not wrapped, or holds several wrapped models.
+    """
+    state = only_root(model).state
+    choose(attention)
+    state.execution = dataclasses.replace(state.execution, attention=attention)
+
+
+def explain_attention(model: nn.Module) -> Table[BlockAttention]:
+    """Return which implementation of temporal attention each block runs, and why.
+
+    It holds for the weights' device and dtype, or the dtype of an autocast that is on while this is called.
+
+    Args:
+        model: A wrapped model.
+
+    Returns:
+        A list with one row for each block, which shows itself as a table in a terminal and in a notebook.
+
+    Raises:
+        UnsupportedKernelError: An implementation was asked for by name that cannot compute this.
+        StateError: The model is not wrapped, or holds several wrapped models.
+    """
+    _, root, state = only_root(model)
+    anatomy, rows = state.anatomy, Table[BlockAttention]()
+    for index, ((path, block_anatomy), width) in enumerate(zip(anatomy.blocks, anatomy.block_widths, strict=True)):
+        block = root.get_submodule(path)
+        container = getattr(block, "aim", None)
+        if not isinstance(container, BlockState) or container.temporal is None:
+            rows.append(BlockAttention(index, "-", "does not attend over time"))
+            continue
+        place, heads = place_of(block), block_anatomy.heads(getattr(block, block_anatomy.attention))
+        device, dtype = place["device"].type, place["dtype"]
+        if dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        choice = choose(state.execution.attention, case_of(device, dtype, width // heads, state.num_frames))
+        rows.append(BlockAttention(index, *choice))
+    return rows
+
+
 def set_execution(
     model: nn.Module,
     *,
-    branches: Branches | None = None,
+    fused: Fused | None = None,
     memory: Memory | None = None,
-    products: Products | None = None,
+    frozen_precision: FrozenPrecision | None = None,
 ) -> None:
     """Choose how adapted blocks run. All ways compute the same, to rounding, and nothing of it is saved.
 
@@ -54,58 +114,57 @@ def set_execution(
 
     Args:
         model: A wrapped model.
-        branches: ``"auto"``: fused where a branch is made of plain layers, as modules elsewhere; ``"fused"``: fused,
-            and an error where that cannot be; ``"modules"``: every layer of the image model is called. None: no change.
+        fused: ``"auto"``: fused where a branch is made of plain layers, as modules elsewhere; ``True``: fused, and an
+            error where that cannot be; ``False``: every layer of the image model is called. None: no change.
         memory: What a training step keeps from the forward pass. ``"fast"``: all but what is cheap to compute again;
             ``"balanced"``: the tokens between branches and those of spatial attention, not what is attended along time
             nor what the MLP activates; ``"low"``: each block's input alone. None: no change.
-        products: By frozen weights. ``"auto"``: in the dtype of tokens or autocast; ``"fp8"``: in float8, each row
-            scaled, where that is faster, forwards and for the gradient of the tokens; adapters and what is stored stay
-            as they are. It rounds more coarsely, needs an Ada or Hopper GPU and bfloat16 tokens, and is an error at the
-            call where a branch cannot run so. None: no change.
+        frozen_precision: Of products with frozen weights. ``"auto"``: the dtype of tokens or autocast; ``"fp8"``:
+            float8, each row scaled, where that is faster, forward and for the gradient of the tokens; adapters and what
+            is stored stay as they are. It rounds more coarsely, needs an Ada or Hopper GPU and bfloat16 tokens, and is
+            an error at the call where a branch cannot run so. None: no change.
 
     Raises:
-        ConfigError: A name is unknown.
+        ConfigError: A value is unknown.
         StateError: The model is not wrapped, or holds several wrapped models.
     """
-    _, _, shared = only_root(model)
-    asked = (("branches", branches, BRANCHES), ("memory", memory, MEMORY), ("products", products, PRODUCTS))
-    for name, value, choices in asked:
-        if value is not None and value not in choices:
-            raise ConfigError(f"{name} must be {', '.join(map(repr, choices))} or None, got {value!r}")
-    for each in (shared, *(root_state(adapter) for adapter in idle_adapters(shared).values())):
-        each.branches = branches or each.branches
-        each.memory = memory or each.memory
-        each.products = products or each.products
-    if products == "fp8":
+    state = only_root(model).state
+    asked: dict[str, Any] = {"fused": fused, "memory": memory, "frozen_precision": frozen_precision}
+    changes = {name: value for name, value in asked.items() if value is not None}
+    state.execution = dataclasses.replace(state.execution, **changes)
+    if frozen_precision == "fp8":
         fp8_missing()  # before a compiler traces it
 
 
-def explain_execution(model: nn.Module) -> list[BlockExecution]:
-    """Print how each block runs and why, and return the same.
+def explain_execution(model: nn.Module) -> Table[BlockExecution]:
+    """Return how each block runs, and why.
 
     It holds for the weights' device and dtype, or the dtype of an autocast that is on while this is called.
 
     Args:
         model: A wrapped model.
 
+    Returns:
+        A list with one row for each block, which shows itself as a table in a terminal and in a notebook.
+
     Raises:
-        UnsupportedKernelError: ``branches="fused"`` or ``products="fp8"`` was asked for and cannot be.
+        UnsupportedKernelError: ``fused=True`` or ``frozen_precision="fp8"`` was asked for and cannot be.
         StateError: The model is not wrapped, or holds several wrapped models.
     """
-    _, root, shared = only_root(model)
-    anatomy, rows = shared.record.anatomy, []
+    _, root, state = only_root(model)
+    anatomy, rows = state.anatomy, Table[BlockExecution]()
+    fused = "fused, fp8" if state.execution.frozen_precision == "fp8" else "fused"
     for index, ((path, _), width) in enumerate(zip(anatomy.blocks, anatomy.block_widths, strict=True)):
         block = root.get_submodule(path)
         if not isinstance(getattr(block, "aim", None), BlockState):
             rows.append(BlockExecution(index, "-", *["not adapted: the image model's own block"] * 2))
             continue
-        tokens = torch.empty(shared.num_frames, 1, width, **place_of(block))
-        found = fused_branches(block, tokens, positions=False)
-        fused = "fused, fp8" if shared.products == "fp8" else "fused"
-        words = [fused if isinstance(each, Branch) else each or "-" for each in found]
+        tokens = torch.empty(state.num_frames, 1, width, **place_of(block))
+        branches = fused_branches(block, tokens, positions=False)
+        words = [
+            "-" if branch is None else branch.reason if isinstance(branch, ByModules) else fused for branch in branches
+        ]
         rows.append(BlockExecution(index, *words))
-    _print(rows)
     return rows
 
 
@@ -124,7 +183,7 @@ def set_base_dtype(model: nn.Module, dtype: torch.dtype) -> None:
         ConfigError: Another dtype.
         StateError: The model is not wrapped, or holds several wrapped models.
     """
-    _, root, _ = only_root(model)
+    root = only_root(model).root
     if dtype not in _BASE_DTYPES:
         raise ConfigError(f"dtype must be {', '.join(map(str, _BASE_DTYPES))}, got {dtype!r}")
     ours = {id(p) for module in root.modules() if isinstance(module, AIMState) for p in module.parameters()}
@@ -132,15 +191,3 @@ def set_base_dtype(model: nn.Module, dtype: torch.dtype) -> None:
         for parameter in root.parameters():
             if id(parameter) not in ours and not parameter.requires_grad and parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)
-
-
-def _print(rows: list[BlockExecution]) -> None:
-    """Print neighbouring blocks that do the same together."""
-    start = 0
-    for index, row in enumerate(rows):
-        if index + 1 == len(rows) or rows[index + 1][1:] != row[1:]:
-            first = rows[start].block
-            print(f"blocks {first}" if first == row.block else f"blocks {first}-{row.block}")
-            for name, words in zip(("temporal", "spatial", "mlp"), row[1:], strict=True):
-                print(f"  {name:<9} {words}")
-            start = index + 1

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 
 import torch
 from torch import Tensor, nn
 
-from aim_adapters.errors import CheckpointError
-from aim_adapters.guards import only_root, require_bare
-from aim_adapters.layers.state import states
-from aim_adapters.layers.temporal import is_temporal, resize_temporal_bias, resize_temporal_embedding
+from aim_adapters.core import only_root, require_bare, states
+from aim_adapters.errors import CheckpointError, warn
+from aim_adapters.layers import is_temporal, resize_temporal_bias, resize_temporal_embedding
 
 
 def set_num_frames(model: nn.Module, num_frames: int) -> None:
     """Change the number of frames per clip, interpolating the temporal embedding or biases linearly.
 
-    Everything else of a wrapped model does not depend on the number of frames. Says in a warning what was
-    interpolated. The resized parameters are new objects: make the optimiser afterwards.
+    Everything else of a wrapped model does not depend on the number of frames. The resized parameters are new objects,
+    so an optimizer that was made before holds dead ones: make it anew. A warning says so, and what was interpolated.
 
     Args:
         model: A wrapped model.
@@ -28,25 +26,27 @@ def set_num_frames(model: nn.Module, num_frames: int) -> None:
         ConfigError: ``num_frames`` is not such a number.
         StateError: The model is not wrapped, holds several wrapped models, or is compiled, sharded or distributed.
     """
-    _, _, shared = only_root(model)
+    wrapped = only_root(model)
+    state = wrapped.state
     require_bare(model, "set_num_frames", "set the number of frames first, then compile, shard or distribute")
-    config = dataclasses.replace(shared.config, num_frames=num_frames)
-    if config.attention_frames != shared.num_frames:
-        found = [
-            (state, name, parameter)
-            for state in states(model)
-            for name, parameter in state._parameters.items()
-            if parameter is not None and is_temporal(name)
+    config = dataclasses.replace(state.config, num_frames=num_frames)
+    if config.attention_frames != state.num_frames:
+        resized = [
+            (container, name, parameter)
+            for container in states(wrapped.root)
+            for name, parameter in container.named_parameters(recurse=False)
+            if is_temporal(name)
         ]
-        if found:
-            what = found[0][1].replace("_", " ")
-            warnings.warn(
-                f"{what} interpolated from {shared.num_frames} to {config.attention_frames} frames", stacklevel=2
+        if resized:
+            what = resized[0][1].replace("_", " ")
+            warn(
+                f"{what} interpolated from {state.num_frames} to {config.attention_frames} frames; an optimizer made "
+                "before holds dead parameters: make it anew"
             )
-        for state, name, parameter in found:
-            resized = resize_temporal(name, parameter, config.attention_frames)
-            state.register_parameter(name, nn.Parameter(resized, parameter.requires_grad))
-    shared.config, shared.num_frames = config, config.attention_frames
+        for container, name, parameter in resized:
+            values = resize_temporal(name, parameter, config.attention_frames)
+            container.register_parameter(name, nn.Parameter(values, parameter.requires_grad))
+    state.config, state.num_frames = config, config.attention_frames
 
 
 def resize_temporal(key: str, tensor: Tensor, num_frames: int) -> Tensor:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from aim_adapters.errors import ConfigError, StateError
-from aim_adapters.layers.state import AIMState, SharedState, states
-from aim_adapters.layers.temporal import is_temporal
-
-# Names that wrappers put into the middle of a parameter's path.
-_WRAPPER_PARTS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+from aim_adapters.core import AIMState, FoundAdapter, WrappedModel, canonical_path, find_roots, states
+from aim_adapters.errors import ConfigError
+from aim_adapters.layers import is_temporal
 
 
 class ParameterCount(NamedTuple):
@@ -20,30 +17,6 @@ class ParameterCount(NamedTuple):
 
     trainable: int
     total: int
-
-
-def canonical_path(name: str) -> str:
-    """Strip what DDP, FSDP, ``torch.compile`` and activation checkpointing put into a dotted path."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPER_PARTS)
-
-
-def find_roots(model: nn.Module) -> dict[str, tuple[nn.Module, SharedState]]:
-    """Return every wrapped root inside ``model`` by its path, with its shared state.
-
-    Raises:
-        TypeError: ``model`` is not a module.
-        StateError: Nothing in it is wrapped.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    roots = {
-        name: (module, shared)
-        for name, module in model.named_modules()
-        if isinstance(shared := module._modules.get("aim"), SharedState)
-    }
-    if not roots:
-        raise StateError(f"this {type(model).__name__} is not wrapped; call wrap_image_model(model, num_frames) first")
-    return roots
 
 
 def declared_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -70,7 +43,7 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def adapter_param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return parameter groups for an optimiser: weights decay; biases, norms and temporal positions do not.
+    """Return parameter groups for an optimizer: weights decay; biases, norms and temporal positions do not.
 
     Args:
         model: A wrapped model.
@@ -110,22 +83,23 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     Raises:
         StateError: The model is not wrapped.
     """
-    bypassed = [f"{path}.{name}" for path, (_, shared) in find_roots(model).items() for name in shared.bypassed]
-    ours = sum(parameter.numel() for _, parameter in declared_parameters(model))
-    return ParameterCount(sum(p.numel() for p in trainable_parameters(model)), ours + _count_base(model, bypassed))
+    bypassed = [f"{found.path}.{name}" for found in find_roots(model) for name in found.state.bypassed]
+    ours = [parameter for _, parameter in declared_parameters(model)]
+    trainable = sum(parameter.numel() for parameter in ours if parameter.requires_grad)
+    return ParameterCount(trainable, sum(map(Tensor.numel, ours)) + _count_base(model, bypassed))
 
 
-def count_adapter(model: nn.Module, shared: SharedState, tensors: Mapping[str, Tensor]) -> ParameterCount:
+def count_adapter(model: nn.Module, wrapped: WrappedModel, adapter: FoundAdapter) -> ParameterCount:
     """Count the parameters that are active when one adapter runs, whether it does or not, as if all of it trained.
 
     Args:
         model: A wrapped model with one root.
-        shared: The adapter's shared state.
-        tensors: Its tensors.
+        wrapped: What `only_root` found in it.
+        adapter: One of its adapters.
     """
-    ((path, _),) = find_roots(model).items()
-    ours = sum(tensor.numel() for tensor in tensors.values() if isinstance(tensor, nn.Parameter))
-    return ParameterCount(ours, ours + _count_base(model, [f"{path}.{name}" for name in shared.bypassed]))
+    ours = sum(tensor.numel() for tensor in adapter.tensors.values() if isinstance(tensor, nn.Parameter))
+    bypassed = [f"{wrapped.path}.{name}" for name in adapter.state.bypassed]
+    return ParameterCount(ours, ours + _count_base(model, bypassed))
 
 
 def _count_base(model: nn.Module, bypassed: Iterable[str]) -> int:

@@ -5,23 +5,31 @@ Everything is validated and every new part is built before the first change, so 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ContextDecorator
 from typing import TypeVar
 
 from torch import nn
 
 from aim_adapters.anatomy import BackboneAnatomy
 from aim_adapters.backbones import read_anatomy
-from aim_adapters.config import COMPONENTS, AIMConfig, Attention, InputLayout
-from aim_adapters.errors import StateError
-from aim_adapters.guards import only_root, require_bare, require_wrappable
-from aim_adapters.layers.state import AdapterSet
+from aim_adapters.config import COMPONENTS, AIMConfig, Attention, Execution, InputLayout
+from aim_adapters.core import (
+    AdapterSet,
+    RootState,
+    WholeModel,
+    WrapRecord,
+    build_adapter,
+    find_roots,
+    install_adapter,
+    only_root,
+    patch,
+    remove,
+    require_bare,
+    require_wrappable,
+)
+from aim_adapters.errors import StateError, warn
 from aim_adapters.ops.temporal_attention import choose
-from aim_adapters.parameters import find_roots
-from aim_adapters.patching import patch
-from aim_adapters.plan import build_adapter, install, remove, root_state
-from aim_adapters.root import WholeModel, WrapRecord
 
 # Name of the adapter that wrapping makes.
 DEFAULT_NAME = "default"
@@ -93,27 +101,29 @@ def wrap_image_model(
         head_dropout=head_dropout,
         train_norm=train_norm,
         tubelet_size=tubelet_size,
-        attention=attention,
         input_layout=input_layout,
     )
-    return wrap_with_config(model, config)
+    return wrap_with_config(model, config, Execution(attention))
 
 
-def wrap_with_config(model: ModelT, config: AIMConfig) -> ModelT:
+def wrap_with_config(model: ModelT, config: AIMConfig, execution: Execution | None = None) -> ModelT:
     """Wrap as `wrap_image_model` does, from a config.
 
     Args:
         model: The image model.
         config: The settings.
+        execution: How blocks run; by default as chosen for each.
 
     Raises:
         As `wrap_image_model`.
     """
     require_wrappable(model)
-    choose(config.attention)
+    execution = execution or Execution()
+    choose(execution.attention)
     anatomy = read_anatomy(model)
     root, record = model.get_submodule(anatomy.root), make_record(model, anatomy)
-    wrap_with_adapter(model, build_adapter(root, config, record=record, name=DEFAULT_NAME, owner=model))
+    adapter = build_adapter(root, config, record=record, name=DEFAULT_NAME, execution=execution, owner=model)
+    wrap_with_adapter(model, adapter)
     return model
 
 
@@ -138,11 +148,11 @@ def wrap_with_adapter(model: nn.Module, adapter: AdapterSet) -> None:
         model: The image model, not wrapped.
         adapter: What was built for it.
     """
-    record = root_state(adapter).record
+    record = adapter.state.record
     done = False
     try:
         model.requires_grad_(False)
-        install(model.get_submodule(record.anatomy.root), adapter)
+        install_adapter(model.get_submodule(record.anatomy.root), adapter)
         if record.anatomy.root:
             patch(model, WholeModel, record.anatomy.root)
         model.train(model.training)
@@ -166,9 +176,9 @@ def unwrap_image_model(model: ModelT) -> ModelT:
         TypeError: ``model`` is not a module.
         StateError: It is not wrapped, holds several wrapped models, or is sharded or replicated.
     """
-    path, _, shared = only_root(model)
+    path, _, state = only_root(model)
     require_bare(model, "unwrap_image_model", "gather the full state dict and load it into a fresh model")
-    expected = shared.record.anatomy.root
+    expected = state.anatomy.root
     if not f".{path}".endswith(f".{expected}") and expected:
         raise StateError(
             f"this module was wrapped as {expected!r} of a larger model; unwrap the model that was given to "
@@ -177,29 +187,48 @@ def unwrap_image_model(model: ModelT) -> ModelT:
     outer = path[: len(path) - len(expected)].rstrip(".") if expected else path
     whole = model.get_submodule(outer)
     remove(whole)
-    _restore_flags(whole, shared.record)
+    _restore_flags(whole, state.record)
     return model
 
 
-@contextmanager
-def disable_adapters(model: nn.Module) -> Iterator[None]:
-    """Run the frozen image model itself inside the block: each frame on its own, outputs averaged over frames.
+def disable_adapters(model: nn.Module) -> AbstractContextManager[None]:
+    """Run the frozen image model itself inside a ``with`` block: frames on their own, outputs averaged over frames.
+
+    Called without ``with``, it does nothing, and warns of that.
 
     Args:
         model: A wrapped model.
 
+    Returns:
+        A context manager: ``with aim.disable_adapters(model): ...``
+
     Raises:
         StateError: The model is not wrapped.
     """
-    shared = [shared for _, shared in find_roots(model).values()]
-    before = [s.enabled for s in shared]
-    for s in shared:
-        s.enabled = False
-    try:
-        yield
-    finally:
-        for s, enabled in zip(shared, before, strict=True):
-            s.enabled = enabled
+    return _Disabled([found.state for found in find_roots(model)])
+
+
+class _Disabled(AbstractContextManager[None], ContextDecorator):
+    """Adapters that are disabled between `__enter__` and `__exit__`."""
+
+    def __init__(self, states: list[RootState]) -> None:
+        self._states = states
+        self._before: list[list[bool]] = []  # one entry for each block that was entered and not left
+        self._entered = False
+
+    def __enter__(self) -> None:
+        self._entered = True
+        self._before.append([state.enabled for state in self._states])
+        for state in self._states:
+            state.enabled = False
+
+    def __exit__(self, *error: object) -> None:
+        for state, enabled in zip(self._states, self._before.pop(), strict=True):
+            state.enabled = enabled
+
+    def __del__(self) -> None:
+        if not self._entered:
+            warn("disable_adapters(model) did nothing: write `with aim.disable_adapters(model): ...`")
 
 
 def _restore_flags(model: nn.Module, record: WrapRecord) -> None:

@@ -316,10 +316,10 @@ class Contract:
         def fail(*args: Any, **kwargs: Any) -> None:
             raise MemoryError("half-way")
 
-        monkeypatch.setattr("aim_adapters.root.VideoRoot.namespace", fail)
+        monkeypatch.setattr("aim_adapters.core.root.VideoRoot.namespace", fail)
         with pytest.raises(MemoryError, match="half-way"):
             # another spec than any cached class has, so that the class is made anew
-            monkeypatch.setattr("aim_adapters.patching._classes", {})
+            monkeypatch.setattr("aim_adapters.core.patching._classes", {})
             aim.wrap_image_model(model, FRAMES)
         assert_same(before, snapshot(model))
 
@@ -409,7 +409,7 @@ class Contract:
         model.train()
         runs = []
         for branches, memory in WAYS_TO_RUN:
-            aim.set_execution(model, branches=branches, memory=memory)
+            aim.set_execution(model, fused=fused, memory=memory)
             model.zero_grad()
             torch.manual_seed(0)  # all of them drop the same branches
             out = case.call(model, video)
@@ -531,12 +531,12 @@ class Contract:
     def test_wrapping_what_another_tool_holds_is_refused(self, case: Case, process_group: None) -> None:
         needs_machinery(case)
         mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
-        sharded, checkpointed, in_place, parametrised = (case.model() for _ in range(4))
+        sharded, checkpointed, in_place, parametrized = (case.model() for _ in range(4))
         fully_shard(sharded.get_submodule(read_anatomy(sharded).root), mesh=mesh)
         norm = nn.LayerNorm
         apply_activation_checkpointing(checkpointed, check_fn=lambda m: isinstance(m, norm))
         in_place.compile(backend="eager")
-        linear = next(m for m in parametrised.modules() if isinstance(m, nn.Linear))
+        linear = next(m for m in parametrized.modules() if isinstance(m, nn.Linear))
         torch.nn.utils.parametrizations.weight_norm(linear)
         for model in (
             torch.compile(case.model(), backend="eager"),
@@ -544,7 +544,7 @@ class Contract:
             sharded,
             checkpointed,
             in_place,
-            parametrised,
+            parametrized,
         ):
             with pytest.raises((StateError, aim.UnsupportedModelError), match="first"):
                 aim.wrap_image_model(model, FRAMES)

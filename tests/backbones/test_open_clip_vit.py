@@ -169,7 +169,7 @@ def test_tower_of_a_whole_model_is_unwrapped_with_it() -> None:
 def test_fused_attention_runs_in_training_and_in_evaluation() -> None:
     """The native fast path of nn.MultiheadAttention would make the kernel depend on the mode."""
     model = wake(aim.wrap_image_model(VisionTransformer(**SIZE), FRAMES, attention="sdpa"))
-    aim.set_execution(model, branches="modules")
+    aim.set_execution(model, fused=False)
     video = torch.randn(1, FRAMES, 3, 16, 16)
     for mode in (True, False):
         with (

@@ -46,7 +46,7 @@ def test_every_kernel_of_ours_has_its_part() -> None:
         ("triton_poi_fused_addmm_gelu_view_5", "activation"),
         ("void at::native::elementwise_kernel<128, 2, direct_copy_kernel_cuda>", "copies and casts"),
         ("Memcpy DtoD (Device -> Device)", "copies and casts"),
-        ("void at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor>", "optimiser"),
+        ("void at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor>", "optimizer"),
         ("void at::native::vectorized_elementwise_kernel<4, CUDAFunctor_add>", "other"),
     ],
 )

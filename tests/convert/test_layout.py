@@ -30,7 +30,7 @@ def without(state: Weights, *names: str) -> Weights:
     return {key: tensor for key, tensor in state.items() if not any(name in key for name in names)}
 
 
-def test_each_layout_is_recognised_and_every_key_has_its_place() -> None:
+def test_each_layout_is_recognized_and_every_key_has_its_place() -> None:
     files = {
         CLIP_LAYOUT: clip_file(input_adapter=True),
         IMAGENET: vit_file(random_weights(Size()), Size(), 4),

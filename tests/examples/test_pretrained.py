@@ -147,7 +147,7 @@ def test_no_source_at_all_is_an_error_that_says_what_pip_said(tmp_path: Path, mo
 
 @pytest.mark.usefixtures("no_hub")
 @pytest.mark.skipif(not REAL.is_file(), reason="the real weights are not cached; the quickstart fetches them")
-def test_real_weights_recognise_pictures_without_colour_and_mirrored() -> None:
+def test_real_weights_recognize_pictures_without_color_and_mirrored() -> None:
     data = pytest.importorskip("skimage.data")
     model = load_dinov2_small(112, cache=REAL.parents[1]).eval()
     names = ("astronaut", "chelsea", "coffee", "rocket")

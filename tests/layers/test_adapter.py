@@ -64,7 +64,7 @@ def test_first_step_moves_the_up_projection_only() -> None:
     assert moved == {"up_proj.weight", "up_proj.bias"}
 
 
-def test_initialisation_is_pytorchs_default_for_down_and_zero_for_up() -> None:
+def test_initialization_is_pytorchs_default_for_down_and_zero_for_up() -> None:
     torch.manual_seed(7)
     adapter = Adapter(64, 16, skip=True)
     torch.manual_seed(7)

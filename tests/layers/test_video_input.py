@@ -92,7 +92,7 @@ def test_wrong_shape_names_what_was_got_and_wanted(shape: tuple[int, ...], layou
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.complex64])
 def test_wrong_dtype_is_refused(dtype: torch.dtype) -> None:
-    with pytest.raises(InputError, match=rf"floating point and normalised, got {dtype}; convert"):
+    with pytest.raises(InputError, match=rf"floating point and normalized, got {dtype}; convert"):
         flatten_video(torch.zeros(1, 8, 3, 4, 4, dtype=dtype), **SIZES)
 
 

@@ -106,7 +106,7 @@ def errors(model: nn.Module, name: str, batches: Iterable[int] = (0,)) -> dict[s
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=str)
 def test_loss_and_every_gradient(name: str, branches: Any, memory: Any, dtype: torch.dtype, limit: float) -> None:
     model = wrapped(name).to(dtype)
-    aim.set_execution(model, branches=branches, memory=memory)
+    aim.set_execution(model, fused=fused, memory=memory)
     found = errors(model, name)
     assert not {key: error for key, error in found.items() if error >= limit}
 
@@ -114,7 +114,7 @@ def test_loss_and_every_gradient(name: str, branches: Any, memory: Any, dtype: t
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_low_precision_errs_no_more_than_twice_what_eager_does(name: str, dtype: torch.dtype) -> None:
     eager = wrapped(name, attention="eager").float()
-    aim.set_execution(eager, branches="modules")
+    aim.set_execution(eager, fused=False)
     with torch.autocast("cpu", dtype):
         found, allowed = (errors(model, name, BATCHES) for model in (wrapped(name).float(), eager))
     assert not {key: (found[key], allowed[key]) for key in found if found[key] > 2 * allowed[key]}
@@ -125,7 +125,7 @@ def test_low_precision_errs_no_more_than_twice_what_eager_does(name: str, dtype:
 def test_what_is_computed_again_is_the_same_to_the_bit(name: str, branches: Any, autocast: bool) -> None:
     model, runs = wrapped(name).float(), []
     for memory in ("fast", "balanced", "low"):
-        aim.set_execution(model, branches=branches, memory=memory)  # type: ignore[arg-type]
+        aim.set_execution(model, fused=fused, memory=memory)  # type: ignore[arg-type]
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             runs.append(run(model, name))
     for other in runs[1:]:
@@ -160,7 +160,7 @@ def train_model(
     held: torch.dtype | None = None,
 ) -> list[float]:
     model = wrapped(name, drop_path=drop_path).to(dtype)
-    aim.set_execution(model, branches=branches, memory=memory)
+    aim.set_execution(model, fused=fused, memory=memory)
     if held is not None:
         aim.set_base_dtype(model, held)
     torch.manual_seed(3)  # all ways drop the same branches

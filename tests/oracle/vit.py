@@ -70,8 +70,8 @@ def linear(w: Weights, name: str, x: Tensor) -> Tensor:
 
 
 def layer_norm(w: Weights, name: str, x: Tensor, eps: float) -> Tensor:
-    centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
+    centered = x - x.mean(-1, keepdim=True)
+    return centered / (centered.square().mean(-1, keepdim=True) + eps).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
 
 
 def gelu(x: Tensor) -> Tensor:

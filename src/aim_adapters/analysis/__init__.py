@@ -1,1 +1,5 @@
-"""Look into a wrapped model: what it costs, and what it attends to."""
+"""What a wrapped model costs."""
+
+from aim_adapters.analysis.complexity import FlopCount, count_flops
+
+__all__ = ["FlopCount", "count_flops"]

@@ -7,9 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from aim_adapters.core import by_modules, only_root
 from aim_adapters.errors import ConfigError
-from aim_adapters.guards import only_root
-from aim_adapters.layers.state import by_modules
 
 
 class FlopCount(NamedTuple):
@@ -41,18 +40,18 @@ def count_flops(model: nn.Module, *, image_size: tuple[int, int] | int | None = 
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    _, root, shared = only_root(model)
-    anatomy = shared.record.anatomy
+    _, root, state = only_root(model)
+    anatomy = state.anatomy
     size = anatomy.image_size if image_size is None else image_size
     if size is None:
         raise ConfigError(f"this {type(root).__name__} does not know its image size; pass image_size=(height, width)")
     height, width = (size, size) if isinstance(size, int) else size
     parameter = next(root.parameters())
-    shape = (shared.config.num_frames, anatomy.in_channels, height, width)  # flat: one clip, no layout to guess
+    shape = (state.config.num_frames, anatomy.in_channels, height, width)  # flat: one clip, no layout to guess
     # Fused branches leave products out that the paper counts. The fused kernels of a CPU have no FLOP formula; the
     # plain products they stand for have.
     with (
-        by_modules(shared),
+        by_modules(state),
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
         FakeTensorMode(allow_non_fake_inputs=True),

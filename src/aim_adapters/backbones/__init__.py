@@ -39,7 +39,7 @@ class BaseRequest:
         name: The model's name in its library: an entry of its registry, or a repository on the Hub; ``""`` when only
             a directory is known.
         directory: A directory that holds the model, in place of what name and revision would fetch.
-        revision: Revision of the weights; one that cannot be honoured is an error.
+        revision: Revision of the weights; one that cannot be honored is an error.
         arguments: `BackboneAnatomy.build_arguments` of the model that is wanted.
         pretrained: False: leave the weights as the library starts them, and fetch none.
         cache_dir: Where downloads are kept; None: where huggingface_hub keeps them.

@@ -12,7 +12,7 @@ import torch
 
 from aim_adapters.backbones import BaseRequest
 from aim_adapters.errors import ConfigError
-from aim_adapters.sources import explained
+from aim_adapters.storage import explained
 
 Kind = Literal["classes", "channels", "size", "flag", "word"]
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aim_adapters.anatomy import AttentionParts, BlockAnatomy, BlockParts, MlpParts, Windows, is_heard
+from aim_adapters.anatomy import AttentionParts, BlockAnatomy, BlockParts, MlpParts, Windows, has_hooks
 
-# By name, as only models of a library that is there can hold its layers. They all normalise in float32 or better.
+# By name, as only models of a library that is there can hold its layers. They all normalize in float32 or better.
 _NORMS = frozenset(
     {
         "torch.nn.modules.normalization.LayerNorm",
@@ -186,7 +186,7 @@ def _linear(layer: Any) -> tuple[Tensor, Tensor | None]:
         raise _NotPlain(f"it holds a {type(layer).__name__} in place of a linear layer")
     _unheard(layer, "linear layer")
     if type(layer.weight) not in (Tensor, nn.Parameter):  # before several are put together
-        raise _NotPlain("a weight of the image model is a tensor of another kind, as of a quantised or sharded layer")
+        raise _NotPlain("a weight of the image model is a tensor of another kind, as of a quantized or sharded layer")
     return layer.weight, layer.bias
 
 
@@ -222,5 +222,5 @@ def _full_name(module: Any) -> str:
 
 def _unheard(module: nn.Module, what: str) -> None:
     for each in (module, *module.children()):  # a child may be what a branch does not need, as dropout
-        if is_heard(each):
+        if has_hooks(each):
             raise _NotPlain(f"its {what} has hooks, which a fused branch would not call")

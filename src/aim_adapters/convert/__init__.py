@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy
 from aim_adapters.backbones import read_anatomy
-from aim_adapters.checkpoint import save_adapters
+from aim_adapters.checkpoint import LoadReport, load_adapter_state_dict, save_adapters
 from aim_adapters.convert.base import fill, find_roles, require_same_shapes, require_same_values, split
 from aim_adapters.convert.formula import Formula, require_same_function
 from aim_adapters.convert.layout import Reference, infer_config, read_reference
 from aim_adapters.convert.reading import read_tensors
+from aim_adapters.core import require_memory, require_wrappable
 from aim_adapters.errors import CheckpointError, ConfigError, warn
-from aim_adapters.guards import require_memory, require_wrappable
-from aim_adapters.state_dict import LoadReport, load_adapter_state_dict
 from aim_adapters.wrapping import unwrap_image_model, wrap_with_config
 
 Source = str | os.PathLike[str] | Mapping[str, Any]

@@ -59,7 +59,7 @@ class Formula:
         return x
 
     def merge(self, stage: int, x: Tensor) -> Tensor:
-        """Merge neighbours between two stages: left column first, each from top to bottom."""
+        """Merge neighbors between two stages: left column first, each from top to bottom."""
         _require_multiple(x, 2)
         x = torch.cat([x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)], -1)  # [B, h/2, w/2, 4*D]
         return self.linear(f"merge.{stage}.reduction", self.norm(f"merge.{stage}.norm", x))

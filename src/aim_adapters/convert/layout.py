@@ -14,7 +14,7 @@ from torch import Tensor
 from aim_adapters.config import COMPONENTS, AIMConfig
 from aim_adapters.convert.reading import FLOATS
 from aim_adapters.errors import CheckpointError
-from aim_adapters.layers.temporal import is_temporal
+from aim_adapters.layers import is_temporal
 
 _VIT_ADAPTERS = {
     "T_Adapter": "temporal",
@@ -172,7 +172,7 @@ class Reference:
 
 
 def read_reference(tensors: Mapping[str, Tensor]) -> Reference:
-    """Recognise the layout and translate every key.
+    """Recognize the layout and translate every key.
 
     Args:
         tensors: As `read_tensors` returns them.

@@ -1,1 +1,31 @@
-"""The trainable layers that AIM adds to an image transformer."""
+"""The trainable layers that AIM adds to an image transformer, and what turns videos into frames and back."""
+
+from aim_adapters.layers.adapter import Adapter, drop_path, keep_clips
+from aim_adapters.layers.head import average_frames, new_classifier
+from aim_adapters.layers.temporal import (
+    add_temporal_embedding,
+    is_temporal,
+    new_temporal_bias,
+    new_temporal_embedding,
+    relative_temporal_bias,
+    resize_temporal_bias,
+    resize_temporal_embedding,
+)
+from aim_adapters.layers.video_input import flatten_patches, flatten_video
+
+__all__ = [
+    "Adapter",
+    "add_temporal_embedding",
+    "average_frames",
+    "drop_path",
+    "flatten_patches",
+    "flatten_video",
+    "is_temporal",
+    "keep_clips",
+    "new_classifier",
+    "new_temporal_bias",
+    "new_temporal_embedding",
+    "relative_temporal_bias",
+    "resize_temporal_bias",
+    "resize_temporal_embedding",
+]

@@ -13,7 +13,7 @@ class Adapter(nn.Module):
     """Map tokens through a bottleneck: ``up(gelu(down(x)))``, plus ``x`` when ``skip``.
 
     Zero at the start (identity with ``skip``), as the up-projection starts at zero. Figure 2a of the paper;
-    exact GELU, both projections with bias, ``down`` with PyTorch's default initialisation.
+    exact GELU, both projections with bias, ``down`` with PyTorch's default initialization.
 
     Args:
         dim: Width D of the tokens.

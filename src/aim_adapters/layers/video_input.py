@@ -29,7 +29,7 @@ def flatten_video(
     if not isinstance(video, Tensor):
         raise InputError(f"a video must be a torch.Tensor, got {type(video).__name__}")
     if not video.is_floating_point():
-        raise InputError(f"a video must be floating point and normalised, got {video.dtype}; convert it first")
+        raise InputError(f"a video must be floating point and normalized, got {video.dtype}; convert it first")
     got, wanted = (f"got {list(video.shape)}", f"{num_frames} frames and {channels} channels")
     if video.ndim == 4:
         if video.shape[1] != channels or video.shape[0] % num_frames:

@@ -85,9 +85,9 @@ def test_rounds_as_float8_does(kinds: tuple[str, ...], memory: str, stream: torc
 @pytest.mark.parametrize("kind", ["frames", "tokens"])
 def test_the_gradient_of_the_projection_is_multiplied_in_float8(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, given, _ = build(WIDE, (kind,))
-    x, quantise, shapes = WIDE.tokens_in().requires_grad_(), aten_fp8.quantise, []
+    x, quantize, shapes = WIDE.tokens_in().requires_grad_(), aten_fp8.quantize, []
     out = run_branches(x, given, plan._replace(products="fp8"))
-    monkeypatch.setattr(aten_fp8, "quantise", lambda each: shapes.append(tuple(each.shape)) or quantise(each))
+    monkeypatch.setattr(aten_fp8, "quantize", lambda each: shapes.append(tuple(each.shape)) or quantize(each))
     gradients(WIDE, given, out, x)
     rows, packed = x.shape[0] * x.shape[1], 3 * WIDE.heads * WIDE.head_dim
     assert (rows, packed) in shapes and (WIDE.dim, packed) in shapes  # and the weights, by their columns

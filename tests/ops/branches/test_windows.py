@@ -39,7 +39,7 @@ def test_windows_are_those_of_a_rolled_frame(
         return
     assert mask is not None
     for window, added in zip(index.tolist(), mask, strict=True):
-        # Tokens that the roll brought in from the other side are no neighbours of those that were there.
+        # Tokens that the roll brought in from the other side are no neighbors of those that were there.
         part = [(token // width < by[0], token % width < by[1]) for token in window]
         assert [[-100.0 if one != other else 0.0 for other in part] for one in part] == added.tolist()
 

@@ -62,8 +62,8 @@ def check(scaled: fp8.Scaled, true: Tensor, slack: float = 0.0) -> None:
 @DTYPES
 def test_rows(ops: ModuleType, shape: tuple[int, int], dtype: torch.dtype, poisoned: None) -> None:
     x = normal(*shape, dtype=dtype)
-    check(ops.quantise(x), x.double())
-    check(ops.quantise(normal(*shape[::-1], dtype=dtype).T), normal(*shape[::-1], dtype=dtype).T.double())
+    check(ops.quantize(x), x.double())
+    check(ops.quantize(normal(*shape[::-1], dtype=dtype).T), normal(*shape[::-1], dtype=dtype).T.double())
 
 
 @IMPLEMENTATIONS
@@ -71,8 +71,8 @@ def test_rows(ops: ModuleType, shape: tuple[int, int], dtype: torch.dtype, poiso
 @DTYPES
 def test_columns(ops: ModuleType, shape: tuple[int, int], dtype: torch.dtype, poisoned: None) -> None:
     weight = normal(*shape, dtype=dtype)
-    check(ops.quantise_columns(weight), weight.double().T)
-    check(ops.quantise_columns(weight.T), weight.double())
+    check(ops.quantize_columns(weight), weight.double().T)
+    check(ops.quantize_columns(weight.T), weight.double())
 
 
 @IMPLEMENTATIONS
@@ -82,7 +82,7 @@ def test_rows_of_zeros_outliers_and_tiny_gradients(ops: ModuleType) -> None:
     x[1, 3] = 1e6  # all else is lost beside it, it is not
     x[2] *= 1e-20
     x[3] *= 1e20
-    found = ops.quantise(x)
+    found = ops.quantize(x)
     check(found, x.double())
     assert not rows(found)[0].any() and found.scale.isfinite().all()
     assert rows(found)[1, 3] == pytest.approx(1e6)
@@ -94,7 +94,7 @@ def test_rows_of_zeros_outliers_and_tiny_gradients(ops: ModuleType) -> None:
 def test_what_is_not_finite_shows(ops: ModuleType, wrong: float) -> None:
     x = normal(3, 64)
     x[1, 5] = wrong
-    found = rows(ops.quantise(x))
+    found = rows(ops.quantize(x))
     assert not found[1].isfinite().all() and found[[0, 2]].isfinite().all()
 
 
@@ -141,7 +141,7 @@ def test_activation(ops: ModuleType, shape: tuple[int, int], dtype: torch.dtype,
 def test_product(biased: bool, rows_of: int) -> None:
     ops, dtype = fp8.parts_for(normal(1)), torch.bfloat16
     x, weight, bias = normal(rows_of, 96), normal(32, 96, seed=1), normal(32, dtype=dtype, seed=2)
-    a, b = ops.quantise(x), ops.quantise(weight)
+    a, b = ops.quantize(x), ops.quantize(weight)
     out = fp8.product(a, b, bias if biased else None, dtype)
     true = rows(a) @ rows(b).T + (bias.double() if biased else 0)
     assert out.dtype == dtype and out.shape == (rows_of, 32)
@@ -151,7 +151,7 @@ def test_product(biased: bool, rows_of: int) -> None:
 def test_product_by_columns_is_that_by_the_matrix_itself() -> None:
     d, weight = normal(50, 96), normal(96, 32, seed=1)
     ops = fp8.parts_for(d)
-    out = fp8.product(ops.quantise(d), ops.quantise_columns(weight), None, torch.bfloat16)
+    out = fp8.product(ops.quantize(d), ops.quantize_columns(weight), None, torch.bfloat16)
     true = d.double() @ weight.double()
     assert (out.double() - true).norm() < 0.05 * true.norm()
 
@@ -160,14 +160,14 @@ def test_products_round_each_row_for_itself() -> None:
     """One scale for all would lose rows that are a millionth of others."""
     x, weight = normal(4, 96) * torch.tensor([[1.0], [1e-6], [1e6], [0.0]], device=DEVICE), normal(32, 96, seed=1)
     ops = fp8.parts_for(x)
-    out = fp8.product(ops.quantise(x), ops.quantise(weight), None, torch.bfloat16).double()
+    out = fp8.product(ops.quantize(x), ops.quantize(weight), None, torch.bfloat16).double()
     true = x.double() @ weight.double().T
     assert ((out - true).norm(dim=-1) <= 0.05 * true.norm(dim=-1)).all()
 
 
 def test_wide_inputs_are_not_narrowed_before_they_are_scaled() -> None:
     x = torch.tensor([[448.0 + 2**-12, 1.0] * 8], dtype=torch.float64, device=DEVICE)
-    assert rows(aten_fp8.quantise(x))[0, 0] == pytest.approx(float(x[0, 0]), rel=1e-6)
+    assert rows(aten_fp8.quantize(x))[0, 0] == pytest.approx(float(x[0, 0]), rel=1e-6)
     assert torch.equal(aten.activation(x, "relu"), x)
 
 
@@ -176,6 +176,6 @@ def test_wide_inputs_are_not_narrowed_before_they_are_scaled() -> None:
 @DTYPES
 def test_kernels_round_as_pytorch_does(dtype: torch.dtype) -> None:
     x = normal(256, 768, dtype=dtype)
-    ours, theirs = kernels.quantise(x), aten_fp8.quantise(x)
+    ours, theirs = kernels.quantize(x), aten_fp8.quantize(x)
     assert (ours.values.float() != theirs.values.float()).float().mean() < 1e-4  # ties, scaled in another order
     torch.testing.assert_close(ours.scale, theirs.scale)

@@ -138,7 +138,7 @@ def test_add_layer_norm(
 
 @IMPLEMENTATIONS
 @pytest.mark.parametrize("stream", [torch.bfloat16, torch.float16], ids=str)
-def test_what_is_normalised_is_what_is_stored(ops: ModuleType, stream: torch.dtype) -> None:
+def test_what_is_normalized_is_what_is_stored(ops: ModuleType, stream: torch.dtype) -> None:
     """The backward pass sees no other sum than the rounded one."""
     x, other = normal(5, 96, dtype=stream), normal(5, 96, seed=1)
     total, h = ops.add_layer_norm(x, other, None, None, 1e-5, torch.float32)

@@ -66,7 +66,7 @@ class _Chain(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise UnsupportedKernelError(
-                "fused branches have no second derivative; choose set_execution(model, branches='modules')"
+                "fused branches have no second derivative; choose set_execution(model, fused=False)"
             )
         x, *rest = ctx.saved_tensors
         kept, tensors = rest[: ctx.number], rest[ctx.number :]

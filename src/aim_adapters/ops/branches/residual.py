@@ -1,7 +1,7 @@
 """Compute residual branches around frozen layers, forwards and backwards, outside of autograd.
 
 Frozen layers need no gradient of their own, so the backward pass keeps no input of theirs: only what the gradient of
-the tokens needs. What is cheap to compute again, such as normalised tokens and activations, is computed again.
+the tokens needs. What is cheap to compute again, such as normalized tokens and activations, is computed again.
 
 The adapter's down-projection is composed with the frozen projection in front of it: ``down(W o + b)`` is
 ``(W_down W) o + (W_down b + b_down)``. Where the adapter has no skip, as along time, a D x D product per token
@@ -62,7 +62,7 @@ def attention_forward(
         branch: The branch.
         chain: The chain it is in.
         keep: ``"fast"`` or ``"balanced"``, what is kept; ``""``: nothing.
-        enter: Adds, normalises and projects, in place of what does so in the compute dtype.
+        enter: Adds, normalizes and projects, in place of what does so in the compute dtype.
 
     Returns:
         The branch's input ``x + y``; what it adds to that, ``[M, D]``; what the backward pass finds.
@@ -252,7 +252,7 @@ def mlp_backward(
 
 
 def _enter(x: Tensor, y: Tensor | None, tensors: Tensors, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return a branch's input and that normalised."""
+    """Return a branch's input and that normalized."""
     frozen = parts_for(x)[0]
     if y is None:
         return x, frozen.layer_norm(x, tensors[0], tensors[1], eps, dtype)

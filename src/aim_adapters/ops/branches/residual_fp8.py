@@ -96,7 +96,7 @@ def mlp_forward(
     factor, _, _, up_w, up_b, _ = tensors[7:13]
     x, _, pre, units = _enter_mlp(x, y, tensors, branch, dtype)
     out_w, out_b = _output(tensors, dtype)
-    y = fp8.product(parts.activation(pre, branch.activation), parts.quantise(out_w), out_b, dtype)  # [M, D]
+    y = fp8.product(parts.activation(pre, branch.activation), parts.quantize(out_w), out_b, dtype)  # [M, D]
     if units is not None:
         assert up_w is not None and up_b is not None
         hidden = units.new_empty((len(x), padded(up_w.shape[1])))
@@ -144,11 +144,11 @@ def mlp_backward(
         del h, hidden, units
     d_x = None
     if needs_input:
-        out_w = parts.quantise_columns(_output(tensors, dtype)[0])
-        d_act = fp8.product(parts.quantise(d_out), out_w, None, dtype)  # [M, K]
+        out_w = parts.quantize_columns(_output(tensors, dtype)[0])
+        d_act = fp8.product(parts.quantize(d_out), out_w, None, dtype)  # [M, K]
         d_pre = parts.activation_backward(d_act, pre, branch.activation)
         del d_act, pre
-        d_h = fp8.product(d_pre, parts.quantise_columns(_require(tensors[2])), None, dtype)  # [M, D]
+        d_h = fp8.product(d_pre, parts.quantize_columns(_require(tensors[2])), None, dtype)  # [M, D]
         if d_units is not None:
             d_h.addmm_(d_units, _require(down_w).to(dtype))
         d_x = frozen.layer_norm_backward(d_h, x, tensors[0], branch.eps, d_out)
@@ -161,22 +161,22 @@ def _enter_qkv(
     """Return a branch's input, and queries, keys and values ``[B*T, N, 3, H, d]``."""
     parts, dtype, weight = fp8.parts_for(x), chain.compute_dtype, _require(tensors[2])
     x, _, h = parts.layer_norm(x, y, tensors[0], tensors[1], branch.eps, None)
-    packed = fp8.product(h, parts.quantise(weight), _to(tensors[3], dtype), dtype)  # [M, 3*H*d]
+    packed = fp8.product(h, parts.quantize(weight), _to(tensors[3], dtype), dtype)  # [M, 3*H*d]
     return x, as_heads(packed, branch, chain)
 
 
 def _leave_qkv(d_packed: Tensor, weight: Tensor) -> Tensor:
     """Return the gradient of a projection's input ``[M, D]``, from that of its output ``[M, 3*H*d]``."""
     parts = fp8.parts_for(d_packed)
-    return fp8.product(parts.quantise(d_packed), parts.quantise_columns(weight), None, d_packed.dtype)
+    return fp8.product(parts.quantize(d_packed), parts.quantize_columns(weight), None, d_packed.dtype)
 
 
 def _enter_mlp(
     x: Tensor, y: Tensor | None, tensors: Tensors, branch: MlpPlan, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """Return a branch's input; that normalised, for the adapter; what the MLP and the adapter activate."""
+    """Return a branch's input; that normalized, for the adapter; what the MLP and the adapter activate."""
     parts, down_w, down_b = fp8.parts_for(x), tensors[8], tensors[9]
     x, h, scaled = parts.layer_norm(x, y, tensors[0], tensors[1], branch.eps, dtype if branch.adapter else None)
-    pre = fp8.product(scaled, parts.quantise(_require(tensors[2])), _to(tensors[3], dtype), dtype)  # [M, K]
+    pre = fp8.product(scaled, parts.quantize(_require(tensors[2])), _to(tensors[3], dtype), dtype)  # [M, K]
     units = None if h is None else _linear(h, _require(down_w).to(dtype), _to(down_b, dtype))  # [M, W]
     return x, h, pre, units

@@ -22,7 +22,7 @@ def tile(
 
     Returns:
         The tokens of each window, int32 ``[W, N]``; and what is added to the scores ``[W, N, N]`` in float32, -100
-        between tokens that are neighbours by the shift alone, or None where there are none.
+        between tokens that are neighbors by the shift alone, or None where there are none.
     """
     shift = (0 if size[0] >= height else shift[0], 0 if size[1] >= width else shift[1])
     # What is made in a mode that watches operators, as of tensors without memory, is fit for that mode alone.

@@ -10,7 +10,7 @@ QUICK_GELU = 1.702
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
-    """Normalise rows; statistics in float32, or float64 for float64.
+    """Normalize rows; statistics in float32, or float64 for float64.
 
     Args:
         x: Tokens ``[M, D]``, floating point.
@@ -32,7 +32,7 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 def add_layer_norm(
     x: Tensor, other: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Add a branch to the residual stream, and normalise the rows of the sum.
+    """Add a branch to the residual stream, and normalize the rows of the sum.
 
     Args:
         x: Tokens ``[M, D]``, floating point.
@@ -40,10 +40,10 @@ def add_layer_norm(
         weight: ``[D]``, any floating dtype, or None.
         bias: ``[D]``, any floating dtype, or None.
         eps: Added to the variance.
-        dtype: Dtype of the normalised rows.
+        dtype: Dtype of the normalized rows.
 
     Returns:
-        The sum ``[M, D]`` in the dtype of ``x``, and it normalised ``[M, D]`` in ``dtype``.
+        The sum ``[M, D]`` in the dtype of ``x``, and it normalized ``[M, D]`` in ``dtype``.
     """
     total = add(x, other)
     return total, layer_norm(total, weight, bias, eps, dtype)
@@ -58,8 +58,8 @@ def layer_norm_backward(d_h: Tensor, x: Tensor, weight: Tensor | None, eps: floa
     """Return the gradient by the input of a LayerNorm whose weight and bias are frozen.
 
     Args:
-        d_h: Gradient of the normalised tokens ``[M, D]``.
-        x: What was normalised ``[M, D]``.
+        d_h: Gradient of the normalized tokens ``[M, D]``.
+        x: What was normalized ``[M, D]``.
         weight: ``[D]``, any floating dtype, or None.
         eps: Added to the variance.
         d_residual: Gradient that reaches ``x`` past the LayerNorm, added, ``[M, D]`` in the dtype of ``x``, or None.
@@ -69,7 +69,7 @@ def layer_norm_backward(d_h: Tensor, x: Tensor, weight: Tensor | None, eps: floa
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     rows = x.to(wide)
-    # The statistics alone would take longer: this is vectorised, the variance is not.
+    # The statistics alone would take longer: this is vectorized, the variance is not.
     _, mean, rstd = torch.native_layer_norm(rows, x.shape[-1:], None, None, eps)  # [M, 1]
     d_x: Tensor = torch.ops.aten.native_layer_norm_backward(
         d_h.to(wide),

@@ -9,7 +9,7 @@ from aim_adapters.ops.frozen import aten
 from aim_adapters.ops.frozen.fp8 import DTYPE, LARGEST, LEAST, Scaled
 
 
-def quantise(x: Tensor) -> Scaled:
+def quantize(x: Tensor) -> Scaled:
     """Scale the rows of a matrix, and round them.
 
     Args:
@@ -23,7 +23,7 @@ def quantise(x: Tensor) -> Scaled:
     return Scaled((x * (LARGEST / largest)).to(DTYPE), (largest / LARGEST).float())
 
 
-def quantise_columns(weight: Tensor) -> Scaled:
+def quantize_columns(weight: Tensor) -> Scaled:
     """Scale the columns of a matrix, and round them.
 
     Args:
@@ -32,7 +32,7 @@ def quantise_columns(weight: Tensor) -> Scaled:
     Returns:
         The matrix transposed, ``[K, N]``.
     """
-    return quantise(weight.T)
+    return quantize(weight.T)
 
 
 def layer_norm(
@@ -43,7 +43,7 @@ def layer_norm(
     eps: float,
     dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor | None, Scaled]:
-    """Add a branch to the residual stream, if there is one, and normalise the rows of the sum.
+    """Add a branch to the residual stream, if there is one, and normalize the rows of the sum.
 
     Args:
         x: Tokens ``[M, D]``, floating point.
@@ -51,14 +51,14 @@ def layer_norm(
         weight: ``[D]``, any floating dtype, or None.
         bias: ``[D]``, any floating dtype, or None.
         eps: Added to the variance.
-        dtype: A dtype in which the normalised rows are wanted too, or None.
+        dtype: A dtype in which the normalized rows are wanted too, or None.
 
     Returns:
-        The sum ``[M, D]`` in the dtype of ``x``; it normalised ``[M, D]`` in ``dtype``, or None; and that scaled.
+        The sum ``[M, D]`` in the dtype of ``x``; it normalized ``[M, D]`` in ``dtype``, or None; and that scaled.
     """
     total = x if other is None else aten.add(x, other)
     h = aten.layer_norm(total, weight, bias, eps, torch.promote_types(x.dtype, torch.float32))
-    return total, None if dtype is None else h.to(dtype), quantise(h)
+    return total, None if dtype is None else h.to(dtype), quantize(h)
 
 
 def activation(pre: Tensor, kind: str) -> Scaled:
@@ -71,7 +71,7 @@ def activation(pre: Tensor, kind: str) -> Scaled:
     Returns:
         ``[M, K]``.
     """
-    return quantise(aten.activation(pre.to(torch.promote_types(pre.dtype, torch.float32)), kind))
+    return quantize(aten.activation(pre.to(torch.promote_types(pre.dtype, torch.float32)), kind))
 
 
 def activation_backward(d_act: Tensor, pre: Tensor, kind: str) -> Scaled:
@@ -86,4 +86,4 @@ def activation_backward(d_act: Tensor, pre: Tensor, kind: str) -> Scaled:
         ``[M, K]``.
     """
     wide = torch.promote_types(pre.dtype, torch.float32)
-    return quantise(aten.activation_backward(d_act.to(wide, copy=True), pre.to(wide), kind))
+    return quantize(aten.activation_backward(d_act.to(wide, copy=True), pre.to(wide), kind))

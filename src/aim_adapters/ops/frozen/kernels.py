@@ -95,10 +95,10 @@ def _place(rows, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _normalise(tile, inside, eps, D: tl.constexpr):
+def _normalize(tile, inside, eps, D: tl.constexpr):
     """Return the rows minus their means, and the reciprocals of their standard deviations."""
-    centred = tl.where(inside, tile - (tl.sum(tile, 1) / D)[:, None], 0.0)
-    return centred, tl.rsqrt(tl.sum(centred * centred, 1) / D + eps)[:, None]
+    centered = tl.where(inside, tile - (tl.sum(tile, 1) / D)[:, None], 0.0)
+    return centered, tl.rsqrt(tl.sum(centered * centered, 1) / D + eps)[:, None]
 
 
 @triton.jit
@@ -111,11 +111,11 @@ def layer_norm_kernel(
     tile = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
     if HAS_OTHER:
         tile += tl.load(other + offsets, mask=inside, other=0.0).to(tl.float32)
-        rounded = tile.to(total.dtype.element_ty)  # the backward pass normalises what is stored
+        rounded = tile.to(total.dtype.element_ty)  # the backward pass normalizes what is stored
         tl.store(total + offsets, rounded, mask=inside)
         tile = rounded.to(tl.float32)
-    centred, rstd = _normalise(tile, inside, eps, D)
-    h = centred * rstd
+    centered, rstd = _normalize(tile, inside, eps, D)
+    h = centered * rstd
     if HAS_WEIGHT:
         h *= tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
     if HAS_BIAS:
@@ -135,10 +135,10 @@ def layer_norm_backward_kernel(
     if HAS_WEIGHT:
         gradient *= tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
     tile = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
-    centred, rstd = _normalise(tile, inside, eps, D)
+    centered, rstd = _normalize(tile, inside, eps, D)
     mean = (tl.sum(gradient, 1) / D)[:, None]
-    along = (tl.sum(gradient * centred, 1) / D)[:, None] * rstd * rstd
-    tile = (gradient - mean - centred * along) * rstd
+    along = (tl.sum(gradient * centered, 1) / D)[:, None] * rstd * rstd
+    tile = (gradient - mean - centered * along) * rstd
     if HAS_RESIDUAL:
         tile += residual
     tl.store(d_x + offsets, tile.to(d_x.dtype.element_ty), mask=inside)

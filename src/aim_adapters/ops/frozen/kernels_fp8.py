@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from aim_adapters.ops.frozen.kernels import _normalise, _place, activate
+from aim_adapters.ops.frozen.kernels import _normalize, _place, activate
 
 
 @triton.jit
@@ -23,7 +23,7 @@ def _write_rows(tile, values, scale, row, rows, offsets, inside):
 
 
 @triton.jit
-def quantise_kernel(x, values, scale, rows, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr):
+def quantize_kernel(x, values, scale, rows, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr):
     _, offsets, inside = _place(rows, D, WIDTH, ROWS)
     tile = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -31,7 +31,7 @@ def quantise_kernel(x, values, scale, rows, D: tl.constexpr, WIDTH: tl.constexpr
 
 
 @triton.jit
-def quantise_columns_kernel(
+def quantize_columns_kernel(
     weight, values, scale, N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -61,11 +61,11 @@ def layer_norm_kernel(
     tile = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
     if HAS_OTHER:
         tile += tl.load(other + offsets, mask=inside, other=0.0).to(tl.float32)
-        rounded = tile.to(total.dtype.element_ty)  # the backward pass normalises what is stored
+        rounded = tile.to(total.dtype.element_ty)  # the backward pass normalizes what is stored
         tl.store(total + offsets, rounded, mask=inside)
         tile = rounded.to(tl.float32)
-    centred, rstd = _normalise(tile, inside, eps, D)
-    h = centred * rstd
+    centered, rstd = _normalize(tile, inside, eps, D)
+    h = centered * rstd
     if HAS_WEIGHT:
         h *= tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
     if HAS_BIAS:

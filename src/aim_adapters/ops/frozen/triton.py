@@ -12,7 +12,7 @@ from aim_adapters.ops.frozen import kernels
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
-    """Normalise rows; statistics in float32.
+    """Normalize rows; statistics in float32.
 
     Args:
         x: Tokens ``[M, D]``, contiguous, D at most 8192.
@@ -30,7 +30,7 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 def add_layer_norm(
     x: Tensor, other: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Add a branch to the residual stream, and normalise the rows of the sum.
+    """Add a branch to the residual stream, and normalize the rows of the sum.
 
     Args:
         x: Tokens ``[M, D]``, contiguous, D at most 8192.
@@ -38,10 +38,10 @@ def add_layer_norm(
         weight: ``[D]``, any floating dtype, or None.
         bias: ``[D]``, any floating dtype, or None.
         eps: Added to the variance.
-        dtype: Dtype of the normalised rows.
+        dtype: Dtype of the normalized rows.
 
     Returns:
-        The sum ``[M, D]`` in the dtype of ``x``, and it normalised ``[M, D]`` in ``dtype``.
+        The sum ``[M, D]`` in the dtype of ``x``, and it normalized ``[M, D]`` in ``dtype``.
     """
     total = torch.empty_like(x)
     return total, _layer_norm(x, other, total, weight, bias, eps, dtype)
@@ -78,8 +78,8 @@ def layer_norm_backward(d_h: Tensor, x: Tensor, weight: Tensor | None, eps: floa
     """Return the gradient by the input of a LayerNorm whose weight and bias are frozen.
 
     Args:
-        d_h: Gradient of the normalised tokens ``[M, D]``, contiguous.
-        x: What was normalised ``[M, D]``, contiguous, D at most 8192.
+        d_h: Gradient of the normalized tokens ``[M, D]``, contiguous.
+        x: What was normalized ``[M, D]``, contiguous, D at most 8192.
         weight: ``[D]``, any floating dtype, or None.
         eps: Added to the variance.
         d_residual: Gradient that reaches ``x`` past the LayerNorm, added, ``[M, D]`` in the dtype of ``x``, or None.

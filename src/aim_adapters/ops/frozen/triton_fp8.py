@@ -13,7 +13,7 @@ from aim_adapters.ops.frozen.triton import _rows, dense
 _COLUMNS, _COLUMN_ROWS, _COLUMN_WARPS = 8, 4096, 8  # of a program that scales columns; all rows at once, if they fit
 
 
-def quantise(x: Tensor) -> Scaled:
+def quantize(x: Tensor) -> Scaled:
     """Scale the rows of a matrix, and round them.
 
     Args:
@@ -25,11 +25,11 @@ def quantise(x: Tensor) -> Scaled:
     x, out = x.contiguous(), _like(x)
     grid, options = _rows(x)
     with torch.cuda.device_of(x):
-        kernels.quantise_kernel[grid](x, *out, len(x), **options)
+        kernels.quantize_kernel[grid](x, *out, len(x), **options)
     return out
 
 
-def quantise_columns(weight: Tensor) -> Scaled:
+def quantize_columns(weight: Tensor) -> Scaled:
     """Scale the columns of a matrix, and round them.
 
     Args:
@@ -41,7 +41,7 @@ def quantise_columns(weight: Tensor) -> Scaled:
     weight, out = weight.contiguous(), _like(weight.T)
     rows, columns = weight.shape
     with torch.cuda.device_of(weight):
-        kernels.quantise_columns_kernel[(cdiv(columns, _COLUMNS),)](
+        kernels.quantize_columns_kernel[(cdiv(columns, _COLUMNS),)](
             weight, *out, N=rows, K=columns, ROWS=min(_COLUMN_ROWS, next_power_of_2(rows)), COLUMNS=_COLUMNS,
             num_warps=_COLUMN_WARPS,
         )  # fmt: skip
@@ -56,7 +56,7 @@ def layer_norm(
     eps: float,
     dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor | None, Scaled]:
-    """Add a branch to the residual stream, if there is one, and normalise the rows of the sum.
+    """Add a branch to the residual stream, if there is one, and normalize the rows of the sum.
 
     Args:
         x: Tokens ``[M, D]``, contiguous, D at most 8192.
@@ -64,10 +64,10 @@ def layer_norm(
         weight: ``[D]``, any floating dtype, or None.
         bias: ``[D]``, any floating dtype, or None.
         eps: Added to the variance.
-        dtype: A dtype in which the normalised rows are wanted too, or None.
+        dtype: A dtype in which the normalized rows are wanted too, or None.
 
     Returns:
-        The sum ``[M, D]`` in the dtype of ``x``; it normalised ``[M, D]`` in ``dtype``, or None; and that scaled.
+        The sum ``[M, D]`` in the dtype of ``x``; it normalized ``[M, D]`` in ``dtype``, or None; and that scaled.
     """
     total = x if other is None else torch.empty_like(x)
     out = None if dtype is None else torch.empty(x.shape, dtype=dtype, device=x.device)

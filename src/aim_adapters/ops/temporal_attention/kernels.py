@@ -1,6 +1,6 @@
 """Run temporal attention as Triton kernels, on tensors as a projection wrote them.
 
-A tile holds the sequences of several neighbouring tokens of one head, T rows each, under a block-diagonal mask: the
+A tile holds the sequences of several neighboring tokens of one head, T rows each, under a block-diagonal mask: the
 products over the whole tile cost next to nothing beside the bytes it reads and writes, which are each touched once.
 The backward pass recomputes the probabilities in the same tile, so nothing of size T x T is stored.
 """

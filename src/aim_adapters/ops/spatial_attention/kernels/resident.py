@@ -115,7 +115,7 @@ def resident_backward(
     S3: tl.constexpr = S2 + P2
     S4: tl.constexpr = S3 + P3
     END: tl.constexpr = S4 + P4
-    # Neighbouring programs make the gradients of keys and values, and of queries: they read the same.
+    # Neighboring programs make the gradients of keys and values, and of queries: they read the same.
     if tl.program_id(0) // heads % 2 == 0:
         q0, g0 = piece(q_head, g_head, s_n, g_n, 0, P0, TOKENS, D, WIDTH)
         q1, g1 = piece(q_head, g_head, s_n, g_n, S1, P1, TOKENS, D, WIDTH)

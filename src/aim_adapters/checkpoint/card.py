@@ -1,0 +1,353 @@
+"""Write a model card: metadata for the Hub, facts, and code that runs as written; or put them into one that exists."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from aim_adapters.errors import CheckpointError, ConfigError, warn
+from aim_adapters.parameters import ParameterCount
+from aim_adapters.storage import file_mode, replace_text, require_repo_id
+
+_FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+_TASK = "video-classification"
+_PAPER = "https://arxiv.org/abs/2302.03024"
+# Whole image-text models are not called by their own name; some image towers read patches cut beforehand.
+_CALLS = {
+    "CLIPModel": "model.get_image_features",
+    "SiglipModel": "model.get_image_features",
+    "model": "model.encode_image",
+}
+_PATCHED = ("Siglip2Model", "Siglip2VisionModel", "Siglip2ForImageClassification")
+_CITATION = """```bibtex
+@inproceedings{yang2023aim,
+  title = {{AIM}: Adapting Image Models for Efficient Video Action Recognition},
+  author = {Yang, Taojiannan and Zhu, Yi and Xie, Yusheng and Zhang, Aston and Chen, Chen and Li, Mu},
+  booktitle = {International Conference on Learning Representations},
+  year = {2023},
+}
+```"""
+
+
+def make_card(
+    config: Mapping[str, Any],
+    *,
+    parameters: ParameterCount,
+    gmacs: float | None = None,
+    repo_id: str | None = None,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    existing: str | None = None,
+    license: str | None = None,
+    datasets: Sequence[str] = (),
+    metrics: Mapping[str, float] | None = None,
+    tags: Sequence[str] = (),
+) -> str:
+    """Return the text of a README.
+
+    Of an existing one, every word stays. Metadata that it lacks is added below its own; lists are united; the base
+    model, and ``license`` and ``metrics`` given here, replace its own. Where a value changes, all metadata is written
+    anew, and YAML comments in it are lost. Our section, between two comments that Markdown does not show, is replaced
+    where there is one, else added at the end. Each ``subfolder`` has a section of its own.
+
+    Args:
+        config: Content of ``adapter_config.json``.
+        parameters: Trained and all parameters of the video model.
+        gmacs: Multiply-accumulates of one clip, in 10⁹.
+        repo_id: Repository on the Hub that the code loads from; by default the directory it is run in.
+        subfolder: Folder of the checkpoint in the repository.
+        revision: Branch of the repository, if not the main one.
+        existing: Text of the README so far, with its line ends as they are.
+        license: Identifier of the license, such as ``"mit"``.
+        datasets: What was trained on, as identifiers on the Hub.
+        metrics: Results on the first of ``datasets``, such as ``{"accuracy": 0.847}``.
+        tags: Further tags.
+
+    Raises:
+        ConfigError: ``datasets`` or ``tags`` is a string or holds something else, ``metrics`` lack a data set or a
+            finite value, or the README's own ``model-index`` cannot be added to.
+    """
+    datasets, tags = _strings("datasets", datasets), _strings("tags", tags)
+    results = _results(metrics or {}, datasets)
+    metadata = _metadata(config, license=license, datasets=datasets, tags=tags)
+    if results:
+        metadata["model-index"] = _model_index(repo_id or "aim-adapters", datasets[0], results)
+    text = existing or ""
+    mark = "\ufeff" if text.startswith("\ufeff") else ""
+    line = "\r\n" if "\r\n" in text else "\n"
+    front, rest = _merge_metadata(text[len(mark) :], metadata, line)
+    ours = _section(subfolder)
+    titled = re.search(r"^# ", _FENCED.sub("", ours.sub("", rest)), re.MULTILINE)
+    where = {"subfolder": subfolder, "revision": revision}
+    source = [json.dumps(repo_id or "."), *(f"{name}={json.dumps(value)}" for name, value in where.items() if value)]
+    facts = _facts(config, parameters, gmacs) | {f"{name} on {datasets[0]}": f"{x:g}" for name, x in results.items()}
+    begin, end = section_marks(subfolder)
+    body = _body(config, facts, ", ".join(source), level="##" if titled else "#")
+    section = "\n".join((begin, body, end)).replace("\n", line)
+    if ours.search(rest):
+        return mark + front + ours.sub(lambda match: section, rest, count=1)
+    gap = line * (not rest.endswith("\n")) * bool(rest) + line * (not rest.endswith(line * 2))
+    return mark + front + rest + gap + section + line
+
+
+def write_card(path: Path, config: Mapping[str, Any], *, parameters: ParameterCount) -> None:
+    """Write a README, or our section of the one that is there anew; one without our section is left alone.
+
+    Args:
+        path: The README.
+        config: Content of ``adapter_config.json``.
+        parameters: Trained and all parameters of the video model.
+    """
+    try:
+        existing = path.read_bytes().decode() if path.exists() else None  # with its line ends
+    except (OSError, UnicodeDecodeError):  # what cannot be read is not ours
+        return
+    if existing is None or _section(None).search(existing):
+        replace_text(path, make_card(config, parameters=parameters, existing=existing))
+
+
+def section_marks(subfolder: str | None) -> tuple[str, str]:
+    """Return the comments around the section of a checkpoint, which no name of a folder can end.
+
+    Args:
+        subfolder: Folder of the checkpoint in the repository, or None for its root.
+    """
+    folder = quote(subfolder).replace("--", "-%2D") + " " if subfolder else ""
+    return f"<!-- aim-adapters:begin {folder}-->", f"<!-- aim-adapters:end {folder}-->"
+
+
+def _section(subfolder: str | None) -> re.Pattern[str]:
+    begin, end = map(re.escape, section_marks(subfolder))
+    return re.compile(f"{begin}(?:(?!<!-- aim-adapters:begin ).)*?{end}", re.DOTALL)
+
+
+def _strings(what: str, values: Sequence[str]) -> list[str]:
+    listed = isinstance(values, Sequence) and not isinstance(values, str)
+    if not listed or not all(isinstance(value, str) for value in values):
+        raise ConfigError(f"{what} must be a list of strings, got {values!r}")
+    return list(values)
+
+
+def _results(metrics: Mapping[str, float], datasets: Sequence[str]) -> dict[str, float]:
+    if metrics and not datasets:
+        raise ConfigError("metrics say nothing without the data they were measured on; pass datasets=['...'] as well")
+    try:
+        results = {name: float(value) for name, value in metrics.items()}
+    except (AttributeError, TypeError, ValueError):
+        results = {"": math.nan}
+    if not all(isinstance(name, str) and math.isfinite(value) for name, value in results.items()):
+        raise ConfigError(f"metrics must be finite numbers by name, got {metrics!r}")
+    return results
+
+
+# Metadata
+
+
+def _metadata(
+    config: Mapping[str, Any], *, license: str | None, datasets: list[str], tags: list[str]
+) -> dict[str, Any]:
+    library, base = config.get("base_model_library"), _hub_id(config)
+    fields = {
+        "base_model": base,
+        "base_model_relation": "adapter" if base else None,
+        "datasets": datasets or None,
+        "library_name": "aim-adapters",
+        "license": license,
+        "pipeline_tag": _TASK,
+        "tags": list(dict.fromkeys(["aim", "adapter", _TASK, *([library] if library else []), *tags])),
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _model_index(model: str, dataset: str, results: Mapping[str, float]) -> list[dict[str, Any]]:
+    metrics = [{"type": name, "value": value} for name, value in results.items()]
+    result = {"task": {"type": _TASK}, "dataset": {"name": dataset, "type": dataset}, "metrics": metrics}
+    return [{"name": model, "results": [result]}]
+
+
+def _merge_metadata(text: str, fields: dict[str, Any], line: str) -> tuple[str, str]:
+    """Return the metadata block of a README with fields added, and what follows it."""
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    match = REGEX_YAML_BLOCK.search(text)
+    if match is None or not match.group(2).strip():
+        return line.join(("---", _dump(fields, line), "---", "")), text[match.end() :] if match else text
+    block, rest = match.group(2), text[match.end() :]
+    theirs = _parse(block)
+    theirs = {} if theirs is None else theirs
+    if not isinstance(theirs, dict):
+        warn(f"the README's metadata is not a YAML mapping and was left as it is: {theirs}")
+        return match.group(0), rest
+    merged = {name: _merged(name, theirs.get(name), value) for name, value in fields.items()}
+    changed = {name: value for name, value in merged.items() if value != theirs.get(name)}
+    if changed:
+        expected = {**theirs, **changed}
+        block = line.join((block, _dump(changed, line)))
+        # By repr, as a block may hold NaN or itself. In braces or indented it cannot be added to.
+        if changed.keys() & theirs.keys() or repr(_parse(block)) != repr(expected):
+            block = _dump(expected, line)
+    return text[: match.start(2)] + block + text[match.end(2) : match.end()], rest
+
+
+def _parse(block: str) -> Any:
+    """Return what YAML says, or the error where it is none."""
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        return yaml.safe_load(block)
+    # Beside its own errors: a date, number or flag that is none, and lists too deep inside each other.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        return error
+
+
+def _dump(value: Any, line: str) -> str:
+    import yaml
+
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, line_break=line)
+    if repr(_parse(text)) != repr(value):  # some line ends of Unicode do not survive unescaped
+        text = yaml.safe_dump(value, sort_keys=False, line_break=line)
+    return text.rstrip("\r\n")
+
+
+def _merged(name: str, theirs: Any, value: Any) -> Any:
+    """Return one field of both: lists united; else theirs if there is one, except what the caller says today."""
+    if theirs is None or name in ("base_model", "license"):
+        return value
+    if name == "model-index":
+        return _merged_results(theirs, value)
+    if name not in ("datasets", "tags"):
+        return theirs
+    listed = [theirs] if isinstance(theirs, str) else theirs
+    added = [each for each in value if each not in listed] if isinstance(listed, list) else []
+    return [*listed, *added] if added else theirs
+
+
+def _merged_results(theirs: Any, ours: list[dict[str, Any]]) -> list[Any]:
+    """Return a ``model-index`` with our result added, and the same metrics of its task and data set taken out."""
+    (new,), kept = ours[0]["results"], []
+    types = [metric["type"] for metric in new["metrics"]]
+    try:
+        for result in theirs[0]["results"]:
+            if (result["task"]["type"], result["dataset"]["type"]) == (_TASK, new["dataset"]["type"]):
+                result = {**result, "metrics": [each for each in result["metrics"] if each["type"] not in types]}
+                if not result["metrics"]:
+                    continue
+            kept.append(result)
+        return [{**theirs[0], "results": [*kept, new]}, *theirs[1:]]
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ConfigError(
+            "the README's model-index is not one that results can be added to; mend it, or pass no metrics"
+        ) from error
+
+
+def _hub_id(config: Mapping[str, Any]) -> str | None:
+    """Return the repository of the base model, where its name says which one that is."""
+    library, name = config.get("base_model_library"), _base_name(config) or ""
+    scheme, _, rest = name.partition(":")
+    if scheme in ("hf-hub", "hf_hub"):
+        name = rest.partition("@")[0]
+    elif library == "timm" and "." in name and "/" not in name:
+        name = f"timm/{name}"
+    elif library not in ("timm", "transformers") or (library == "timm" and "/" not in name):
+        return None
+    try:
+        require_repo_id(name)
+    except CheckpointError:
+        return None
+    return name
+
+
+def _base_name(config: Mapping[str, Any]) -> str | None:
+    """Return the name of the base model, unless it is a path, which is nobody else's business."""
+    name = config.get("base_model_name_or_path") or ""
+    path = name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1 or file_mode(name)
+    return str(name) if name and not path else None
+
+
+# Text
+
+
+def _plain(text: object) -> str:
+    """Return text without the characters that Markdown, HTML or a line end could give a meaning."""
+    return re.sub(r"[^\w./:@+(),×% -]", "?", str(text))
+
+
+def _facts(config: Mapping[str, Any], parameters: ParameterCount, gmacs: float | None) -> dict[str, str]:
+    clip, classes = config["clip"], _classes(config)
+    share = 100 * parameters.trainable / parameters.total
+    facts = {
+        "frames": f"{config['num_frames']}, {clip['stride']} apart" if clip["stride"] else config["num_frames"],
+        "size": clip["size"] and " × ".join(map(str, clip["size"])) + " pixels",
+        "mean": clip["mean"] and ", ".join(map(str, clip["mean"])),
+        "std": clip["std"] and ", ".join(map(str, clip["std"])),
+        "classes": classes,
+        "parameters": f"{parameters.trainable:,} trained of {parameters.total:,} ({share:.1f} %)",
+        "cost": gmacs and f"{gmacs:{',.1f' if gmacs >= 1 else '.2g'}} GMACs for one clip",
+    }
+    return {name: str(value) for name, value in facts.items() if value}
+
+
+def _classes(config: Mapping[str, Any]) -> int | None:
+    labels = config["clip"]["labels"]
+    return len(labels) if labels else config["num_classes"]
+
+
+def _body(config: Mapping[str, Any], facts: Mapping[str, str], source: str, *, level: str) -> str:
+    name, hub_id = _base_name(config), _hub_id(config)
+    shown = f"`{_plain(name.removeprefix('hf-hub:'))}`" if name else "an image model"
+    linked = f"[{shown}](https://huggingface.co/{hub_id})" if hub_id else shown
+    purpose = "a video classifier" if _classes(config) else "a video model"
+    rows = "\n".join(f"| {_plain(fact)} | {_plain(value)} |" for fact, value in facts.items())
+    load, onto_own = f"model = aim.load_video_model({source})", f"aim.load_adapters(model, {source})"
+    if name:
+        other = f"\n\nOr put them on a copy of the image model that you have already:\n\n```python\n{onto_own}\n```"
+    else:
+        image_model = "...  # the image model these adapters were trained on; its name was not recorded: build it"
+        load, other = f"model = {image_model}\n{onto_own}\nmodel.eval()", ""
+    return f"""{level} AIM adapters for {shown}
+
+[AIM]({_PAPER}) adapters that make {linked} {purpose}.
+
+| | |
+|---|---|
+{rows}
+
+{level}# Use
+
+`pip install aim-adapters`, then:
+
+```python
+import aim_adapters as aim
+import torch
+
+{load}
+{_call(config)}
+```{other}
+
+{level}# Citation
+
+{_CITATION}"""
+
+
+def _call(config: Mapping[str, Any]) -> str:
+    """Return the lines of code that make a clip and run the model."""
+    clip, layout, arguments = config["clip"], config["input_layout"], config.get("base_model_arguments", {})
+    part = arguments.get("architecture") or arguments.get("part")
+    if part in _PATCHED:
+        return "# call it with what its image processor makes of the frames of all clips"
+    sizes = {"frames": config["num_frames"], "channels": len(clip["mean"] or "RGB")}
+    if layout == "BCTHW":
+        sizes = dict(reversed(sizes.items()))
+    height, width = clip["size"] or (224, 224)
+    sizes |= {"height": height, "width": width}
+    if layout != "auto" or config["num_frames"] != sizes["channels"]:  # else the two layouts cannot be told apart
+        sizes = {"clips": 1, **sizes}
+    shape, names = ", ".join(map(str, sizes.values())), ", ".join(sizes)
+    return f"""video = torch.rand({shape})  # [{names}]; normalize yours
+with torch.no_grad():
+    output = {_CALLS.get(part, "model")}(video)"""

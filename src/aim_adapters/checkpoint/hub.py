@@ -1,0 +1,182 @@
+"""Push adapters to the Hugging Face Hub: weights, config and card in one commit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from aim_adapters.analysis import count_flops
+from aim_adapters.checkpoint.card import make_card
+from aim_adapters.checkpoint.snapshot import Snapshot, take_snapshot
+from aim_adapters.checkpoint.state_dict import is_sharded
+from aim_adapters.core import WrappedModel, only_root
+from aim_adapters.errors import CheckpointError, ConfigError
+from aim_adapters.storage import (
+    CARD_NAME,
+    CONFIG_NAME,
+    COUNTED_NAME,
+    LIBRARY_NAME,
+    WEIGHTS_NAME,
+    quotes_token,
+    require_inner_path,
+    require_repo_id,
+    require_token,
+    write_weights,
+)
+from aim_adapters.version import __version__
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+
+def push_to_hub(
+    model: nn.Module,
+    repo_id: str,
+    *,
+    name: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    branch: str | None = None,
+    create_pr: bool = False,
+    commit_message: str = "Upload AIM adapters",
+    commit_description: str | None = None,
+    subfolder: str | None = None,
+    license: str | None = None,
+    datasets: Sequence[str] = (),
+    metrics: Mapping[str, float] | None = None,
+    tags: Sequence[str] = (),
+    frame_stride: int | None = None,
+    labels: Sequence[str] | None = None,
+    base_model_name_or_path: str | None = None,
+    base_model_revision: str | None = None,
+) -> str:
+    """Push one adapter to the Hub, with its config and a model card, in one commit.
+
+    What is wrong with the arguments is said before the Hub is asked for anything. A ``README.md`` that the repository
+    has is added to: its own words stay. If the branch moves meanwhile, nothing is committed.
+
+    Args:
+        model: A wrapped model. Of a sharded one every process must call, and the first one pushes.
+        repo_id: Repository on the Hub, ``"user/repo"`` or ``"repo"`` for your own; made if it does not exist.
+        name: Which adapter, of several; by default the one that runs.
+        private: Whether a new repository is private; by default as its owner has set. One that exists stays as it is.
+        token: Access token that may write; by default the one this machine is logged in with.
+        branch: Branch to commit to, made from the main one if there is none; ``"refs/pr/1"`` adds to a pull request.
+        create_pr: Open a pull request instead of committing to the branch.
+        commit_message: First line of the commit.
+        commit_description: Further lines.
+        subfolder: Folder of the repository for weights and config. The card has a section for each folder.
+        license: For the card: identifier of the license, such as ``"mit"``.
+        datasets: For the card: what was trained on, as identifiers on the Hub.
+        metrics: For the card: results on the first of ``datasets``, such as ``{"accuracy": 0.847}``.
+        tags: For the card: further tags.
+        frame_stride: Frames from one sampled frame to the next.
+        labels: Names of the classes in the order of the outputs.
+        base_model_name_or_path: Name of the base model; by default the one its library knows.
+        base_model_revision: Revision of the base model's weights.
+
+    Returns:
+        The commit's id, which `load_adapters` takes as ``revision``; ``""`` on processes that do not push.
+
+    Raises:
+        StateError: The model is not wrapped, holds several wrapped models, or has no weights (meta device).
+        ConfigError: There is no adapter of this name, or labels, stride, message or what is for the card is wrong.
+        CheckpointError: ``repo_id``, ``subfolder``, ``branch`` or ``token`` cannot be one, or the ``README.md`` of the
+            repository is not UTF-8.
+        As huggingface_hub: the Hub refused, or could not be reached. The repository may have been made; files are
+            committed all or none.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    require_repo_id(repo_id)
+    require_inner_path("subfolder", subfolder)
+    require_inner_path("branch", branch)
+    require_token(token)
+    if not isinstance(commit_message, str) or not commit_message:
+        raise ConfigError(f"commit_message must be a line of text, got {commit_message!r}")
+    wrapped = only_root(model)
+    snapshot = take_snapshot(
+        model,
+        wrapped,
+        name=name,
+        base_model_name_or_path=base_model_name_or_path,
+        base_model_revision=base_model_revision,
+        frame_stride=frame_stride,
+        labels=labels,
+    )
+    if snapshot is None:
+        return ""
+    card = partial(
+        make_card,
+        snapshot.config,
+        parameters=snapshot.parameters,
+        gmacs=_gmacs(model, wrapped, name, snapshot),
+        subfolder=subfolder,
+        revision=branch,
+        license=license,
+        datasets=datasets,
+        metrics=metrics,
+        tags=tags,
+    )
+    card(repo_id=repo_id)  # so that what is wrong is said now
+    folder = f"{subfolder}/" if subfolder else ""
+    api = HfApi(token=token, library_name=LIBRARY_NAME, library_version=__version__)
+    with TemporaryDirectory() as directory:
+        # From a file the client reads large weights piece by piece; as bytes they would be held twice.
+        weights = Path(directory) / WEIGHTS_NAME
+        write_weights(weights, snapshot.state, snapshot.metadata())
+        operations = [
+            CommitOperationAdd(folder + WEIGHTS_NAME, weights),
+            CommitOperationAdd(folder + CONFIG_NAME, snapshot.config_text().encode()),
+        ]
+        try:
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if branch and not branch.startswith("refs/"):
+                api.create_branch(repo_id, branch=branch, exist_ok=True)
+            info = api.model_info(repo_id, revision=branch)
+            held = {file.rfilename for file in info.siblings or ()}
+            existing = _readme(api, repo_id, info.sha, directory) if CARD_NAME in held else None
+            operations.append(CommitOperationAdd(CARD_NAME, card(repo_id=repo_id, existing=existing).encode()))
+            if COUNTED_NAME not in held:
+                operations.append(CommitOperationAdd(COUNTED_NAME, _COUNTED.encode()))
+            commit = api.create_commit(
+                repo_id,
+                operations,
+                commit_message=commit_message,
+                commit_description=commit_description,
+                revision=branch,
+                create_pr=create_pr,
+                parent_commit=info.sha,
+            )
+        except OSError as error:
+            if quotes_token(error):
+                raise CheckpointError(f"the Hub refused the push ({type(error).__name__}), quoting the token") from None
+            raise
+    return commit.oid
+
+
+_COUNTED = json.dumps({"model_type": "aim", "library_name": LIBRARY_NAME}, indent=2) + "\n"
+
+
+def _gmacs(model: nn.Module, wrapped: WrappedModel, name: str | None, snapshot: Snapshot) -> float | None:
+    """Return what a clip costs, where a forward of this process alone can tell."""
+    state = wrapped.state
+    runs = name in (None, state.name) and state.enabled
+    sharded = any(map(is_sharded, wrapped.root.parameters()))
+    if not runs or sharded or state.anatomy.patch_inputs or not snapshot.config["clip"]["size"]:
+        return None
+    return count_flops(model).gmacs
+
+
+def _readme(api: HfApi, repo_id: str, commit: str | None, directory: str) -> str:
+    path = api.hf_hub_download(repo_id, CARD_NAME, revision=commit, cache_dir=directory)
+    try:
+        return Path(path).read_bytes().decode()  # with its line ends
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{CARD_NAME} of {repo_id} is not UTF-8 and cannot be added to: {error}") from error

@@ -1,0 +1,257 @@
+"""Load an adapter from a checkpoint: strict, and all or nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from aim_adapters.adapters import build_beside, require_name
+from aim_adapters.anatomy import BackboneAnatomy
+from aim_adapters.backbones import read_anatomy
+from aim_adapters.checkpoint.agreement import require_reasonable, require_same_base, require_same_meaning
+from aim_adapters.checkpoint.format import OpenCheckpoint, open_checkpoint
+from aim_adapters.checkpoint.snapshot import require_labels
+from aim_adapters.checkpoint.state_dict import LoadReport, compare, copy_tensors, fitting
+from aim_adapters.config import AIMConfig
+from aim_adapters.core import (
+    AdapterSet,
+    RootState,
+    WrappedModel,
+    build_adapter,
+    fill_adapter,
+    is_wrapped,
+    only_root,
+    require_memory,
+    require_wrappable,
+)
+from aim_adapters.errors import CheckpointError, ConfigError, warn
+from aim_adapters.frames import resize_temporal
+from aim_adapters.layers import is_temporal
+from aim_adapters.storage import HubOptions, locate
+from aim_adapters.wrapping import DEFAULT_NAME, make_record, wrap_with_adapter
+
+
+def load_adapters(
+    model: nn.Module,
+    source: str | os.PathLike[str],
+    strict: bool = True,
+    *,
+    name: str | None = None,
+    resize_frames: bool = False,
+    allow_nonfinite: bool = False,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+) -> LoadReport:
+    """Load an adapter that `save_adapters` or `push_to_hub` wrote.
+
+    A model that is not wrapped yet is wrapped as the checkpoint says. On any error the model is as it was.
+
+    Args:
+        model: The base model, wrapped with the checkpoint's settings or not wrapped.
+        source: The directory, or the id of a repository on the Hugging Face Hub: ``"user/repo"``.
+        strict: Refuse whatever differs: a base of another name, other settings, missing or extra tensors, unknown keys
+            in the config. Otherwise load what fits, warn about settings and report the rest. A base of other shapes is
+            always refused.
+        name: Into which adapter, of several; by default the one that runs. A name that the model does not have yet
+            adds an adapter with the checkpoint's settings beside the others; `set_adapter` makes it run.
+        resize_frames: Let a wrapped model with another number of frames take the checkpoint: its temporal embedding
+            or biases are interpolated linearly, which a warning says.
+        allow_nonfinite: Load NaN and infinities too.
+        revision: Branch, tag or commit on the Hub.
+        subfolder: Folder below the directory or repository.
+        token: Token for the Hub; by default the one you are logged in with.
+        cache_dir: Where downloads are kept; by default where the Hub's own tools keep them.
+        local_files_only: Use what was downloaded before, and no network.
+        force_download: Download again what was downloaded before.
+
+    Raises:
+        CheckpointError: The files cannot be had, are missing, damaged or foreign, hold NaN or infinities, or do not
+            fit the model.
+        ConfigError: ``name`` cannot be the name of an adapter.
+        UnsupportedModelError: The model is not wrapped and cannot be adapted.
+        StateError: The model holds several wrapped models, has no weights (meta device), or is compiled, sharded or
+            distributed where an adapter has to be added.
+    """
+    wrapped = only_root(model) if is_wrapped(model) else None
+    if wrapped is None:
+        require_wrappable(model)
+    if name is not None and (wrapped is None or name not in wrapped.names()):
+        require_name(name)
+    options = HubOptions(
+        revision=revision,
+        subfolder=subfolder,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        force_download=force_download,
+    )
+    with open_checkpoint(locate(source, options), strict=strict) as checkpoint:
+        if wrapped is None:
+            return wrap_and_load(model, checkpoint, name=name, strict=strict, allow_nonfinite=allow_nonfinite)
+        loading = _Loading(checkpoint, strict=strict, allow_nonfinite=allow_nonfinite)
+        if name is None or name in wrapped.names():
+            return _load_into(wrapped, loading, name=name, resize_frames=resize_frames)
+        return _load_beside(model, wrapped, loading, name=name)
+
+
+def wrap_and_load(
+    model: nn.Module, checkpoint: OpenCheckpoint, *, name: str | None, strict: bool, allow_nonfinite: bool = False
+) -> LoadReport:
+    """Wrap an image model as an open checkpoint says, with the adapter in it.
+
+    Args:
+        model: The image model.
+        checkpoint: What `open_checkpoint` gave.
+        name: Name of the adapter.
+        strict: As in `load_adapters`.
+        allow_nonfinite: The same.
+
+    Raises:
+        As `load_adapters`.
+    """
+    loading = _Loading(checkpoint, strict=strict, allow_nonfinite=allow_nonfinite)
+    anatomy = read_anatomy(model)
+    root, record = model.get_submodule(anatomy.root), make_record(model, anatomy)
+
+    def build(settings: AIMConfig, on_meta: bool) -> AdapterSet:
+        return build_adapter(root, settings, record=record, name=name or DEFAULT_NAME, owner=model, on_meta=on_meta)
+
+    adapter, report = loading.new_adapter(root, anatomy, build)
+    wrap_with_adapter(model, adapter)
+    return report
+
+
+def _load_beside(model: nn.Module, wrapped: WrappedModel, loading: _Loading, *, name: str) -> LoadReport:
+    """Add an adapter as the checkpoint says beside those of a wrapped model."""
+
+    def build(settings: AIMConfig, on_meta: bool) -> AdapterSet:
+        return build_beside(model, wrapped, name, settings, on_meta=on_meta)
+
+    adapter, report = loading.new_adapter(wrapped.root, wrapped.state.anatomy, build)
+    wrapped.state.shelve(adapter)
+    return report
+
+
+def _load_into(wrapped: WrappedModel, loading: _Loading, *, name: str | None, resize_frames: bool) -> LoadReport:
+    """Copy a checkpoint into an adapter that a wrapped model has."""
+    state, targets = wrapped.find(name)
+    checkpoint, settings, strict = loading.checkpoint, loading.settings, loading.strict
+    shapes = dict(checkpoint.file.shapes)
+    require_same_base(wrapped.root, state.anatomy, checkpoint.config, strict=strict)
+    resized: set[str] = set()
+    if resize_frames and settings.tubelet_size == state.config.tubelet_size:
+        before, after, frames = settings.num_frames, state.config.num_frames, settings.attention_frames
+        settings = dataclasses.replace(settings, num_frames=after)
+        if before != after:
+            resized = {key for key in shapes if is_temporal(key) and key in targets}
+            shapes.update({key: _resized_shape(shapes[key], targets[key], frames) for key in resized})
+    require_same_meaning(state, settings, strict=strict)
+    report = compare(targets, shapes, strict=strict)
+    tensors = loading.read(fitting(targets, report), targets)
+    if resized & tensors.keys():
+        warn(f"temporal positions interpolated from {before} to {after} frames")
+    for key in resized & tensors.keys():
+        tensors[key] = resize_temporal(key, tensors[key], state.num_frames)
+    if not any(report):
+        loading.require_own_labels(state)
+    copy_tensors(targets, tensors)
+    if state.origin:  # which the new tensors do not come from; one wrapped for a purpose of its own keeps to that
+        state.origin = {} if any(report) else dict(checkpoint.config)
+    return report
+
+
+class _Loading:
+    """What one load reads and refuses: tensors that are not finite, labels of other classes; it notices untrained ones.
+
+    Args:
+        checkpoint: What `open_checkpoint` gave.
+        strict: Refuse whatever differs.
+        allow_nonfinite: Load NaN and infinities too.
+
+    Raises:
+        CheckpointError: The settings are invalid.
+    """
+
+    def __init__(self, checkpoint: OpenCheckpoint, *, strict: bool, allow_nonfinite: bool) -> None:
+        self.checkpoint, self.settings, self.strict = checkpoint, checkpoint.settings(), strict
+        self._allow_nonfinite = allow_nonfinite
+        self._zero: list[bool] = []  # of every up-projection that was read
+
+    def new_adapter(
+        self, root: nn.Module, anatomy: BackboneAnatomy, build: Callable[[AIMConfig, bool], AdapterSet]
+    ) -> tuple[AdapterSet, LoadReport]:
+        """Build an adapter as the checkpoint says, and fill it; the image model stays as it is.
+
+        Args:
+            root: The image model.
+            anatomy: Its anatomy.
+            build: Builds it from settings, on the meta device or not.
+        """
+        path = self.checkpoint.file.path
+        require_memory(root.parameters())
+        require_same_base(root, anatomy, self.checkpoint.config, strict=self.strict)
+        try:
+            adapter = build(self.settings, True)
+        except ConfigError as error:
+            raise CheckpointError(f"the settings in {path} do not fit this model: {error!s:.500}") from error
+        targets = adapter.declared()
+        require_reasonable(root, targets)
+        report = compare(targets, self.checkpoint.file.shapes, strict=self.strict)
+        keys = fitting(targets, report)
+        tensors = self.read(keys, targets)
+        if len(keys) < len(targets):
+            adapter = build(self.settings, False)
+        fill_adapter(root, adapter, tensors)
+        adapter.state.origin = dict(self.checkpoint.config)
+        self.require_own_labels(adapter.state)
+        return adapter, report
+
+    def read(self, keys: Iterable[str], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Read tensors in the dtypes of those that they are meant for."""
+        tensors = {key: self._read(key, targets[key].dtype) for key in keys}
+        path = self.checkpoint.file.path
+        if targets and not tensors:
+            warn(f"nothing in {path} fits this model, and nothing was loaded")
+        if self._zero and all(self._zero):
+            warn(
+                f"every up-projection in {path} is zero: these adapters were never trained, and the model computes "
+                "what the image model does"
+            )
+        return tensors
+
+    def require_own_labels(self, state: RootState) -> None:
+        """Refuse a config whose labels are not those of the adapter's classes."""
+        try:
+            require_labels(self.checkpoint.config.get("clip", {}).get("labels"), state)
+        except ConfigError as error:
+            path = self.checkpoint.file.path
+            raise CheckpointError(f"the config in {path} does not fit its tensors: {error}") from error
+
+    def _read(self, key: str, dtype: torch.dtype) -> Tensor:
+        tensor = self.checkpoint.file.read(key).to(dtype)  # which may not reach as far as that of the file
+        # A sum is finite only if every term is, and not zero only if some term is not. It takes one pass over what is
+        # still in the cache; it may overflow or cancel, so only then look closer.
+        total = float(tensor.sum(dtype=torch.float32))
+        if not (self._allow_nonfinite or math.isfinite(total) or tensor.isfinite().all()):
+            raise CheckpointError(
+                f"{key!r} in {self.checkpoint.file.path} holds NaN or infinities as {dtype}; nothing was loaded. Pass "
+                "allow_nonfinite=True to load it all the same"
+            )
+        if ".up_proj." in key:
+            self._zero.append(total == 0 and not tensor.any())
+        return tensor
+
+
+def _resized_shape(shape: tuple[int, ...], target: Tensor, frames: int) -> tuple[int, ...]:
+    """Return the shape after interpolation: that of the target, if the file holds the frames that its config says."""
+    rows = frames if target.ndim == 3 else 2 * frames - 1  # of an embedding [1, T, D], of a bias [2T-1, H]
+    return tuple(target.shape) if shape == (*target.shape[:-2], rows, target.shape[-1]) else shape

@@ -1,0 +1,158 @@
+"""Build a video model from a checkpoint alone: the base model that it names, and the adapters in it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from aim_adapters.backbones import BaseRequest, build_base
+from aim_adapters.checkpoint.format import open_checkpoint
+from aim_adapters.checkpoint.loading import wrap_and_load
+from aim_adapters.core import only_root
+from aim_adapters.errors import CheckpointError, ConfigError
+from aim_adapters.storage import HubOptions, locate, quotes_token, require_inner_path
+
+# A registry entry, or a repository on the Hub, with a tag for libraries that have them. Never a path or an address.
+_NAME = re.compile(r"(?!local-dir:)(hf-hub:)?\w[\w.-]*(/\w[\w.-]*)?(:\w[\w.-]*)?", re.ASCII)
+
+# What libraries raise for names they do not know, and for files they cannot read.
+_FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+    pickle.PickleError,
+)
+
+
+def load_video_model(
+    source: str | os.PathLike[str],
+    *,
+    base_model: str | os.PathLike[str] | None = None,
+    base_model_revision: str | None = None,
+    pretrained: bool = True,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+) -> nn.Module:
+    """Build the video model of a checkpoint: the base model that its config names, with its adapters and head.
+
+    Weights are read once. On the CPU those of a safetensors file are its pages, not a copy: do not write into that
+    file while the model is in use.
+
+    Args:
+        source: A directory made by `save_adapters`, or the id of a repository on the Hugging Face Hub.
+        base_model: Where to take the base model from, if not from where the config says: a directory in its library's
+            own format, or another name in the same library, of which a warning tells.
+        base_model_revision: Revision of the base model, if not the one in the config.
+        pretrained: False: leave the base model's weights as its library starts them, at random, and fetch none. The
+            model is of no use until a full state dict is loaded into it.
+        revision: Branch, tag or commit of the checkpoint's repository.
+        subfolder: Folder of the checkpoint inside ``source``.
+        token: Access token for the Hub; by default the one you are logged in with.
+        cache_dir: Where downloads are kept; by default where the Hub's own tools keep them.
+        local_files_only: Use what was downloaded before, and no network.
+        force_download: Download again what was downloaded before.
+
+    Returns:
+        The wrapped model, in evaluation mode, on the CPU, trainable where `load_adapters` leaves it so.
+
+    Raises:
+        CheckpointError: The files cannot be had, are missing, damaged or foreign; the config names no base model, or
+            one that cannot be built; or the adapters do not fit it.
+        ConfigError: ``base_model`` is neither a directory nor a name, or a directory with a revision.
+        UnsupportedModelError: The base model cannot be adapted.
+    """
+    options = HubOptions(
+        revision=revision,
+        subfolder=subfolder,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        force_download=force_download,
+    )
+    with open_checkpoint(locate(source, options)) as checkpoint:
+        config = checkpoint.config
+        name, base_directory = _name_or_directory(base_model)
+        if base_directory is not None and base_model_revision is not None:
+            raise ConfigError(f"base_model={str(base_model)!r} is a directory, which has no revision; leave it out")
+        request = BaseRequest(
+            name or _name_in(config, checkpoint.directory, required=base_directory is None),
+            base_directory,
+            revision=base_model_revision if name else base_model_revision or _revision_in(config),
+            arguments=config.get("base_model_arguments", {}),
+            pretrained=pretrained,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        model = _build(request, config, source)
+        # Whoever names another base answers for it: a warning says so, and everything else is as strict.
+        report = wrap_and_load(model, checkpoint, name=None, strict=name is None)
+    if any(report):
+        raise CheckpointError(f"the checkpoint {source} does not fit the base model {request.name}: {report}")
+    state = only_root(model).state
+    base = {"base_model_name_or_path": request.name or None, "base_model_revision": request.revision}
+    state.origin = {**state.origin, **base}  # what is trained on from here belongs to this base
+    return model.eval()
+
+
+def _name_or_directory(base_model: str | os.PathLike[str] | None) -> tuple[str | None, Path | None]:
+    if base_model is None:
+        return None, None
+    text = os.fspath(base_model).removeprefix("local-dir:")
+    if text and Path(text).is_dir():
+        return None, Path(text)
+    if isinstance(base_model, str) and _NAME.fullmatch(base_model):
+        return base_model, None
+    raise ConfigError(f"base_model={os.fspath(base_model)!r} is neither a directory nor the name of a model")
+
+
+def _name_in(config: Mapping[str, Any], where: Path, *, required: bool) -> str:
+    """Return the base model's name. It comes from somebody else's file, so it may not lead to a file of ours."""
+    name: str = config.get("base_model_name_or_path") or ""
+    if _NAME.fullmatch(name) and ".." not in name:
+        return name
+    if required:
+        fix = "if you trust this path, pass it as base_model=" if name else "pass base_model="
+        raise CheckpointError(f"the config in {where} names the base model {name or None!r:.80}: {fix}")
+    return ""
+
+
+def _revision_in(config: Mapping[str, Any]) -> str | None:
+    revision: str | None = config.get("base_model_revision")
+    require_inner_path("base_model_revision", revision)
+    return revision
+
+
+def _build(request: BaseRequest, config: Mapping[str, Any], source: str | os.PathLike[str]) -> nn.Module:
+    library = config.get("base_model_library", "")
+    try:
+        with torch.device("cpu"):  # wherever new tensors go by default, those of the files are there
+            return build_base(library, request)
+    except _FAILURES as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == library
+        hidden = quotes_token(error)
+        reason = "it is not installed" if missing else type(error).__name__ if hidden else error
+        raise CheckpointError(
+            f"cannot build the base model {str(request.directory or request.name)!r} of {library or 'no library'}: "
+            f"{reason}. Or build it yourself and call aim.load_adapters(model, {os.fspath(source)!r})"
+        ) from (None if hidden else error)

@@ -1,0 +1,53 @@
+"""The mechanism: what is patched into an image transformer, and the adapted block."""
+
+from aim_adapters.core.build import build_adapter, place_of
+from aim_adapters.core.foreign import canonical_path, outermost_path
+from aim_adapters.core.fusion import ByModules, fp8_missing, fused_branches
+from aim_adapters.core.guards import require_bare, require_local, require_memory, require_wrappable
+from aim_adapters.core.install import fill_adapter, install_adapter, remove, withdraw_adapter
+from aim_adapters.core.lookup import FoundAdapter, WrappedModel, find_roots, is_wrapped, only_root
+from aim_adapters.core.mixins import WholeModel
+from aim_adapters.core.patching import patch
+from aim_adapters.core.records import WrapRecord
+from aim_adapters.core.state import (
+    AdapterSet,
+    AIMState,
+    BlockState,
+    RootState,
+    by_modules,
+    states,
+    without_classifiers,
+)
+
+__all__ = [
+    "AIMState",
+    "AdapterSet",
+    "BlockState",
+    "ByModules",
+    "FoundAdapter",
+    "RootState",
+    "WholeModel",
+    "WrapRecord",
+    "WrappedModel",
+    "build_adapter",
+    "by_modules",
+    "canonical_path",
+    "fill_adapter",
+    "find_roots",
+    "fp8_missing",
+    "fused_branches",
+    "install_adapter",
+    "is_wrapped",
+    "only_root",
+    "outermost_path",
+    "patch",
+    "place_of",
+    "remove",
+    "require_bare",
+    "require_local",
+    "require_memory",
+    "require_wrappable",
+    "states",
+    "withdraw_adapter",
+    "without_classifiers",
+]

@@ -1,0 +1,164 @@
+"""The adapted block of AIM, Eq. 3-5, once for every family of image transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from aim_adapters.anatomy import BlockAnatomy, apply_part, has_hooks
+from aim_adapters.core.fusion import Branch, ByModules, chain_plan, fused_branches, token_dtype
+from aim_adapters.core.patching import Patched
+from aim_adapters.core.records import RootCall
+from aim_adapters.core.state import AIMState, BlockState
+from aim_adapters.layers import add_temporal_embedding, drop_path, relative_temporal_bias
+from aim_adapters.ops.branches import FROZEN, AttentionPlan, attend_from_first, run_branches
+from aim_adapters.ops.temporal_attention import temporal_attention, temporal_attention_packed
+
+
+class AdaptedBlock(Patched):
+    """Add temporal, spatial and joint adaptation to a frozen transformer block.
+
+    ``x += T(attn(norm(x)))`` over frames (Eq. 3), ``x += S(attn(norm(x)))`` over tokens (Eq. 4),
+    ``x += mlp(norm(x)) + s * M(norm(x))`` (Eq. 5). Both attentions are the block's own. An adapter reads its branch
+    after LayerScale; the joint one reads what the MLP reads.
+    """
+
+    aim: BlockState
+    aim_spec: ClassVar[BlockAnatomy]
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the adapted block, or the image model's own while adapters are disabled.
+
+        Args:
+            x: Tokens ``[B*T, ..., D]``, the frames of a clip next to one another.
+            *args: The block's own further arguments, passed to its spatial attention.
+            **kwargs: The same by name.
+
+        Returns:
+            Tokens ``[B*T, ..., D]``.
+        """
+        aim, shared = self.aim, self.aim.root_state
+        if not shared.enabled:
+            out: Tensor = super().forward(x, *args, **kwargs)
+            return out
+        if aim.enters and shared.temporal_embedding is not None:
+            x = add_temporal_embedding(x, shared.temporal_embedding)
+        x = x.to(token_dtype(self, x))
+        extra = any(each is not None for each in (*args, *kwargs.values()))
+        fused = fused_branches(self, x, positions=extra)
+        modules = (self._temporal, lambda x: self._spatial(x, *args, **kwargs), self._mlp)
+        if aim.last and self._narrows(x, spatial := fused[1]):
+            fused, modules = (
+                (fused[0], ByModules(""), fused[2]),
+                (modules[0], lambda x: self._class_token(x, spatial), modules[2]),
+            )
+        chain: list[Branch] = []
+        for branch, run in zip((*fused, ByModules("")), (*modules, None), strict=True):
+            if isinstance(branch, Branch):
+                chain.append(branch.after(chain))
+            elif branch is not None:
+                x, chain = self._run_chain(x, chain), []
+                x = x if run is None else self._run_modules(run, x)
+        return x
+
+    def _run_chain(self, x: Tensor, chain: list[Branch]) -> Tensor:
+        if not chain:
+            return x
+        plan = chain_plan(self, x, tuple(each.plan for each in chain))
+        tokens = x.flatten(1, -2)  # [B*T, N, D]
+        return run_branches(tokens, [t for each in chain for t in each.drawn(self, x)], plan).view(x.shape)
+
+    def _run_modules(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if self.aim.root_state.execution.memory == "fast" or not torch.is_grad_enabled():
+            return run(x)
+        out: Tensor = checkpoint(run, x, use_reentrant=False)
+        return out
+
+    def _temporal(self, x: Tensor) -> Tensor:
+        aim = self.aim
+        assert aim.temporal is not None
+        return x + self._drop(aim.temporal(self._attend_over_frames(x)))  # Eq. 3
+
+    def _spatial(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        attended = self._attend_over_tokens(apply_part(self, self.aim_spec.pre_attention, x), *args, **kwargs)
+        out: Tensor = x + (attended if self.aim.spatial is None else self.aim.spatial(attended))  # Eq. 4
+        return out
+
+    def _narrows(self, x: Tensor, spatial: Branch | ByModules | None) -> bool:
+        """Tell whether the [class] token alone is wanted of the last block, as far as anyone can see."""
+        aim = self.aim
+        # A checkpointed block runs again in the backward pass, outside of the root's forward.
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+            plain = isinstance(spatial, Branch)  # so its adapter is one of ours, or none
+            same = plain and (
+                torch.is_autocast_enabled(x.device.type) or aim.spatial is None or x.dtype == aim.spatial.dtype
+            )
+            aim.narrowed = same and _class_token_only(aim.root_state.call) and not any(map(has_hooks, self.modules()))
+        return aim.narrowed
+
+    def _class_token(self, x: Tensor, spatial: Branch | ByModules | None) -> Tensor:
+        """Do what `_spatial` does for the first token of each frame, ``[B*T, 1, D]``."""
+        assert isinstance(spatial, Branch) and isinstance(spatial.plan, AttentionPlan)
+        plan = spatial.plan
+        attended = attend_from_first(x, spatial.tensors[:FROZEN], heads=plan.heads, scale=plan.scale, eps=plan.eps)
+        return x[:, :1] + (attended if self.aim.spatial is None else self.aim.spatial(attended))  # Eq. 4
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        aim, anatomy = self.aim, self.aim_spec
+        h = apply_part(self, anatomy.pre_mlp, x)  # [B*T, ..., D]
+        branch = apply_part(self, anatomy.post_mlp, getattr(self, anatomy.mlp)(h))
+        if aim.joint is not None:
+            branch = branch + aim.root_state.config.scale * self._drop(aim.joint(h))
+        return x + branch  # Eq. 5
+
+    def train(self, mode: bool = True) -> AdaptedBlock:
+        """Set the mode of the block and its adapters; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        for child in self.children():
+            if not isinstance(child, AIMState):
+                child.eval()
+        return self
+
+    def _attend_over_frames(self, x: Tensor) -> Tensor:
+        aim, anatomy, shared = self.aim, self.aim_spec, self.aim.root_state
+        h = apply_part(self, anatomy.pre_attention, x)
+        if aim.temporal_input is not None:
+            h = aim.temporal_input(h)
+        attention = getattr(self, anatomy.attention)
+        options: dict[str, Any] = {
+            "num_frames": shared.num_frames,
+            "scale": anatomy.softmax_scale(attention),
+            "bias": None if aim.temporal_bias is None else relative_temporal_bias(aim.temporal_bias),
+            "implementation": shared.execution.attention,
+        }
+        qkv = None if anatomy.project_packed is None else anatomy.project_packed(attention, h)
+        if qkv is None:
+            o = temporal_attention(*anatomy.project_qkv(attention, h), **options)  # [B*T, N, H, d]
+        else:
+            o = temporal_attention_packed(qkv, **options)  # [B*T, N, H, d]
+        return apply_part(self, anatomy.post_attention, anatomy.project_out(attention, o, h))
+
+    def _attend_over_tokens(self, h: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        anatomy = self.aim_spec
+        if anatomy.fused_spatial and not any(a is not None for a in (*args, *kwargs.values())):
+            attention = getattr(self, anatomy.attention)
+            q, k, v = (x.transpose(1, 2) for x in anatomy.project_qkv(attention, h))  # [B*T, H, N, d]
+            o = F.scaled_dot_product_attention(q, k, v, scale=anatomy.softmax_scale(attention))
+            out = anatomy.project_out(attention, o.transpose(1, 2), h)
+        else:
+            out = anatomy.attend(self, h, *args, **kwargs)
+        return apply_part(self, anatomy.post_attention, out)
+
+    def _drop(self, branch: Tensor) -> Tensor:
+        return drop_path(
+            branch, rate=self.aim.drop_path, num_frames=self.aim.root_state.num_frames, training=self.training
+        )
+
+
+def _class_token_only(call: RootCall | None) -> bool:
+    return call is not None and call.reads_class_token_only()

@@ -1,0 +1,89 @@
+"""Checks that refuse a model in a state that a call cannot work on, before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from aim_adapters.core.foreign import DISTRIBUTED_CLASSES, FOREIGN_CLASSES
+from aim_adapters.core.lookup import is_wrapped
+from aim_adapters.errors import StateError, UnsupportedModelError
+
+
+def require_wrappable(model: nn.Module) -> None:
+    """Refuse what cannot be wrapped, whatever kind of model it is.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        StateError: It is wrapped already, or another tool has wrapped, compiled or sharded it.
+        UnsupportedModelError: It uses our names, or parametrizations.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"wrap_image_model expects a torch.nn.Module, got {type(model).__name__}")
+    if torch.is_inference_mode_enabled():
+        raise StateError("new parameters made under torch.inference_mode() cannot train; wrap the model outside of it")
+    if is_wrapped(model):
+        raise StateError(
+            f"this {type(model).__name__} is wrapped already; call unwrap_image_model(model) first to wrap it anew"
+        )
+    require_bare(model, "wrap_image_model", "wrap the bare model first, then compile, shard or distribute it")
+    taken = [name for name, module in model.named_modules() if hasattr(module, "aim") or hasattr(module, "aim_shared")]
+    if taken:
+        raise UnsupportedModelError(f"the model has an attribute named 'aim' of its own, at {taken[0] or 'its root'!r}")
+    parametrized = [name for name, module in model.named_modules() if is_parametrized(module)]
+    if parametrized:
+        raise UnsupportedModelError(
+            f"{parametrized[0]!r} is parametrized (torch.nn.utils.parametrize); remove the parametrization first, or "
+            "wrap before it is applied"
+        )
+
+
+def require_memory(tensors: Iterable[Tensor]) -> None:
+    """Refuse a model without weights: values copied into it are lost, and it has none to save.
+
+    Raises:
+        StateError: A tensor is on the meta device.
+    """
+    if any(tensor.is_meta for tensor in tensors):
+        raise StateError("the model is on the meta device, without weights; build it on a real device first")
+
+
+def require_bare(model: nn.Module, call: str, fix: str) -> None:
+    """Refuse modules that another tool has wrapped, compiled or sharded.
+
+    Args:
+        model: Any module.
+        call: Name of the call, for the message.
+        fix: What to do instead.
+
+    Raises:
+        StateError: Such a module is found.
+    """
+    require_local(model, call, fix, kinds=FOREIGN_CLASSES)
+    for name, module in model.named_modules():
+        compiled = getattr(module, "_compiled_call_impl", None) is not None
+        if compiled or "forward" in vars(module):
+            # A forward on the instance would hide that of the class, which is the one that changes.
+            what = "compiled in place" if compiled else "given a forward of its own (by accelerate, for instance)"
+            raise StateError(f"{call}: {name or 'the model'} is {what}; {fix}")
+
+
+def require_local(model: nn.Module, call: str, fix: str, *, kinds: AbstractSet[str] = DISTRIBUTED_CLASSES) -> None:
+    """Refuse modules that another tool has sharded or distributed; compiled ones pass.
+
+    Args:
+        model: Any module.
+        call: Name of the call, for the message.
+        fix: What to do instead.
+        kinds: Names of the refused classes.
+
+    Raises:
+        StateError: Such a module is found.
+    """
+    for name, module in model.named_modules():
+        if found := {cls.__name__ for cls in type(module).__mro__} & kinds:
+            raise StateError(f"{call}: {name or 'the model'} is a {min(found)}; {fix}")

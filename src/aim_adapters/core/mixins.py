@@ -1,0 +1,123 @@
+"""The mixins of modules around the blocks: entry, patches, final norm, head, and what holds an adapted tower."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from aim_adapters.core.fusion import compute_dtype
+from aim_adapters.core.patching import Patched
+from aim_adapters.core.state import NormState, RootState
+from aim_adapters.layers import add_temporal_embedding, average_frames
+
+
+class WholeModel(Patched):
+    """Keep everything around an adapted tower frozen, such as the text tower of CLIP.
+
+    The specification is the path of the tower.
+    """
+
+    aim_spec: ClassVar[str]
+
+    def train(self, mode: bool = True) -> WholeModel:
+        """Set the mode of the adapted tower; the rest of the model stays in evaluation mode."""
+        super().train(mode)
+        for name, module in self.named_modules():
+            leads_to_tower = f"{self.aim_spec}.".startswith(f"{name}.") or name == ""
+            if not leads_to_tower and not name.startswith(f"{self.aim_spec}."):
+                module.training = False
+        return self
+
+
+class TokenEntry(Patched):
+    """Add the temporal embedding where tokens enter the blocks. The specification is ``"input"`` or ``"output"``."""
+
+    aim_spec: ClassVar[str]
+    aim_shared: tuple[RootState]
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the module with the embedding added before or after it.
+
+        Args:
+            x: Tokens ``[B*T, N, D]`` (entry at the input), or whatever the module reads (entry at the output).
+            *args: The module's own further arguments.
+            **kwargs: The same by name.
+        """
+        shared = self.aim_shared[0]
+        if not shared.enabled or shared.temporal_embedding is None:
+            return super().forward(x, *args, **kwargs)
+        if self.aim_spec == "input":
+            return super().forward(add_temporal_embedding(x, shared.temporal_embedding), *args, **kwargs)
+        return add_temporal_embedding(super().forward(x, *args, **kwargs), shared.temporal_embedding)
+
+
+class PatchProduct(Patched):
+    """Cut images into patches by one product, where a convolution's kernel is as wide as its stride and is frozen."""
+
+    aim_shared: tuple[RootState]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed the patches.
+
+        Args:
+            x: Images ``[B*T, C, H, W]``.
+
+        Returns:
+            ``[B*T, D, H/p, W/q]``; a token's elements lie side by side.
+        """
+        shared, weight = self.aim_shared[0], self.weight
+        bias: Any = self.bias
+        assert isinstance(weight, Tensor)
+        height, width = weight.shape[2:]
+        fits = x.shape[2] % height == 0 and x.shape[3] % width == 0
+        if not shared.enabled or shared.execution.fused is False or weight.requires_grad or not fits:
+            out: Tensor = super().forward(x)
+            return out
+        patches = rearrange(x, "f c (h p) (w q) -> f h w c p q", p=height, q=width)
+        rows = patches.to(compute_dtype(x), memory_format=torch.contiguous_format).flatten(3)  # [F, h, w, C*p*q]
+        return F.linear(rows, weight.flatten(1), bias).permute(0, 3, 1, 2)  # [F, D, h, w]
+
+
+class TrainedNorm(Patched):
+    """Run the trained copy in place of a final norm."""
+
+    aim: NormState
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize.
+
+        Args:
+            x: ``[..., D]``.
+        """
+        out: Tensor = self.aim.norm(x) if self.aim.root_state.enabled else super().forward(x)
+        return out
+
+
+class ClipHead(Patched):
+    """Average frames in front of the output layer. The specification is ``(our layer's name, keep_own)``."""
+
+    aim_spec: ClassVar[tuple[str, bool]]
+    aim_shared: tuple[RootState]
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return one output per clip.
+
+        Args:
+            x: Features of each frame ``[B*T, ..., D]``.
+            *args: The layer's own further arguments.
+            **kwargs: The same by name.
+
+        Returns:
+            ``[B, ..., K]``.
+        """
+        shared, (name, keep_own) = self.aim_shared[0], self.aim_spec
+        if shared.enabled and not keep_own:
+            return shared.classify(x, name)
+        # The frozen layer may not be linear, so frames are averaged behind it; while adapters are disabled the root
+        # does that, behind everything.
+        out: Tensor = super().forward(x, *args, **kwargs)
+        return average_frames(out, shared.num_frames) if shared.enabled else out

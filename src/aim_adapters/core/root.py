@@ -1,0 +1,200 @@
+"""The root of a wrapped model: where video enters, and where frames become one output per clip."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from aim_adapters.anatomy import BackboneAnatomy, has_hooks
+from aim_adapters.core.block import AdaptedBlock
+from aim_adapters.core.mixins import ClipHead
+from aim_adapters.core.patching import Patched, blocked, wrap_forward
+from aim_adapters.core.records import RootCall
+from aim_adapters.core.state import AIMState, RootState, states
+from aim_adapters.errors import InputError, StateError, UnsupportedModelError
+from aim_adapters.layers import average_frames, flatten_patches, flatten_video
+
+
+class VideoRoot(Patched):
+    """Make the image model's own ``forward`` take videos."""
+
+    aim: RootState
+    aim_inputs: ClassVar[tuple[str, ...]]  # names of the arguments of the model's own forward
+
+    @classmethod
+    def namespace(cls, base: type[nn.Module], spec: Any) -> dict[str, Any]:
+        """Keep the signature of ``forward``; hide and block what the anatomy names.
+
+        Args:
+            base: The model's class.
+            spec: ``(hidden attributes, blocked methods)``.
+        """
+        hidden, methods = spec
+        return {
+            "forward": wrap_forward(base, cls.forward),
+            "aim_inputs": tuple(inspect.signature(base.forward).parameters)[1:],
+            **{name: _hidden(name) for name in hidden},
+            **{name: blocked(name) for name in methods},
+        }
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model on videos.
+
+        Args:
+            *args: The model's own arguments; the image argument takes ``[B, T, C, H, W]``, ``[B, C, T, H, W]`` or
+                ``[B*T, C, H, W]``, floating point; patches cut beforehand (NaFlex) ``[B, T, N, P]`` or ``[B*T, N, P]``.
+            **kwargs: The same by name.
+
+        Returns:
+            What the image model returns for an image, once per clip.
+
+        Raises:
+            InputError: The video's shape, layout or dtype does not fit.
+            UnsupportedModelError: An attention mask was given.
+            StateError: The module is a replica made by ``nn.DataParallel``.
+        """
+        state, anatomy = self.aim, self.aim.anatomy
+        if getattr(self, "_is_replica", False):
+            raise StateError("nn.DataParallel cannot replicate a wrapped model; use DistributedDataParallel")
+        given = {**dict(zip(self.aim_inputs, args, strict=False)), **kwargs}
+        for name in anatomy.refused_inputs:
+            if given.get(name) is not None:
+                raise UnsupportedModelError(f"{name} has no meaning along time; call the wrapped model without it")
+        for name in anatomy.patch_inputs:
+            if name in kwargs and kwargs[name].ndim == 3:
+                kwargs[name] = kwargs[name].flatten(0, 1)  # [B, T, ...] to [B*T, ...]
+        if not args and anatomy.input_name not in kwargs:
+            return super().forward(**kwargs)  # raises as the image model does
+        reads = anatomy.class_token_only
+        class_token_only = reads is not None and reads(self) and not self._has_hooks_behind_blocks()
+        state.call = RootCall.here(class_token_only=class_token_only)
+        try:
+            if args:
+                out = super().forward(self._flatten(args[0]), *args[1:], **kwargs)
+            else:
+                out = super().forward(**{**kwargs, anatomy.input_name: self._flatten(kwargs[anatomy.input_name])})
+        finally:
+            state.call = None
+        if state.enabled and anatomy.heads:
+            return out
+        if anatomy.pooled_outputs:
+            return self._average_pooled(out)
+        if not state.enabled:
+            return _map_outputs(out, lambda x: average_frames(x, state.num_frames))
+        if isinstance(out, tuple):
+            return (state.classify(out[0]), *(average_frames(x, state.num_frames) for x in out[1:]))
+        return state.classify(out)
+
+    def train(self, mode: bool = True) -> VideoRoot:
+        """Set the mode of what trains, and of the containers of blocks; all else that is frozen stays in eval.
+
+        Args:
+            mode: Training or evaluation.
+
+        Raises:
+            StateError: A classification layer was replaced after wrapping, so that it would see single frames.
+        """
+        super().train(mode)
+        for head in self.aim.anatomy.heads:
+            if not isinstance(self.get_submodule(head.path), ClipHead):
+                raise StateError(
+                    f"{head.path!r} was replaced after wrapping: the new layer would classify single frames and would "
+                    "not be saved; unwrap the model and wrap it with num_classes=K"
+                )
+        hold_frozen_in_eval(self, self.aim.anatomy)
+        return self
+
+    def _has_hooks_behind_blocks(self) -> bool:
+        """Return whether hooks read tokens behind the last block, and so expect all of them."""
+        anatomy = self.aim.anatomy
+        parents = anatomy.blocks[-1][0].split(".")[:-1]
+        paths = [".".join(parents[: end + 1]) for end in range(len(parents))]
+        paths += [] if anatomy.norm is None else [anatomy.norm]
+        return any(has_hooks(self.get_submodule(path)) for path in paths)
+
+    def _average_pooled(self, out: Any) -> Any:
+        """Average over frames what a record of outputs holds pooled over tokens."""
+        if isinstance(out, tuple):
+            raise InputError("a wrapped model returns its outputs by name only; call it without return_dict=False")
+        for name in self.aim.anatomy.pooled_outputs:
+            if getattr(out, name, None) is not None:
+                setattr(out, name, average_frames(getattr(out, name), self.aim.num_frames))
+        return out
+
+    def _flatten(self, video: Tensor) -> Tensor:
+        config = self.aim.config
+        if self.aim.anatomy.patch_inputs:
+            return flatten_patches(video, num_frames=config.num_frames)
+        return flatten_video(
+            video,
+            num_frames=config.num_frames,
+            channels=self.aim.anatomy.in_channels,
+            layout=config.input_layout,
+            tubelet_size=config.tubelet_size,
+        )
+
+    def _untrained_copies(self) -> dict[str, str]:
+        """Return the names of our copies that still equal what they were copied from, with the names of that."""
+        anatomy, pairs = self.aim.anatomy, []
+        if anatomy.norm is not None:
+            pairs.append((f"{anatomy.norm}.aim.norm", anatomy.norm))
+        if self.aim.config.num_classes is None:
+            pairs += [(f"aim.{head.name}", head.path) for head in anatomy.heads if head.classifier]
+        tensors = dict(self.named_parameters())
+        return {
+            f"{copied}.{leaf}": f"{original}.{leaf}"
+            for copied, original in pairs
+            for leaf in ("weight", "bias")
+            if f"{copied}.{leaf}" in tensors and _same(tensors[f"{copied}.{leaf}"], tensors[f"{original}.{leaf}"])
+        }
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # A checkpoint of the image model holds none of our tensors: it loads strictly, and ours keep their values. Only
+        # copies of its norm and head that have not been trained yet follow what they are copies of.
+        # A checkpoint that holds some but not all of our tensors is still refused.
+        ours = {
+            prefix + f"{path}.{name}": tensor
+            for path, module in self.named_modules()
+            if isinstance(module, AIMState)
+            for name, tensor in module.state_dict(keep_vars=True).items()
+        }
+        if not any(key in state_dict for key in ours):
+            for copied, original in self._untrained_copies().items():
+                if prefix + original in state_dict:
+                    ours[prefix + copied] = state_dict[prefix + original]
+            state_dict.update(ours)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def hold_frozen_in_eval(root: nn.Module, anatomy: BackboneAnatomy) -> None:
+    """Put every frozen module below ``root`` in evaluation mode.
+
+    Blocks and what contains them keep their mode: some libraries decide by it whether to checkpoint activations.
+    """
+    kept = {
+        path[:end] for path, _ in anatomy.blocks for end in range(len(path) + 1) if path[end : end + 1] in ("", ".")
+    }
+    ours = {id(module) for state in states(root) for module in state.modules()}
+    for name, module in root.named_modules():
+        if name and name not in kept and id(module) not in ours and not isinstance(module, AdaptedBlock):
+            module.training = False
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.is_meta or b.is_meta or torch.equal(a, b)
+
+
+def _hidden(name: str) -> property:
+    def read(self: VideoRoot) -> Any:
+        headed = self.aim.enabled and self.aim.config.num_classes is not None
+        return None if headed else self._parameters[name]
+
+    return property(read)
+
+
+def _map_outputs(out: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    return tuple(map(function, out)) if isinstance(out, tuple) else function(out)

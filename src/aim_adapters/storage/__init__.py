@@ -1,0 +1,47 @@
+"""Bytes on disk and on the Hub, whoever wrote them."""
+
+from aim_adapters.storage.files import (
+    CARD_NAME,
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    WeightsFile,
+    open_weights,
+    parse_json,
+    read_json,
+    replace_text,
+    write_weights,
+)
+from aim_adapters.storage.sources import (
+    COUNTED_NAME,
+    LIBRARY_NAME,
+    HubOptions,
+    explained,
+    file_mode,
+    locate,
+    quotes_token,
+    require_inner_path,
+    require_repo_id,
+    require_token,
+)
+
+__all__ = [
+    "CARD_NAME",
+    "CONFIG_NAME",
+    "COUNTED_NAME",
+    "LIBRARY_NAME",
+    "WEIGHTS_NAME",
+    "HubOptions",
+    "WeightsFile",
+    "explained",
+    "file_mode",
+    "locate",
+    "open_weights",
+    "parse_json",
+    "quotes_token",
+    "read_json",
+    "replace_text",
+    "require_inner_path",
+    "require_repo_id",
+    "require_token",
+    "write_weights",
+]

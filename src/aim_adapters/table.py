@@ -1,0 +1,65 @@
+"""Rows that show themselves as a table, in a terminal and in a notebook."""
+
+from __future__ import annotations
+
+import html
+from itertools import groupby
+from typing import Any, TypeVar
+
+RowT = TypeVar("RowT", bound=tuple[Any, ...])
+
+_WIDEST = 120  # columns of text; wider tables are shown row by row
+
+
+class Table(list[RowT]):
+    """A list of rows, one for each block, that shows itself as a table.
+
+    Neighboring blocks that do the same are shown as one row. ``print`` shows text, a notebook shows HTML.
+
+    Args:
+        rows: Named tuples of one type, whose first field is the index of a block.
+    """
+
+    def __repr__(self) -> str:
+        """Return the table as text."""
+        if not self:
+            return "(no blocks)"
+        lines = [self._header(), *self._merged()]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+        if sum(widths) + 2 * len(widths) <= _WIDEST:
+            return "\n".join(
+                "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+                for line in lines
+            )
+        names = lines[0][1:]
+        width = max(map(len, names))
+        return "\n".join(
+            "\n".join(
+                [f"blocks {blocks}", *(f"  {name:<{width}}  {cell}" for name, cell in zip(names, cells, strict=True))]
+            )
+            for blocks, *cells in lines[1:]
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the table as HTML, which notebooks show."""
+        if not self:
+            return html.escape(repr(self))
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self._header())
+        body = "".join(
+            "<tr>" + "".join(f'<td style="text-align: left">{html.escape(cell)}</td>' for cell in line) + "</tr>"
+            for line in self._merged()
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def _header(self) -> list[str]:
+        fields: tuple[str, ...] = self[0]._fields  # type: ignore[attr-defined]
+        return [f"{fields[0]}s", *fields[1:]]
+
+    def _merged(self) -> list[list[str]]:
+        """Return the cells of one line for neighboring blocks that do the same."""
+        lines = []
+        for _, group in groupby(self, key=lambda row: row[1:]):
+            rows = list(group)
+            first, last = rows[0][0], rows[-1][0]
+            lines.append([str(first) if first == last else f"{first}-{last}", *map(str, rows[0][1:])])
+        return lines
