@@ -69,10 +69,6 @@ class AttentionParts(NamedTuple):
     plain: bool
     windows: Windows | None = None
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """Return the tensors in order."""
-        return self[:7]
-
 
 class MlpParts(NamedTuple):
     """Hold what a pre-norm MLP branch is made of: ``gamma * out(activation(in(norm(x))))``.
@@ -98,10 +94,6 @@ class MlpParts(NamedTuple):
     gamma: Tensor | None
     eps: float
     activation: str
-
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """Return the tensors in order."""
-        return self[:7]
 
 
 class BlockParts(NamedTuple):

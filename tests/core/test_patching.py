@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from aim_adapters.core import patching
-from aim_adapters.errors import AIMError, StateError
 from aim_adapters.core.patching import Patched, blocked, patch, patched_class, unpatch, wrap_forward
+from aim_adapters.errors import AIMError, StateError
 
 
 class Scaler(nn.Linear):

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from aim_adapters.config import AIMConfig
-from aim_adapters.layers.adapter import Adapter
 from aim_adapters.core.state import AIMState, BlockState, NormState, SharedState, declared_tensors, states
+from aim_adapters.layers.adapter import Adapter
 from aim_adapters.layers.temporal import new_temporal_embedding
 
 

@@ -11,17 +11,54 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from aim_adapters.anatomy import BlockAnatomy, apply_part, has_hooks
-from aim_adapters.core.fusion import Branch, ByModules, chain_plan, fused_branches, token_dtype
+from aim_adapters.core.fusion import Branch, ByModules, FusedBranch, fused_branches, run_fused, token_dtype
 from aim_adapters.core.patching import Patched
 from aim_adapters.core.records import RootCall
 from aim_adapters.core.state import AIMState, BlockState
 from aim_adapters.layers import add_temporal_embedding, drop_path, relative_temporal_bias
-from aim_adapters.ops.branches import FROZEN, AttentionPlan, attend_from_first, run_branches
+from aim_adapters.ops.branches import AttentionPlan, AttentionTensors, attend_from_first
 from aim_adapters.ops.temporal_attention import temporal_attention, temporal_attention_packed
 
 
+class ResidualStream:
+    """The tokens between the branches of a block; fused branches that follow one another run as one step.
+
+    Args:
+        block: The block.
+        x: Its tokens ``[B*T, ..., D]``.
+    """
+
+    def __init__(self, block: AdaptedBlock, x: Tensor) -> None:
+        self._block, self._x = block, x
+        self._chain: list[FusedBranch] = []  # not run yet
+
+    def add(self, branch: Branch, modules: Callable[[Tensor], Tensor]) -> None:
+        """Add a branch to the tokens.
+
+        Args:
+            branch: How it runs; None: there is none.
+            modules: Runs it as modules: tokens to tokens.
+        """
+        if isinstance(branch, FusedBranch):
+            self._chain.append(branch.after(self._chain))
+        elif branch is not None:
+            self._x = self._run(modules, self.tokens())
+
+    def tokens(self) -> Tensor:
+        """Return the tokens with all branches added."""
+        if self._chain:
+            self._x, self._chain = run_fused(self._block, self._x, self._chain), []
+        return self._x
+
+    def _run(self, modules: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if self._block.aim.root_state.execution.memory == "fast" or not torch.is_grad_enabled():
+            return modules(x)
+        out: Tensor = checkpoint(modules, x, use_reentrant=False)
+        return out
+
+
 class AdaptedBlock(Patched):
-    """Add temporal, spatial and joint adaptation to a frozen transformer block.
+    """A frozen transformer block with temporal, spatial and joint adaptation.
 
     ``x += T(attn(norm(x)))`` over frames (Eq. 3), ``x += S(attn(norm(x)))`` over tokens (Eq. 4),
     ``x += mlp(norm(x)) + s * M(norm(x))`` (Eq. 5). Both attentions are the block's own. An adapter reads its branch
@@ -40,44 +77,25 @@ class AdaptedBlock(Patched):
             **kwargs: The same by name.
 
         Returns:
-            Tokens ``[B*T, ..., D]``.
+            Tokens ``[B*T, ..., D]``; of the last block ``[B*T, 1, D]`` where only the [class] token is read.
         """
-        aim, shared = self.aim, self.aim.root_state
-        if not shared.enabled:
+        aim, state = self.aim, self.aim.root_state
+        if not state.enabled:
             out: Tensor = super().forward(x, *args, **kwargs)
             return out
-        if aim.enters and shared.temporal_embedding is not None:
-            x = add_temporal_embedding(x, shared.temporal_embedding)
+        if aim.enters and state.temporal_embedding is not None:
+            x = add_temporal_embedding(x, state.temporal_embedding)
         x = x.to(token_dtype(self, x))
-        extra = any(each is not None for each in (*args, *kwargs.values()))
-        fused = fused_branches(self, x, positions=extra)
-        modules = (self._temporal, lambda x: self._spatial(x, *args, **kwargs), self._mlp)
-        if aim.last and self._narrows(x, spatial := fused[1]):
-            fused, modules = (
-                (fused[0], ByModules(""), fused[2]),
-                (modules[0], lambda x: self._class_token(x, spatial), modules[2]),
-            )
-        chain: list[Branch] = []
-        for branch, run in zip((*fused, ByModules("")), (*modules, None), strict=True):
-            if isinstance(branch, Branch):
-                chain.append(branch.after(chain))
-            elif branch is not None:
-                x, chain = self._run_chain(x, chain), []
-                x = x if run is None else self._run_modules(run, x)
-        return x
-
-    def _run_chain(self, x: Tensor, chain: list[Branch]) -> Tensor:
-        if not chain:
-            return x
-        plan = chain_plan(self, x, tuple(each.plan for each in chain))
-        tokens = x.flatten(1, -2)  # [B*T, N, D]
-        return run_branches(tokens, [t for each in chain for t in each.drawn(self, x)], plan).view(x.shape)
-
-    def _run_modules(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        if self.aim.root_state.execution.memory == "fast" or not torch.is_grad_enabled():
-            return run(x)
-        out: Tensor = checkpoint(run, x, use_reentrant=False)
-        return out
+        positions = any(argument is not None for argument in (*args, *kwargs.values()))
+        temporal, spatial, mlp = fused_branches(self, x, positions=positions)
+        stream = ResidualStream(self, x)
+        stream.add(temporal, self._temporal)  # Eq. 3
+        if aim.last and self._narrows(x, spatial):
+            stream.add(ByModules("on the [class] token alone"), lambda x: self._class_token(x, spatial))  # Eq. 4
+        else:
+            stream.add(spatial, lambda x: self._spatial(x, *args, **kwargs))  # Eq. 4
+        stream.add(mlp, self._mlp)  # Eq. 5
+        return stream.tokens()
 
     def _temporal(self, x: Tensor) -> Tensor:
         aim = self.aim
@@ -89,23 +107,24 @@ class AdaptedBlock(Patched):
         out: Tensor = x + (attended if self.aim.spatial is None else self.aim.spatial(attended))  # Eq. 4
         return out
 
-    def _narrows(self, x: Tensor, spatial: Branch | ByModules | None) -> bool:
-        """Tell whether the [class] token alone is wanted of the last block, as far as anyone can see."""
+    def _narrows(self, x: Tensor, spatial: Branch) -> bool:
+        """Return whether the last block need only compute the [class] token: nothing reads the others."""
         aim = self.aim
         # A checkpointed block runs again in the backward pass, outside of the root's forward.
         if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
-            plain = isinstance(spatial, Branch)  # so its adapter is one of ours, or none
+            plain = isinstance(spatial, FusedBranch)  # so its adapter is one of ours, or none
             same = plain and (
                 torch.is_autocast_enabled(x.device.type) or aim.spatial is None or x.dtype == aim.spatial.dtype
             )
             aim.narrowed = same and _class_token_only(aim.root_state.call) and not any(map(has_hooks, self.modules()))
         return aim.narrowed
 
-    def _class_token(self, x: Tensor, spatial: Branch | ByModules | None) -> Tensor:
+    def _class_token(self, x: Tensor, spatial: Branch) -> Tensor:
         """Do what `_spatial` does for the first token of each frame, ``[B*T, 1, D]``."""
-        assert isinstance(spatial, Branch) and isinstance(spatial.plan, AttentionPlan)
-        plan = spatial.plan
-        attended = attend_from_first(x, spatial.tensors[:FROZEN], heads=plan.heads, scale=plan.scale, eps=plan.eps)
+        assert isinstance(spatial, FusedBranch) and isinstance(spatial.plan, AttentionPlan)
+        plan, frozen = spatial.plan, spatial.tensors.frozen
+        assert isinstance(frozen, AttentionTensors)
+        attended = attend_from_first(x, frozen, heads=plan.heads, scale=plan.scale, eps=plan.eps)
         return x[:, :1] + (attended if self.aim.spatial is None else self.aim.spatial(attended))  # Eq. 4
 
     def _mlp(self, x: Tensor) -> Tensor:

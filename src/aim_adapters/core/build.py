@@ -91,7 +91,7 @@ def build_adapter(
 
 
 class _Builder:
-    """Collect containers and where they go."""
+    """Containers that are being built, and where they go."""
 
     def __init__(self, root: nn.Module, anatomy: BackboneAnatomy, config: AIMConfig, *, on_meta: bool) -> None:
         self.root, self.anatomy, self.config, self.on_meta = root, anatomy, config, on_meta

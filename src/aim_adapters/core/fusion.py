@@ -1,4 +1,4 @@
-"""Say which branches of an adapted block run fused, and gather what they are made of."""
+"""How the branches of an adapted block run: fused, with all that they are made of, or as modules, and why."""
 
 from __future__ import annotations
 
@@ -7,11 +7,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from aim_adapters.anatomy import AttentionParts, BlockAnatomy, MlpParts, has_hooks
+from aim_adapters.anatomy import AttentionParts, BlockAnatomy, MlpParts, Windows, has_hooks
 from aim_adapters.core.state import BlockState
 from aim_adapters.errors import UnsupportedKernelError
 from aim_adapters.layers import Adapter, keep_clips, relative_temporal_bias
-from aim_adapters.ops.branches import FROZEN, AttentionPlan, ChainPlan, MlpPlan, flash_takes, tile
+from aim_adapters.ops.branches import (
+    AdapterTensors,
+    AttentionPlan,
+    AttentionTensors,
+    BranchTensors,
+    ChainPlan,
+    MlpPlan,
+    MlpTensors,
+    TrainedTensors,
+    WindowTensors,
+    flash_takes,
+    run_branches,
+    tile,
+)
 from aim_adapters.ops.device import exporting, triton_missing
 from aim_adapters.ops.spatial_attention import api as spatial
 from aim_adapters.ops.spatial_attention.tiles import WINDOW
@@ -22,29 +35,33 @@ _ON_GPU = (torch.bfloat16, torch.float16, torch.float32)
 _MOST_IN_FP8 = 16384
 
 
-class Branch(NamedTuple):
-    """A branch that runs fused: what is not a tensor, and its tensors, in the order that the operator takes.
+class FusedBranch(NamedTuple):
+    """A branch that runs fused.
 
-    The factor of each clip is not drawn yet: branches draw when they run, so that all ways to run draw the same.
+    Attributes:
+        plan: What is not a tensor.
+        tensors: Its tensors. The factor of each clip is not drawn yet: branches draw when they run, so that all ways to
+            run draw the same.
+        drops: It drops clips (stochastic depth).
     """
 
     plan: AttentionPlan | MlpPlan
-    tensors: tuple[Tensor | None, ...]
+    tensors: BranchTensors
     drops: bool = False
 
-    def after(self, chain: list[Branch]) -> Branch:
-        """Return the same without the tensors that the branch in front of it gives: both passes attend by one layer."""
+    def after(self, chain: list[FusedBranch]) -> FusedBranch:
+        """Return the same without the frozen layers that the branch in front gives: both passes attend by one layer."""
         if not chain or not isinstance(self.plan, AttentionPlan):
             return self
-        return Branch(self.plan._replace(shares=True), (None,) * FROZEN + self.tensors[FROZEN:], self.drops)
+        return FusedBranch(self.plan._replace(shares=True), self.tensors._replace(frozen=None), self.drops)
 
-    def drawn(self, block: Any, x: Tensor) -> tuple[Tensor | None, ...]:
+    def drawn(self, block: Any, x: Tensor) -> BranchTensors:
         """Return the tensors with the stochastic depth of each clip of ``x``, if the branch drops clips."""
         if not self.drops:
             return self.tensors
         clips = x.shape[0] // block.aim.root_state.num_frames
         factor = x.new_empty(clips, dtype=torch.promote_types(compute_dtype(x), torch.float32))
-        return (*self.tensors[:FROZEN], keep_clips(factor, block.aim.drop_path), *self.tensors[FROZEN + 1 :])
+        return self.tensors._replace(factor=keep_clips(factor, block.aim.drop_path))
 
 
 class ByModules(NamedTuple):
@@ -55,6 +72,23 @@ class ByModules(NamedTuple):
     """
 
     reason: str
+
+
+Branch = FusedBranch | ByModules | None
+
+
+class Branches(NamedTuple):
+    """How the branches of a block run; None where there is none.
+
+    Attributes:
+        temporal: Attention over frames, Eq. 3.
+        spatial: Attention over tokens, Eq. 4.
+        mlp: The MLP and the joint adapter, Eq. 5.
+    """
+
+    temporal: Branch
+    spatial: Branch
+    mlp: Branch
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -76,17 +110,28 @@ def token_dtype(block: Any, x: Tensor) -> torch.dtype:
     return held if held == compute_dtype(x) else x.dtype
 
 
-def chain_plan(block: Any, x: Tensor, branches: tuple[AttentionPlan | MlpPlan, ...]) -> ChainPlan:
-    """Describe branches of a block that follow one another."""
-    shared = block.aim.root_state
-    dtype = str(compute_dtype(x)).removeprefix("torch.")
-    return ChainPlan(
-        branches, shared.num_frames, dtype, shared.execution.memory, products=shared.execution.frozen_precision
+def run_fused(block: Any, x: Tensor, chain: list[FusedBranch]) -> Tensor:
+    """Run fused branches of a block, one after another, as one step.
+
+    Args:
+        block: The block.
+        x: Its tokens ``[B*T, ..., D]``.
+        chain: The branches.
+    """
+    state, dtype = block.aim.root_state, str(compute_dtype(x)).removeprefix("torch.")
+    plan = ChainPlan(
+        tuple(branch.plan for branch in chain),
+        state.num_frames,
+        dtype,
+        state.execution.memory,
+        frozen_precision=state.execution.frozen_precision,
     )
+    tokens = x.flatten(1, -2)  # [B*T, N, D]
+    return run_branches(tokens, [branch.drawn(block, x) for branch in chain], plan).view(x.shape)
 
 
-def fused_branches(block: Any, x: Tensor, *, positions: bool) -> tuple[Branch | ByModules | None, ...]:
-    """Return for the temporal, the spatial and the MLP branch: itself; or why it runs as modules; None: there is none.
+def fused_branches(block: Any, x: Tensor, *, positions: bool) -> Branches:
+    """Return how each branch of a block runs.
 
     Args:
         block: An adapted block.
@@ -94,51 +139,52 @@ def fused_branches(block: Any, x: Tensor, *, positions: bool) -> tuple[Branch | 
         positions: It was called with further arguments for its spatial attention.
 
     Raises:
-        UnsupportedKernelError: ``fused=True`` or ``frozen_precision="fp8"`` was asked for, and one cannot be.
+        UnsupportedKernelError: ``fused=True`` or ``frozen_precision="fp8"`` was asked for, and a branch cannot be.
     """
     aim: BlockState = block.aim
-    anatomy: BlockAnatomy = block.aim_spec
-    shared = aim.root_state
-    general = "asked for by name" if shared.execution.fused is False else _unfit(x)
-    found: list[Branch | str | None] = [general, general, general]
-    if general is None:
-        parts = None if anatomy.parts is None else anatomy.parts(block, anatomy)
-        if parts is None:
-            found = ["this family's parts are not described"] * 3
-        else:
-            found = [
-                None if aim.temporal is None else _temporal(block, x, parts.attention),
-                _spatial(block, x, parts.attention, positions=positions),
-                _mlp(block, x, parts.mlp),
-            ]
+    execution = aim.root_state.execution
+    branches = _branches(block, x, positions=positions)
     if aim.temporal is None:
-        found[0] = None
-    if shared.execution.fused is True:
-        _demand(found, aim, "fused=True", "fused='auto', which runs it as modules")
-    if shared.execution.frozen_precision == "fp8":
-        found = [each if not isinstance(each, Branch) else _unfit_for_fp8(each, x) or each for each in found]
-        _demand(
-            found,
-            aim,
-            "frozen_precision='fp8'",
-            "frozen_precision='auto', which computes it in the dtype of its tokens",
-        )
-    return tuple(ByModules(each) if isinstance(each, str) else each for each in found)
+        branches = branches._replace(temporal=None)
+    if execution.fused is True:
+        _require_fused(branches, aim, "fused=True", "fused='auto', which runs it as modules")
+    if execution.frozen_precision == "fp8":
+        branches = Branches(*(_in_fp8(branch, x) for branch in branches))
+        instead = "frozen_precision='auto', which computes it in the dtype of its tokens"
+        _require_fused(branches, aim, "frozen_precision='fp8'", instead)
+    return branches
 
 
-def _demand(found: list[Branch | str | None], aim: BlockState, asked: str, instead: str) -> None:
-    for name, each in zip(("temporal", "spatial", "MLP"), found, strict=True):
-        if isinstance(each, str):
+def _branches(block: Any, x: Tensor, *, positions: bool) -> Branches:
+    anatomy: BlockAnatomy = block.aim_spec
+    reason = "asked for by name" if block.aim.root_state.execution.fused is False else _unfit(x)
+    parts = None if reason is not None or anatomy.parts is None else anatomy.parts(block, anatomy)
+    if parts is None:
+        return Branches(*(ByModules(reason or "this family's parts are not described") for _ in Branches._fields))
+    temporal = None if block.aim.temporal is None else _temporal(block, x, parts.attention)
+    return Branches(temporal, _spatial(block, x, parts.attention, positions=positions), _mlp(block, x, parts.mlp))
+
+
+def _require_fused(branches: Branches, aim: BlockState, asked: str, instead: str) -> None:
+    for name, branch in zip(("temporal", "spatial", "MLP"), branches, strict=True):
+        if isinstance(branch, ByModules):
             raise UnsupportedKernelError(
-                f"{asked} was asked for, but the {name} branch of {aim.key.rstrip('.')!r} cannot be: {each}; "
+                f"{asked} was asked for, but the {name} branch of {aim.key.rstrip('.')!r} cannot be: {branch.reason}; "
                 f"use {instead}"
             )
 
 
-def fp8_missing() -> str | None:
-    """Say why this machine's GPU cannot multiply float8, or None.
+def _in_fp8(branch: Branch, x: Tensor) -> Branch:
+    """Return a branch if its products can be computed in float8, or why they cannot."""
+    if not isinstance(branch, FusedBranch) or (reason := _unfit_for_fp8(branch, x)) is None:
+        return branch
+    return ByModules(reason)
 
-    Looked up once, at the latest when float8 is asked for: ``torch.compile`` cannot trace how the answer came about.
+
+def fp8_missing() -> str | None:
+    """Return why this machine's GPU cannot multiply float8, or None.
+
+    Looked up once, at the latest when float8 is asked for: ``torch.compile`` cannot trace how.
     """
     if not torch.cuda.is_available():
         return "float8 needs a CUDA device"
@@ -153,9 +199,10 @@ def fp8_missing() -> str | None:
 _fp8_missing: list[str | None] = []
 
 
-def _unfit_for_fp8(branch: Branch, x: Tensor) -> str | None:
-    device, dtype, weight = x.device, compute_dtype(x), branch.tensors[2]
-    assert weight is not None
+def _unfit_for_fp8(branch: FusedBranch, x: Tensor) -> str | None:
+    device, dtype, frozen = x.device, compute_dtype(x), branch.tensors.frozen
+    assert frozen is not None
+    weight = frozen.qkv_weight if isinstance(frozen, AttentionTensors) else frozen.in_weight
     if device.type != "cuda":  # where kernels are interpreted, so is float8: for tests
         return triton_missing(device.type) and f"float8 needs a CUDA device, got {device.type}"
     if (missing := fp8_missing()) is not None:
@@ -184,94 +231,106 @@ def _unfit(x: Tensor) -> str | None:
     return None
 
 
-def _temporal(block: Any, x: Tensor, parts: AttentionParts | str) -> Branch | str:
-    aim, shared = block.aim, block.aim.root_state
+def _temporal(block: Any, x: Tensor, parts: AttentionParts | str) -> Branch:
+    aim, state = block.aim, block.aim.root_state
     if isinstance(parts, str):
-        return parts
+        return ByModules(parts)
     if aim.temporal_input is not None:
-        return "it has an adapter in front of its attention"
+        return ByModules("it has an adapter in front of its attention")
     heads, dtype = parts.heads, compute_dtype(x)
     width = parts.qkv_weight.shape[0] // 3 // heads
-    choice = choose(shared.execution.attention, case_of(x.device.type, dtype, width, shared.num_frames))
+    choice = choose(state.execution.attention, case_of(x.device.type, dtype, width, state.num_frames))
     if choice.implementation == "sdpa":
-        return f"its attention runs as 'sdpa': {choice.reason}"
-    plan = AttentionPlan("frames", heads, parts.scale, parts.eps, True, choice.implementation)
+        return ByModules(f"its attention runs as 'sdpa': {choice.reason}")
+    plan = AttentionPlan("frames", heads, parts.scale, parts.eps, choice.implementation)
     bias = None if aim.temporal_bias is None else relative_temporal_bias(aim.temporal_bias)
-    return _branch(block, plan, parts.tensors(), aim.temporal, bias=bias, drop=True)
+    return _fused(block, plan, attention_tensors(parts), aim.temporal, bias=bias, drop=True)
 
 
-def _spatial(block: Any, x: Tensor, parts: AttentionParts | str, *, positions: bool) -> Branch | str:
+def _spatial(block: Any, x: Tensor, parts: AttentionParts | str, *, positions: bool) -> Branch:
     if isinstance(parts, str):
-        return parts
+        return ByModules(parts)
     if positions or not (parts.plain or parts.windows):
-        return "its spatial attention knows positions or masks"
+        return ByModules("its spatial attention knows positions or masks")
     dtype, width = compute_dtype(x), parts.qkv_weight.shape[0] // 3 // parts.heads
     if parts.windows is not None:
-        return _windowed(block, x, parts, width)
+        return _windowed(block, x, parts, parts.windows, width)
     if not flash_takes(x.device.type, dtype, width):
-        return f"no fused attention takes heads of width {width} in {dtype} on {x.device.type}"
-    adapter, tokens = block.aim.spatial, x.flatten(1, -2).shape[1]
+        return ByModules(f"no fused attention takes heads of width {width} in {dtype} on {x.device.type}")
+    tokens = x.flatten(1, -2).shape[1]
     choice = spatial.choose("auto", spatial.case_of(x.device.type, dtype, width, tokens))
     implementation = "triton" if choice.implementation == "triton" else "flash"
-    plan = AttentionPlan("tokens", parts.heads, parts.scale, parts.eps, adapter is not None, implementation)
-    return _branch(block, plan, parts.tensors(), adapter)
+    plan = AttentionPlan("tokens", parts.heads, parts.scale, parts.eps, implementation)
+    return _fused(block, plan, attention_tensors(parts), block.aim.spatial)
 
 
-def _windowed(block: Any, x: Tensor, parts: AttentionParts, width: int) -> Branch | str:
-    windows, adapter, dtype, device = parts.windows, block.aim.spatial, compute_dtype(x), x.device.type
-    assert windows is not None
+def _windowed(block: Any, x: Tensor, parts: AttentionParts, windows: Windows, width: int) -> Branch:
+    dtype, device, size = compute_dtype(x), x.device.type, windows.size
     # Who asks in general knows no height and width: then several windows are taken to tile a frame.
-    height, across = x.shape[1:3] if x.ndim == 4 else (2 * side for side in windows.size)
-    tokens = windows.size[0] * windows.size[1]
-    if height % windows.size[0] or across % windows.size[1]:
-        return f"its windows of {windows.size} do not tile {height} x {across} tokens"
+    height, across = x.shape[1:3] if x.ndim == 4 else (2 * side for side in size)
+    tokens = size[0] * size[1]
+    if height % size[0] or across % size[1]:
+        return ByModules(f"its windows of {size} do not tile {height} x {across} tokens")
     if windows.always_shifted and any(
-        s and w >= n for s, w, n in zip(windows.shift, windows.size, (height, across), strict=True)
+        s and w >= n for s, w, n in zip(windows.shift, size, (height, across), strict=True)
     ):
-        return f"it shifts windows of {windows.size} within {height} x {across} tokens"
+        return ByModules(f"it shifts windows of {size} within {height} x {across} tokens")
     choice = spatial.choose("auto", spatial.case_of(device, dtype, width, tokens, added=True))
     if device != "cpu" and (choice.implementation != "triton" or tokens > WINDOW):
-        return f"no fused attention takes windows of {tokens} tokens, {width} wide, in {dtype}: {choice.reason}"
+        return ByModules(
+            f"no fused attention takes windows of {tokens} tokens, {width} wide, in {dtype}: {choice.reason}"
+        )
     implementation = "triton" if device != "cpu" else "flash"
-    plan = AttentionPlan("windows", parts.heads, parts.scale, parts.eps, adapter is not None, implementation)
-    index, mask = tile(height, across, windows.size, windows.shift, x.device)
-    return _branch(block, plan, parts.tensors(), adapter, windows=(windows.bias, mask, index))
+    plan = AttentionPlan("windows", parts.heads, parts.scale, parts.eps, implementation)
+    index, mask = tile(height, across, size, windows.shift, x.device)
+    tensors = WindowTensors(windows.bias, mask, index)
+    return _fused(block, plan, attention_tensors(parts), block.aim.spatial, windows=tensors)
 
 
-def _mlp(block: Any, x: Tensor, parts: MlpParts | str) -> Branch | str:
+def _mlp(block: Any, x: Tensor, parts: MlpParts | str) -> Branch:
     if isinstance(parts, str):
-        return parts
-    adapter, scale = block.aim.joint, block.aim.root_state.config.scale
-    plan = MlpPlan(parts.activation, parts.eps, adapter is not None, scale)
-    return _branch(block, plan, parts.tensors(), adapter, drop=True)
+        return ByModules(parts)
+    plan = MlpPlan(parts.activation, parts.eps, block.aim.root_state.config.scale)
+    return _fused(block, plan, mlp_tensors(parts), block.aim.joint, drop=True)
 
 
-def _branch(
+def attention_tensors(parts: AttentionParts) -> AttentionTensors:
+    """Return the tensors of an attention branch's parts, which have the same names."""
+    return AttentionTensors(*(getattr(parts, name) for name in AttentionTensors._fields))
+
+
+def mlp_tensors(parts: MlpParts) -> MlpTensors:
+    """Return the tensors of an MLP branch's parts, which have the same names."""
+    return MlpTensors(*(getattr(parts, name) for name in MlpTensors._fields))
+
+
+def _fused(
     block: Any,
     plan: AttentionPlan | MlpPlan,
-    frozen: tuple[Tensor | None, ...],
+    frozen: AttentionTensors | MlpTensors,
     adapter: Adapter | None,
     *,
     bias: Tensor | None = None,
-    windows: tuple[Tensor | None, ...] = (None, None, None),
+    windows: WindowTensors | None = None,
     drop: bool = False,
-) -> Branch | str:
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in (*frozen, *windows)):
-        return "a weight of the image model requires a gradient"
+) -> Branch:
+    fixed = [tensor for tensor in (*frozen, *(windows or ())) if tensor is not None]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in fixed):
+        return ByModules("a weight of the image model requires a gradient")
     if any(tensor is not None and type(tensor) not in (Tensor, nn.Parameter) for tensor in frozen):
-        return "a weight of the image model is a tensor of another kind, as of a quantized or sharded layer"
-    trained: tuple[Tensor | None, ...] = (None,) * 4
+        return ByModules("a weight of the image model is a tensor of another kind, as of a quantized or sharded layer")
+    weights = None
     if adapter is not None:
-        if not (is_plain(adapter, Adapter) and all(is_plain(each, nn.Linear) for each in adapter.children())):
-            return "its adapter is not as it was made: a layer was replaced, or has hooks"
+        if not (is_plain(adapter, Adapter) and all(is_plain(layer, nn.Linear) for layer in adapter.children())):
+            return ByModules("its adapter is not as it was made: a layer was replaced, or has hooks")
         down, up = adapter.down_proj, adapter.up_proj
-        trained = (down.weight, down.bias, up.weight, up.bias)
-        if not all(type(tensor) in (Tensor, nn.Parameter) for tensor in trained):
-            return "its adapter is not as it was made: a weight is missing, or a tensor of another kind"
+        weights = AdapterTensors(down.weight, down.bias, up.weight, up.bias)
+        if not all(type(tensor) in (Tensor, nn.Parameter) for tensor in weights):
+            return ByModules("its adapter is not as it was made: a weight is missing, or a tensor of another kind")
     drops = drop and adapter is not None and block.training and block.aim.drop_path > 0
-    return Branch(plan, (*frozen, None, *trained, bias, *windows), drops)
+    return FusedBranch(plan, BranchTensors(frozen, TrainedTensors(weights, bias), None, windows), drops)
 
 
 def is_plain(module: nn.Module, expected: type[nn.Module]) -> bool:
-    """Tell whether a module is exactly of a type and nothing listens to its calls."""
+    """Return whether a module is exactly of a type and has no hooks."""
     return type(module) is expected and not has_hooks(module)

@@ -48,7 +48,7 @@ def install_adapter(root: nn.Module, adapter: AdapterSet) -> None:
 
 
 def fill_adapter(root: nn.Module, adapter: AdapterSet, tensors: Mapping[str, Tensor]) -> None:
-    """Give a new adapter its values, by assignment: no tensor is copied that has the right dtype and device.
+    """Fill a new adapter with values, by assignment: no tensor is copied that has the right dtype and device.
 
     Args:
         root: The image model it was built for.

@@ -16,7 +16,7 @@ from aim_adapters.layers import add_temporal_embedding, average_frames
 
 
 class WholeModel(Patched):
-    """Keep everything around an adapted tower frozen, such as the text tower of CLIP.
+    """A model around an adapted tower, such as CLIP, whose other parts stay frozen.
 
     The specification is the path of the tower.
     """
@@ -34,7 +34,10 @@ class WholeModel(Patched):
 
 
 class TokenEntry(Patched):
-    """Add the temporal embedding where tokens enter the blocks. The specification is ``"input"`` or ``"output"``."""
+    """The module where tokens enter the blocks, which adds the temporal embedding.
+
+    The specification is ``"input"`` or ``"output"``.
+    """
 
     aim_spec: ClassVar[str]
     aim_shared: tuple[RootState]
@@ -56,7 +59,7 @@ class TokenEntry(Patched):
 
 
 class PatchProduct(Patched):
-    """Cut images into patches by one product, where a convolution's kernel is as wide as its stride and is frozen."""
+    """A frozen patch embedding whose kernel is as wide as its stride, computed as one product."""
 
     aim_shared: tuple[RootState]
 
@@ -83,7 +86,7 @@ class PatchProduct(Patched):
 
 
 class TrainedNorm(Patched):
-    """Run the trained copy in place of a final norm."""
+    """A final norm in whose place the trained copy runs."""
 
     aim: NormState
 
@@ -98,7 +101,7 @@ class TrainedNorm(Patched):
 
 
 class ClipHead(Patched):
-    """Average frames in front of the output layer. The specification is ``(our layer's name, keep_own)``."""
+    """An output layer in front of which frames are averaged. The specification is ``(our layer's name, keep_own)``."""
 
     aim_spec: ClassVar[tuple[str, bool]]
     aim_shared: tuple[RootState]

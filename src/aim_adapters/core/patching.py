@@ -1,4 +1,4 @@
-"""Swap the class of a module for a sub-class of (our mixin, its own class), and back.
+"""Modules whose class is swapped for a sub-class of (our mixin, their own class), and back.
 
 The object stays the same: ``isinstance``, state dict keys, hooks and references keep working, and putting the
 original class back undoes it. Classes are cached, so equal modules share one; pickling and ``deepcopy`` rebuild the
@@ -17,7 +17,7 @@ from aim_adapters.errors import StateError
 
 
 class Patched(nn.Module):
-    """Base of every mixin. A mixin stands before the module's own class, so ``super()`` is the image model's.
+    """The base of every mixin. A mixin stands before the module's own class, so ``super()`` is the image model's.
 
     Sub-classes may define `namespace` to add attributes that depend on ``spec``.
     """
@@ -76,7 +76,7 @@ def unpatch(module: nn.Module) -> None:
 
 
 def wrap_forward(base: type[nn.Module], forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Give ``forward`` the signature of the model's own, which trainers and tracers read."""
+    """Return ``forward`` with the signature of the model's own, which trainers and tracers read."""
 
     @functools.wraps(base.forward)
     def wrapped(self: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -20,7 +20,7 @@ from aim_adapters.layers import average_frames, flatten_patches, flatten_video
 
 
 class VideoRoot(Patched):
-    """Make the image model's own ``forward`` take videos."""
+    """The root of an image model, whose own ``forward`` takes videos."""
 
     aim: RootState
     aim_inputs: ClassVar[tuple[str, ...]]  # names of the arguments of the model's own forward

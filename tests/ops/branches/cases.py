@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aim_adapters.ops.branches import AttentionPlan, ChainPlan, MlpPlan, tile
-from aim_adapters.ops.branches.chain import PER_BRANCH
-from aim_adapters.ops.branches.plan import ATTENTION_FROZEN, MLP_FROZEN, TRAINED
+from aim_adapters.ops.branches import (
+    AdapterTensors,
+    AttentionPlan,
+    AttentionTensors,
+    BranchTensors,
+    ChainPlan,
+    MlpPlan,
+    MlpTensors,
+    TrainedTensors,
+    WindowTensors,
+    tile,
+)
 
-Tensors = list[Tensor | None]
 EPS, SCALE = 1e-5, 0.3
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
 MEMORY = ("fast", "balanced", "low")
@@ -55,13 +64,13 @@ class Case:
     def attention(self, over: str, *, implementation: str = "", shares: bool = False) -> AttentionPlan:
         """Return a branch as the adapted block asks for it: over frames without inner skip, over others with one."""
         implementation = implementation or ("eager" if over == "frames" else "flash")
-        return AttentionPlan(over, self.heads, SCALE, EPS, self.adapter, implementation, shares)
+        return AttentionPlan(over, self.heads, SCALE, EPS, implementation, shares)
 
     def mlp(self) -> MlpPlan:
         """Return an MLP branch."""
-        return MlpPlan(self.activation, EPS, self.adapter, 0.7)
+        return MlpPlan(self.activation, EPS, 0.7)
 
-    def tensors(self, plan: AttentionPlan | MlpPlan, seed: int = 1) -> Tensors:
+    def tensors(self, plan: AttentionPlan | MlpPlan, seed: int = 1) -> BranchTensors:
         """Return the tensors of a branch, float64; those that train require a gradient."""
         d, attends = self.dim, isinstance(plan, AttentionPlan)
         inner = self.heads * self.head_dim if attends else self.hidden
@@ -69,54 +78,75 @@ class Case:
         shapes = {
             "norm_weight": (d,), "norm_bias": (d,), "qkv_weight": (wide, d), "qkv_bias": (wide,),
             "in_weight": (wide, d), "in_bias": (wide,), "out_weight": (d, inner), "out_bias": (d,), "gamma": (d,),
-            "down_weight": (self.width, d), "down_bias": (self.width,), "up_weight": (d, self.width), "up_bias": (d,),
-            "bias": (self.heads, self.frames, self.frames),
         }  # fmt: skip
         absent = set() if self.gamma else {"gamma"}
         absent |= set() if self.biases else {"qkv_bias", "in_bias", "out_bias"}
         absent |= set() if self.affine else {"norm_weight", "norm_bias"}
-        absent |= set() if self.adapter else {"down_weight", "down_bias", "up_weight", "up_bias"}
-        absent |= set() if self.time_bias and attends and plan.over == "frames" else {"bias"}
-        frozen = ATTENTION_FROZEN if attends else MLP_FROZEN
-        found: Tensors = [None if n in absent else 0.5 * draw(seed + i, *shapes[n]) for i, n in enumerate(frozen)]
-        for i, n in enumerate(TRAINED):
-            found.append(None if n in absent else (0.5 * draw(seed + 20 + i, *shapes[n])).requires_grad_())
+        kind = AttentionTensors if attends else MlpTensors
+        frozen = kind(*(None if n in absent else 0.5 * draw(seed + i, *shapes[n]) for i, n in enumerate(kind._fields)))
+        adapter, bias = None, None
+        if self.adapter:
+            trained = ((self.width, d), (self.width,), (d, self.width), (d,))
+            adapter = AdapterTensors(*(leaf(seed + 20 + i, *shape) for i, shape in enumerate(trained)))
+        if self.time_bias and attends and plan.over == "frames":
+            bias = leaf(seed + 24, self.heads, self.frames, self.frames)
         drops = self.factor and self.adapter and not (attends and plan.over != "frames")
         factor = torch.tensor([0.0, 2.0, 1.25], dtype=torch.float64)[: self.clips] if drops else None
-        return [*found[:7], factor, *found[7:], *self.windows(plan, seed)]
+        return BranchTensors(frozen, TrainedTensors(adapter, bias), factor, self.windows(plan, seed))
 
-    def windows(self, plan: AttentionPlan | MlpPlan, seed: int) -> Tensors:
+    def windows(self, plan: AttentionPlan | MlpPlan, seed: int) -> WindowTensors | None:
         """Return the bias of windows ``[H, N, N]``, their mask ``[W, N, N]`` and their tokens ``[W, N]``."""
         if isinstance(plan, MlpPlan) or plan.over != "windows":
-            return [None] * 3
+            return None
         assert self.tokens == FRAME[0] * FRAME[1]
         index, mask = tile(*FRAME, WINDOW, SHIFT, torch.device("cpu"))
-        return [draw(seed + 40, self.heads, *[WINDOW[0] * WINDOW[1]] * 2), mask, index]
+        return WindowTensors(draw(seed + 40, self.heads, *[WINDOW[0] * WINDOW[1]] * 2), mask, index)
 
 
 def draw(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def plain_chain(x: Tensor, tensors: Sequence[Tensor | None], plan: ChainPlan) -> Tensor:
+def leaf(seed: int, *shape: int) -> Tensor:
+    """Return a tensor that trains."""
+    return (0.5 * draw(seed, *shape)).requires_grad_()
+
+
+def leaves_of(branches: Sequence[BranchTensors]) -> list[Tensor]:
+    """Return every tensor that requires a gradient."""
+    return [t for branch in branches for t in branch.trained.present() if t.requires_grad]
+
+
+def mapped(branches: Sequence[BranchTensors], change: Callable[[Tensor], Tensor]) -> list[BranchTensors]:
+    """Return branches with every floating-point tensor changed."""
+
+    def each(tensors: Any) -> Any:
+        if tensors is None or isinstance(tensors, Tensor):
+            return change(tensors) if tensors is not None and tensors.is_floating_point() else tensors
+        return type(tensors)(*map(each, tensors))
+
+    return [each(branch) for branch in branches]
+
+
+def plain_chain(x: Tensor, branches: Sequence[BranchTensors], plan: ChainPlan) -> Tensor:
     """Compute a chain, each branch with all of its tensors."""
-    for i, branch in enumerate(plan.branches):
+    for branch, tensors in zip(plan.branches, branches, strict=True):
         run = plain_attention if isinstance(branch, AttentionPlan) else plain_mlp
-        own = tensors[PER_BRANCH * i : PER_BRANCH * (i + 1)]
-        x = run(x, own, branch, plan.num_frames)  # type: ignore[operator]
+        x = run(x, tensors, branch, plan.num_frames)  # type: ignore[operator]
     return x
 
 
-def plain_attention(x: Tensor, tensors: Sequence[Tensor | None], plan: AttentionPlan, num_frames: int) -> Tensor:
-    norm_w, norm_b, qkv_w, qkv_b, out_w, out_b, gamma, factor, *adapter, bias, window_bias, mask, index = tensors
-    h = F.layer_norm(x, x.shape[-1:], norm_w, norm_b, plan.eps)
-    qkv = F.linear(h, qkv_w, qkv_b).unflatten(-1, (3, plan.heads, -1))  # [B*T, N, 3, H, d]
-    o = plain_attend(qkv, bias, plan, num_frames, (window_bias, mask, index))
-    out = F.linear(o.flatten(2), out_w, out_b)
-    out = out if gamma is None else out * gamma
-    if plan.adapter:
-        branch = plain_adapter(out, adapter, factor, num_frames)
-        out = out + branch if plan.skip else branch
+def plain_attention(x: Tensor, tensors: BranchTensors, plan: AttentionPlan, num_frames: int) -> Tensor:
+    t = tensors.frozen
+    assert isinstance(t, AttentionTensors)
+    h = F.layer_norm(x, x.shape[-1:], t.norm_weight, t.norm_bias, plan.eps)
+    qkv = F.linear(h, t.qkv_weight, t.qkv_bias).unflatten(-1, (3, plan.heads, -1))  # [B*T, N, 3, H, d]
+    o = plain_attend(qkv, tensors.trained.temporal_bias, plan, num_frames, tensors.windows)
+    out = F.linear(o.flatten(2), t.out_weight, t.out_bias)
+    out = out if t.gamma is None else out * t.gamma
+    if tensors.trained.adapter is not None:
+        branch = plain_adapter(out, tensors.trained.adapter, tensors.factor, num_frames)
+        out = out + branch if plan.over != "frames" else branch
     return x + out
 
 
@@ -125,11 +155,12 @@ def plain_attend(
     bias: Tensor | None,
     plan: AttentionPlan,
     num_frames: int,
-    windows: Sequence[Tensor | None] = (None, None, None),
+    windows: WindowTensors | None = None,
 ) -> Tensor:
     """Attend over frames, tokens or windows of ``[B*T, N, 3, H, d]``; return ``[B*T, N, H, d]``."""
     if plan.over == "windows":
-        return plain_windows(qkv, plan, *windows)  # type: ignore[arg-type]
+        assert windows is not None
+        return plain_windows(qkv, plan, windows)
     if plan.over == "frames":
         q, k, v = qkv.unflatten(0, (-1, num_frames)).permute(3, 0, 2, 4, 1, 5)  # [B, N, H, T, d]
     else:
@@ -139,23 +170,24 @@ def plain_attend(
     return o.permute(0, 3, 1, 2, 4).flatten(0, 1) if plan.over == "frames" else o.transpose(1, 2)
 
 
-def plain_windows(qkv: Tensor, plan: AttentionPlan, bias: Tensor, mask: Tensor | None, index: Tensor) -> Tensor:
+def plain_windows(qkv: Tensor, plan: AttentionPlan, windows: WindowTensors) -> Tensor:
     """Attend within windows one after another."""
     out = torch.zeros_like(qkv[:, :, 0])
-    for w, tokens in enumerate(index.long()):
+    for w, tokens in enumerate(windows.token_index.long()):
         q, k, v = qkv[:, tokens].permute(2, 0, 3, 1, 4)  # [B*T, H, N, d]
-        scores = q @ k.mT * plan.scale + bias.to(q.dtype)
-        scores = scores if mask is None else scores + mask[w].to(q.dtype)
+        scores = q @ k.mT * plan.scale + windows.bias.to(q.dtype)
+        scores = scores if windows.mask is None else scores + windows.mask[w].to(q.dtype)
         out = out.index_copy(1, tokens, (scores.softmax(-1) @ v).transpose(1, 2))
     return out
 
 
-def plain_mlp(x: Tensor, tensors: Sequence[Tensor | None], plan: MlpPlan, num_frames: int) -> Tensor:
-    norm_w, norm_b, in_w, in_b, out_w, out_b, gamma, factor, *adapter, _ = tensors[:13]
-    h = F.layer_norm(x, x.shape[-1:], norm_w, norm_b, plan.eps)
-    out = F.linear(plain_activation(F.linear(h, in_w, in_b), plan.activation), out_w, out_b)
-    out = out if gamma is None else out * gamma
-    return x + out + (plan.scale * plain_adapter(h, adapter, factor, num_frames) if plan.adapter else 0)
+def plain_mlp(x: Tensor, tensors: BranchTensors, plan: MlpPlan, num_frames: int) -> Tensor:
+    t, adapter = tensors.frozen, tensors.trained.adapter
+    assert isinstance(t, MlpTensors)
+    h = F.layer_norm(x, x.shape[-1:], t.norm_weight, t.norm_bias, plan.eps)
+    out = F.linear(plain_activation(F.linear(h, t.in_weight, t.in_bias), plan.activation), t.out_weight, t.out_bias)
+    out = out if t.gamma is None else out * t.gamma
+    return x + out + (plan.scale * plain_adapter(h, adapter, tensors.factor, num_frames) if adapter else 0)
 
 
 def plain_activation(x: Tensor, kind: str) -> Tensor:
@@ -166,8 +198,7 @@ def plain_activation(x: Tensor, kind: str) -> Tensor:
     return {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}[kind](x)
 
 
-def plain_adapter(x: Tensor, adapter: Sequence[Tensor | None], factor: Tensor | None, num_frames: int) -> Tensor:
-    down_w, down_b, up_w, up_b = adapter
-    assert up_w is not None
-    out = F.linear(F.gelu(F.linear(x, down_w, down_b)), up_w, up_b)
+def plain_adapter(x: Tensor, adapter: AdapterTensors, factor: Tensor | None, num_frames: int) -> Tensor:
+    hidden = F.gelu(F.linear(x, adapter.down_weight, adapter.down_bias))
+    out = F.linear(hidden, adapter.up_weight, adapter.up_bias)
     return out if factor is None else out * factor.to(out.dtype).repeat_interleave(num_frames).view(-1, 1, 1)

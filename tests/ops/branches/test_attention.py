@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from aim_adapters.ops.branches import AttentionPlan, flash_takes, tile
+from aim_adapters.ops.branches import AttentionPlan, WindowTensors, flash_takes, tile
 from aim_adapters.ops.branches.attention import attend, attend_backward, lse_shape
 from aim_adapters.ops.temporal_attention import reference
 from tests.ops.branches.cases import FRAME, SCALE, SHIFT, WINDOW, draw, plain_attend
@@ -17,7 +17,7 @@ PROPERTY = settings(deadline=None, max_examples=30)
 
 
 def plan_of(over: str, heads: int, implementation: str = "eager") -> AttentionPlan:
-    return AttentionPlan(over, heads, SCALE, 1e-5, True, False, implementation)
+    return AttentionPlan(over, heads, SCALE, 1e-5, implementation)
 
 
 def check(
@@ -75,7 +75,7 @@ def test_over_tokens(clips: int, frames: int, tokens: int, heads: int, dim: int)
 def test_over_windows(frames: int, shift: tuple[int, int]) -> None:
     plan, tokens = plan_of("windows", 2, "flash"), FRAME[0] * FRAME[1]
     index, mask = tile(*FRAME, WINDOW, shift, torch.device("cpu"))
-    windows = (draw(3, 2, 6, 6), mask, index)
+    windows = WindowTensors(draw(3, 2, 6, 6), mask, index)
     qkv, d_o = draw(0, frames, tokens, 3, 2, 5).requires_grad_(), draw(2, frames, tokens, 2, 5)
     expected = plain_attend(qkv, None, plan, frames, windows)
     (wanted,) = torch.autograd.grad(expected, qkv, d_o)

@@ -13,11 +13,13 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from aim_adapters.errors import UnsupportedKernelError
-from aim_adapters.ops.branches import FROZEN, ChainPlan, chain, run_branches
-from aim_adapters.ops.branches.chain import PER_BRANCH
+from aim_adapters.ops.branches import BranchTensors, ChainPlan, chain, run_branches
+from aim_adapters.ops.branches.kept import kept_names
 from aim_adapters.ops.branches.plan import encode
-from tests.ops.branches.cases import FRAME, MEMORY, Case, Tensors, draw, plain_chain
+from aim_adapters.ops.branches.tensors import flatten
+from tests.ops.branches.cases import FRAME, MEMORY, Case, draw, leaves_of, mapped, plain_chain
 
+Branches = list[BranchTensors]
 CHAINS = {
     "block": ("frames", "tokens", "mlp"),
     "spatial_first": ("tokens", "mlp"),
@@ -38,20 +40,19 @@ CASES = {
 
 def build(
     case: Case, kinds: tuple[str, ...], *, dtype: str = "float64", memory: str = "fast"
-) -> tuple[ChainPlan, Tensors, Tensors]:
+) -> tuple[ChainPlan, Branches, Branches]:
     """Return a plan, the tensors that `run_branches` takes, and those of every branch in full."""
     case = sized(case, kinds)
     plans = [case.mlp() if kind == "mlp" else case.attention(kind) for kind in kinds]
-    given: Tensors = []
-    full: Tensors = []
+    given: Branches = []
+    full: Branches = []
     for index, plan in enumerate(plans):
-        tensors = case.tensors(plan, seed=100 * index + 1)
-        own = list(tensors)
+        tensors = own = case.tensors(plan, seed=100 * index + 1)
         if index and kinds[index] in ("tokens", "windows"):  # attends by the same frozen layer as over time
             plans[index] = case.attention(kinds[index], shares=True)
-            tensors[:FROZEN], own[:FROZEN] = full[-PER_BRANCH:][:FROZEN], [None] * FROZEN
-        full += tensors
-        given += own
+            tensors, own = tensors._replace(frozen=full[-1].frozen), tensors._replace(frozen=None)
+        full.append(tensors)
+        given.append(own)
     return case.chain(*plans, dtype=dtype, memory=memory), given, full
 
 
@@ -60,8 +61,13 @@ def sized(case: Case, kinds: tuple[str, ...]) -> Case:
     return replace(case, tokens=FRAME[0] * FRAME[1]) if "windows" in kinds else case
 
 
-def leaves_of(tensors: Tensors) -> list[Tensor]:
-    return [t for t in tensors if t is not None and t.requires_grad]
+def frozen_in(branch: BranchTensors, *names: str, temporal_bias: bool = False) -> BranchTensors:
+    """Return a branch some of whose adapter, and perhaps its temporal bias, does not train."""
+    adapter, bias = branch.trained
+    assert adapter is not None
+    adapter = adapter._replace(**{name: getattr(adapter, name).detach() for name in names})
+    trained = branch.trained._replace(adapter=adapter, temporal_bias=bias.detach() if temporal_bias else bias)
+    return branch._replace(trained=trained)
 
 
 @pytest.fixture(params=CHAINS)
@@ -98,7 +104,7 @@ def test_tokens_without_a_gradient_give_the_same_to_what_trains(kinds: tuple[str
 
 def test_nothing_that_trains_records_nothing() -> None:
     plan, given, _ = build(CASES["whole"], CHAINS["block"])
-    frozen = [None if t is None else t.detach() for t in given]
+    frozen = mapped(given, Tensor.detach)
     assert not run_branches(CASES["whole"].tokens_in(), frozen, plan).requires_grad
 
 
@@ -106,9 +112,9 @@ def test_nothing_that_trains_records_nothing() -> None:
 def test_some_of_what_trains_may_be_frozen(memory: str) -> None:
     """As while a user freezes one adapter."""
     plan, given, full = build(CASES["whole"], CHAINS["block"], memory=memory)
-    for tensors in (given, full):
-        for index in (8, 9, 12, PER_BRANCH + 10):
-            tensors[index] = tensors[index].detach()  # type: ignore[union-attr]
+    for branches in (given, full):
+        branches[0] = frozen_in(branches[0], "down_weight", "down_bias", temporal_bias=True)
+        branches[1] = frozen_in(branches[1], "up_weight")
     x = CASES["whole"].tokens_in()
     out, expected = run_branches(x, given, plan), plain_chain(x, full, plan)
     for ours, theirs in zip(
@@ -149,7 +155,7 @@ def test_second_derivatives_are_refused(memory: str) -> None:
     plan, given, _ = build(CASES["whole"], CHAINS["block"], memory=memory)
     x = CASES["whole"].tokens_in().requires_grad_()
     out = run_branches(x, given, plan).square().sum()
-    with pytest.raises(UnsupportedKernelError, match=r"no second derivative; .*branches='modules'"):
+    with pytest.raises(UnsupportedKernelError, match=r"no second derivative; .*fused=False"):
         torch.autograd.grad(out, x, create_graph=True)
 
 
@@ -161,12 +167,12 @@ def test_what_is_kept_is_what_the_backward_pass_expects(case: Case, kinds: tuple
     x, sizes = sized(case, kinds).tokens_in(), {}
     for memory in MEMORY:
         plan, given, _ = build(case, kinds, memory=memory)
-        kept = chain._run(x, given, encode(plan), True)[1:]
+        kept = chain._run(x, flatten(given), encode(plan), True)[1:]
         inputs = len(kinds) - 1
-        expected = inputs + sum(chain.kept_by(plan, index) for index in range(len(kinds)))
-        assert len(kept) == (0 if memory == "low" else expected)
+        names = [kept_names(b, plan, t, keep=memory) for b, t in zip(plan.branches, given, strict=True)]
+        assert len(kept) == (0 if memory == "low" else inputs + sum(map(len, names)))
         sizes[memory] = sum(each.numel() for each in kept)
-        assert chain._run(x, given, encode(plan), False)[1:] == []
+        assert chain._run(x, flatten(given), encode(plan), False)[1:] == []
     assert sizes["fast"] >= sizes["balanced"] >= sizes["low"] == 0
     assert (sizes["fast"] > sizes["balanced"]) == bool({"frames", "mlp"} & set(kinds))  # both keep attention's
 
@@ -175,12 +181,12 @@ def test_what_is_kept_is_what_the_backward_pass_expects(case: Case, kinds: tuple
 def test_autograd_holds_the_input_and_what_is_kept_and_no_more(memory: str) -> None:
     plan, given, _ = build(CASES["whole"], CHAINS["block"], memory=memory)
     x = CASES["whole"].tokens_in()
-    own = {t.data_ptr() for t in (x, *given) if t is not None}
+    own = {t.data_ptr() for t in (x, *flatten(given)) if t is not None}
     held: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or t, lambda t: t):
         run_branches(x, given, plan)
     kept = [t for t in held if t.data_ptr() not in own]
-    expected = chain._run(x, given, encode(plan), True)[1:]
+    expected = chain._run(x, flatten(given), encode(plan), True)[1:]
     assert [t.shape for t in kept] == [t.shape for t in expected]
 
 
@@ -202,10 +208,10 @@ def test_low_precision_errs_no_more_than_twice_what_plain_operators_do(
     plan, given, full = build(case, CHAINS["block"], dtype=name, memory=memory)
     x, d_out = case.tokens_in(), draw(7, *case.tokens_in().shape)
 
-    def cast(tensors: Tensors, to: torch.dtype) -> Tensors:
-        return [None if t is None else t.detach().to(to, copy=True).requires_grad_(t.requires_grad) for t in tensors]
+    def cast(branches: Branches, to: torch.dtype) -> Branches:
+        return mapped(branches, lambda t: t.detach().to(to, copy=True).requires_grad_(t.requires_grad))
 
-    def run(call: Callable[..., Tensor], tensors: Tensors, of: torch.dtype) -> list[Tensor]:
+    def run(call: Callable[..., Tensor], tensors: Branches, of: torch.dtype) -> list[Tensor]:
         leaf = x.to(of, copy=True).requires_grad_()
         out = call(leaf, tensors, plan)
         return [out, *torch.autograd.grad(out, [leaf, *leaves_of(tensors)], d_out.to(out.dtype))]
@@ -231,7 +237,7 @@ def test_autocast_does_not_reach_inside() -> None:
 # Compilers
 
 
-def compile_case(memory: str) -> tuple[ChainPlan, Tensors, Tensor]:
+def compile_case(memory: str) -> tuple[ChainPlan, Branches, Tensor]:
     plan, given, _ = build(Case(time_bias=True, factor=True), CHAINS["block"], memory=memory)
     return plan, given, Case().tokens_in()
 
@@ -274,8 +280,8 @@ def test_operators_are_registered_in_full(memory: str, kinds: tuple[str, ...]) -
     check_operators(sized(Case(), kinds).tokens_in(), given, plan)
 
 
-def check_operators(x: Tensor, given: Tensors, plan: ChainPlan) -> None:
-    frozen, text = [None if t is None else t.detach() for t in given], encode(plan)
+def check_operators(x: Tensor, given: Branches, plan: ChainPlan) -> None:
+    frozen, text = flatten(mapped(given, Tensor.detach)), encode(plan)
     for train in (True, False):
         check_operator(torch.ops.aim_adapters.branches.default, x, frozen, text, train)
     kept = torch.ops.aim_adapters.branches(x, frozen, text, True)[1:]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from aim_adapters.ops.branches import attend_from_first
-from tests.ops.branches.cases import EPS, SCALE, Case, Tensors, plain_attention
+from aim_adapters.ops.branches import AttentionTensors, BranchTensors, attend_from_first
+from tests.ops.branches.cases import EPS, SCALE, Case, mapped, plain_attention
 
 CASES = {
     "whole": Case(adapter=False),
@@ -18,8 +18,9 @@ CASES = {
 }
 
 
-def run(x: Tensor, tensors: Tensors, case: Case) -> Tensor:
-    return attend_from_first(x, tensors[:7], heads=case.heads, scale=SCALE, eps=EPS)
+def run(x: Tensor, tensors: BranchTensors, case: Case) -> Tensor:
+    assert isinstance(tensors.frozen, AttentionTensors)
+    return attend_from_first(x, tensors.frozen, heads=case.heads, scale=SCALE, eps=EPS)
 
 
 @pytest.mark.parametrize("autocast", [False, True])  # which leaves float64 alone
@@ -50,7 +51,7 @@ def test_low_precision_errs_no_more_than_twice_what_plain_operators_do(
     case = Case(adapter=False, tokens=9, dim=32, head_dim=16)
     plan = case.attention("tokens")
     exact_tensors = case.tensors(plan)
-    low: Tensors = [None if t is None else t.to(held) for t in exact_tensors]
+    (low,) = mapped([exact_tensors], lambda t: t.to(held))
     x = case.tokens_in()
     exact = (plain_attention(x, exact_tensors, plan, case.frames) - x)[:, :1]
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):

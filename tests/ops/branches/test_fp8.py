@@ -10,9 +10,10 @@ from torch import Tensor
 
 from aim_adapters.ops.branches import run_branches
 from aim_adapters.ops.branches.plan import decode, encode
+from aim_adapters.ops.branches.tensors import flatten
 from aim_adapters.ops.frozen import aten_fp8
-from tests.ops.branches.cases import ACTIVATIONS, MEMORY, Case, Tensors, draw, plain_chain
-from tests.ops.branches.test_chain import CHAINS, build, check_operators, leaves_of
+from tests.ops.branches.cases import ACTIVATIONS, MEMORY, Case, draw, leaves_of, plain_adapter, plain_chain
+from tests.ops.branches.test_chain import CHAINS, Branches, build, check_operators
 
 CASES = {
     "whole": Case(clips=3, factor=True, time_bias=True),
@@ -31,7 +32,7 @@ def unrounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aten_fp8, "DTYPE", torch.float64)
 
 
-def gradients(case: Case, tensors: Tensors, out: Tensor, x: Tensor) -> list[Tensor]:
+def gradients(case: Case, tensors: Branches, out: Tensor, x: Tensor) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad(out, [x, *leaves_of(tensors)], draw(7, *x.shape).to(x.dtype))]
 
 
@@ -42,19 +43,19 @@ def gradients(case: Case, tensors: Tensors, out: Tensor, x: Tensor) -> list[Tens
 def test_algebra(kinds: tuple[str, ...], case: Case, memory: str, unrounded: None) -> None:
     plan, given, full = build(case, kinds, memory=memory)
     x = (replace(case, tokens=24) if "windows" in kinds else case).tokens_in().requires_grad_()
-    ours = gradients(case, given, run_branches(x, given, plan._replace(products="fp8")), x)
+    ours = gradients(case, given, run_branches(x, given, plan._replace(frozen_precision="fp8")), x)
     theirs = gradients(case, full, plain_chain(x, full, plan), x)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * max([1.0, *other.abs().flatten().tolist()]))
     with torch.no_grad():
-        assert torch.equal(run_branches(x, given, plan._replace(products="fp8")), ours[0])
+        assert torch.equal(run_branches(x, given, plan._replace(frozen_precision="fp8")), ours[0])
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations(activation: str, unrounded: None) -> None:
     plan, given, full = build(Case(activation=activation), ("mlp",))
     x = Case().tokens_in().requires_grad_()
-    ours = gradients(Case(), given, run_branches(x, given, plan._replace(products="fp8")), x)
+    ours = gradients(Case(), given, run_branches(x, given, plan._replace(frozen_precision="fp8")), x)
     for one, other in zip(ours, gradients(Case(), full, plain_chain(x, full, plan), x), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
@@ -66,14 +67,12 @@ def test_rounds_as_float8_does(kinds: tuple[str, ...], memory: str, stream: torc
     dtype = "bfloat16" if stream == torch.bfloat16 else str(stream).removeprefix("torch.")
     plan, given, full = build(WIDE, kinds, dtype=dtype, memory=memory)
     # As of a trained model: norms of 1, weights that keep them.
-    for tensors in (given, full):
-        for tensor in tensors:
-            if tensor is not None and tensor.ndim == 2 and tensor.shape[1] >= 16:
-                tensor.data.copy_(tensor.data * tensor.shape[1] ** -0.5 / tensor.data.std())
+    for tensor in {id(t): t for t in flatten(full) if t is not None and t.ndim == 2 and t.shape[1] >= 16}.values():
+        tensor.data.copy_(tensor.data * tensor.shape[1] ** -0.5 / tensor.data.std())
     true = WIDE.tokens_in().requires_grad_()
     expected = gradients(WIDE, full, plain_chain(true, full, plan), true)
     x = true.detach().to(stream).requires_grad_()
-    fp8 = gradients(WIDE, given, run_branches(x, given, plan._replace(products="fp8")), x)
+    fp8 = gradients(WIDE, given, run_branches(x, given, plan._replace(frozen_precision="fp8")), x)
     auto = gradients(WIDE, given, run_branches(x, given, plan), x)
     for one, other, reference in zip(fp8, auto, expected, strict=True):
         assert one.dtype == other.dtype and one.isfinite().all()
@@ -86,7 +85,7 @@ def test_rounds_as_float8_does(kinds: tuple[str, ...], memory: str, stream: torc
 def test_the_gradient_of_the_projection_is_multiplied_in_float8(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, given, _ = build(WIDE, (kind,))
     x, quantize, shapes = WIDE.tokens_in().requires_grad_(), aten_fp8.quantize, []
-    out = run_branches(x, given, plan._replace(products="fp8"))
+    out = run_branches(x, given, plan._replace(frozen_precision="fp8"))
     monkeypatch.setattr(aten_fp8, "quantize", lambda each: shapes.append(tuple(each.shape)) or quantize(each))
     gradients(WIDE, given, out, x)
     rows, packed = x.shape[0] * x.shape[1], 3 * WIDE.heads * WIDE.head_dim
@@ -100,7 +99,7 @@ def test_what_is_computed_again_is_the_same(kinds: tuple[str, ...], memory: str)
     for each in ("fast", memory):
         plan, given, _ = build(case, kinds, memory=each)
         x = case.tokens_in().requires_grad_()
-        found.append(gradients(case, given, run_branches(x, given, plan._replace(products="fp8")), x))
+        found.append(gradients(case, given, run_branches(x, given, plan._replace(frozen_precision="fp8")), x))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
@@ -109,18 +108,18 @@ def test_what_is_computed_again_is_the_same(kinds: tuple[str, ...], memory: str)
 def test_products_of_adapters_are_exact(kind: str, factor: float) -> None:
     """What an adapter adds is not rounded to float8, whatever the frozen layer does with the tokens beside it."""
     plan, given, _ = build(WIDE, (kind,))
-    plan, x = plan._replace(products="fp8"), WIDE.tokens_in()
-    given[7] = torch.full((3,), factor, dtype=torch.float64)
-    with_it = run_branches(x, given, plan)
-    given[7] = torch.zeros(3, dtype=torch.float64)
-    without = run_branches(x, given, plan)
+    plan, x = plan._replace(frozen_precision="fp8"), WIDE.tokens_in()
+    (branch,) = given
+    with_it, without = (
+        run_branches(x, [branch._replace(factor=torch.full((3,), each, dtype=torch.float64))], plan)
+        for each in (factor, 0.0)
+    )
     if kind == "frames":
         assert torch.equal(without, x)
         return
-    norm_w, norm_b, *_ = given
-    down_w, down_b, up_w, up_b = given[8:12]
-    h = torch.nn.functional.layer_norm(x, x.shape[-1:], norm_w, norm_b, 1e-5)
-    adapter = torch.nn.functional.gelu(h @ down_w.T + down_b) @ up_w.T + up_b  # type: ignore[union-attr]
+    assert branch.frozen is not None and branch.trained.adapter is not None
+    h = torch.nn.functional.layer_norm(x, x.shape[-1:], branch.frozen.norm_weight, branch.frozen.norm_bias, 1e-5)
+    adapter = plain_adapter(h, branch.trained.adapter, None, WIDE.frames)
     torch.testing.assert_close(with_it - without, 0.7 * factor * adapter, rtol=1e-9, atol=1e-9)
 
 
@@ -132,7 +131,7 @@ def test_every_element_is_written(kinds: tuple[str, ...], memory: str) -> None:
     x = replace(CASES["whole"], tokens=24 if "windows" in kinds else 4).tokens_in().requires_grad_()
     torch.use_deterministic_algorithms(True)
     try:
-        found = gradients(CASES["whole"], given, run_branches(x, given, plan._replace(products="fp8")), x)
+        found = gradients(CASES["whole"], given, run_branches(x, given, plan._replace(frozen_precision="fp8")), x)
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(each.isfinite().all() for each in found)
@@ -143,10 +142,10 @@ def test_every_element_is_written(kinds: tuple[str, ...], memory: str) -> None:
 def test_operators_are_registered_in_full(memory: str, adapter: bool) -> None:
     case = Case(time_bias=True, factor=True, adapter=adapter)
     plan, given, _ = build(case, CHAINS["block"], memory=memory)
-    check_operators(case.tokens_in(), given, plan._replace(products="fp8"))
+    check_operators(case.tokens_in(), given, plan._replace(frozen_precision="fp8"))
 
 
 def test_the_text_says_so() -> None:
     plan, _, _ = build(Case(), CHAINS["block"])
-    assert decode(encode(plan)).products == "auto"
-    assert decode(encode(plan._replace(products="fp8"))).products == "fp8"
+    assert decode(encode(plan)).frozen_precision == "auto"
+    assert decode(encode(plan._replace(frozen_precision="fp8"))).frozen_precision == "fp8"

@@ -17,11 +17,10 @@ ATTENTIONS = st.builds(
     heads=st.integers(1, 64),
     scale=NUMBERS,
     eps=NUMBERS,
-    adapter=st.booleans(),
     implementation=st.sampled_from(["eager", "triton", "flash"]),
     shares=st.booleans(),
 )
-MLPS = st.builds(MlpPlan, activation=st.sampled_from(ACTIVATIONS), eps=NUMBERS, adapter=st.booleans(), scale=NUMBERS)
+MLPS = st.builds(MlpPlan, activation=st.sampled_from(ACTIVATIONS), eps=NUMBERS, scale=NUMBERS)
 CHAINS = st.builds(
     ChainPlan,
     branches=st.lists(ATTENTIONS | MLPS, min_size=1, max_size=4).map(tuple),
@@ -29,7 +28,7 @@ CHAINS = st.builds(
     dtype=st.sampled_from(["float64", "float32", "bfloat16", "float16"]),
     memory=st.sampled_from(MEMORY),
     tokens=st.just(0),  # no part of the text
-    products=st.sampled_from(["auto", "fp8"]),
+    frozen_precision=st.sampled_from(["auto", "fp8"]),
 )
 
 

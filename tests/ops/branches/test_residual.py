@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from aim_adapters.ops.branches import AttentionPlan, MlpPlan, run_branches
-from aim_adapters.ops.branches import chain as chains
-from aim_adapters.ops.branches.plan import TRAINED
-from tests.ops.branches.cases import ACTIVATIONS, FRAME, MEMORY, Case, Tensors, draw, plain_chain
+from aim_adapters.ops.branches.tensors import AdapterTensors, flatten
+from tests.ops.branches.cases import ACTIVATIONS, FRAME, MEMORY, Case, draw, plain_chain
 
 KINDS = ("frames", "tokens", "windows", "mlp")
 VARIANTS = {
@@ -48,21 +47,22 @@ def check(case: Case, kind: str, *, memory: str = "fast", needs: bool = True) ->
     case = replace(case, tokens=FRAME[0] * FRAME[1]) if kind == "windows" else case
     plan = plan_of(case, kind)
     x, tensors, chain = case.tokens_in(), case.tensors(plan), case.chain(plan, memory=memory)
-    d_out = draw(7, *x.shape)
-    before = [None if t is None else t.detach().clone() for t in (x, d_out, *tensors)]
+    d_out, trained = draw(7, *x.shape), tensors.trained
+    before = [None if t is None else t.detach().clone() for t in (x, d_out, *flatten([tensors]))]
     runs: list[list[Tensor]] = []
-    names = ["input"] * needs + [n for n, t in zip(TRAINED, tensors[chains.TRAINED], strict=True) if t is not None]
+    names = ["input"] * needs + [*AdapterTensors._fields] * (trained.adapter is not None)
+    names += ["temporal_bias"] * (trained.temporal_bias is not None)
     for run in (run_branches, plain_chain):
         leaf = x.detach().requires_grad_(needs)
-        out = run(leaf, tensors, chain)
+        out = run(leaf, [tensors], chain)
         assert out.requires_grad == bool(names)
         runs.append([out.detach()])
         if names:
-            leaves = ([leaf] if needs else []) + [t for t in tensors[chains.TRAINED] if t is not None]
+            leaves = ([leaf] if needs else []) + trained.present()
             runs[-1] += torch.autograd.grad(out, leaves, d_out)
     for name, ours, theirs in zip(["output", *names], *runs, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
-    for now, then in zip((x, d_out, *tensors), before, strict=True):
+    for now, then in zip((x, d_out, *flatten([tensors])), before, strict=True):
         assert (now is None and then is None) or torch.equal(now, then)  # type: ignore[arg-type]
 
 
@@ -90,11 +90,10 @@ def test_activations(activation: str, memory: str) -> None:
 def test_dropped_clips_give_the_adapter_nothing(kind: str) -> None:
     case = VARIANTS["drop_path"]
     plan = plan_of(case, kind)
-    tensors: Tensors = case.tensors(plan)
-    tensors[7] = torch.zeros(case.clips, dtype=torch.float64)
+    tensors = case.tensors(plan)._replace(factor=torch.zeros(case.clips, dtype=torch.float64))
     x = case.tokens_in()
-    out = run_branches(x, tensors, case.chain(plan))
-    found = torch.autograd.grad(out, [t for t in tensors[chains.TRAINED] if t is not None], draw(7, *x.shape))
+    out = run_branches(x, [tensors], case.chain(plan))
+    found = torch.autograd.grad(out, tensors.trained.present(), draw(7, *x.shape))
     assert not any(gradient.any() for gradient in found)
     if kind == "frames":
         assert torch.equal(out, x)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from aim_adapters.ops.frozen import aten, aten_fp8, fp8
+from aim_adapters.ops.frozen import Scaled, aten, aten_fp8, product, scaled_rows
+from aim_adapters.ops.frozen.scaled import LARGEST
 from tests.ops.frozen.test_frozen import KINDS, norm
 
 kernels = pytest.importorskip("aim_adapters.ops.frozen.triton_fp8")
@@ -26,7 +27,7 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Te
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
-def rows(scaled: fp8.Scaled) -> Tensor:
+def rows(scaled: Scaled) -> Tensor:
     """Return what a matrix stands for, float64."""
     return scaled.values.double() * scaled.scale.double()
 
@@ -46,7 +47,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def check(scaled: fp8.Scaled, true: Tensor, slack: float = 0.0) -> None:
+def check(scaled: Scaled, true: Tensor, slack: float = 0.0) -> None:
     """Hold every element to what rounding to float8 does, and to ``slack`` of the row's largest."""
     assert scaled.values.shape == true.shape and scaled.scale.shape == (len(true), 1)
     assert scaled.values.is_contiguous() and scaled.scale.dtype == torch.float32
@@ -54,7 +55,7 @@ def check(scaled: fp8.Scaled, true: Tensor, slack: float = 0.0) -> None:
     largest = true.abs().amax(-1, keepdim=True)
     allowed = RELATIVE * true.abs() + (ABSOLUTE + slack) * largest
     assert ((rows(scaled) - true).abs() <= allowed * (1 + 1e-5)).all()
-    torch.testing.assert_close(scaled.scale.double() * fp8.LARGEST, largest, rtol=1e-5 + slack, atol=1e-20)
+    torch.testing.assert_close(scaled.scale.double() * LARGEST, largest, rtol=1e-5 + slack, atol=1e-20)
 
 
 @IMPLEMENTATIONS
@@ -139,10 +140,10 @@ def test_activation(ops: ModuleType, shape: tuple[int, int], dtype: torch.dtype,
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("rows_of", [1, 50, 0])
 def test_product(biased: bool, rows_of: int) -> None:
-    ops, dtype = fp8.parts_for(normal(1)), torch.bfloat16
+    ops, dtype = scaled_rows(normal(1).device), torch.bfloat16
     x, weight, bias = normal(rows_of, 96), normal(32, 96, seed=1), normal(32, dtype=dtype, seed=2)
     a, b = ops.quantize(x), ops.quantize(weight)
-    out = fp8.product(a, b, bias if biased else None, dtype)
+    out = product(a, b, bias if biased else None, dtype)
     true = rows(a) @ rows(b).T + (bias.double() if biased else 0)
     assert out.dtype == dtype and out.shape == (rows_of, 32)
     torch.testing.assert_close(out.double(), true, rtol=2**-7, atol=5e-2)  # summed fast
@@ -150,8 +151,8 @@ def test_product(biased: bool, rows_of: int) -> None:
 
 def test_product_by_columns_is_that_by_the_matrix_itself() -> None:
     d, weight = normal(50, 96), normal(96, 32, seed=1)
-    ops = fp8.parts_for(d)
-    out = fp8.product(ops.quantize(d), ops.quantize_columns(weight), None, torch.bfloat16)
+    ops = scaled_rows(d.device)
+    out = product(ops.quantize(d), ops.quantize_columns(weight), None, torch.bfloat16)
     true = d.double() @ weight.double()
     assert (out.double() - true).norm() < 0.05 * true.norm()
 
@@ -159,8 +160,8 @@ def test_product_by_columns_is_that_by_the_matrix_itself() -> None:
 def test_products_round_each_row_for_itself() -> None:
     """One scale for all would lose rows that are a millionth of others."""
     x, weight = normal(4, 96) * torch.tensor([[1.0], [1e-6], [1e6], [0.0]], device=DEVICE), normal(32, 96, seed=1)
-    ops = fp8.parts_for(x)
-    out = fp8.product(ops.quantize(x), ops.quantize(weight), None, torch.bfloat16).double()
+    ops = scaled_rows(x.device)
+    out = product(ops.quantize(x), ops.quantize(weight), None, torch.bfloat16).double()
     true = x.double() @ weight.double().T
     assert ((out - true).norm(dim=-1) <= 0.05 * true.norm(dim=-1)).all()
 

@@ -1,4 +1,4 @@
-"""Compute the hidden layer of an adapter by PyTorch's own operators, on any device."""
+"""The hidden layer of an adapter by PyTorch's own operators, on any device."""
 
 from __future__ import annotations
 
@@ -6,19 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aim_adapters.ops.bottleneck import padded
+from aim_adapters.ops.bottleneck.width import padded
 
 
 def hidden(pre: Tensor, out: Tensor, factor: Tensor | None, rows_per_factor: int, scale: float) -> None:
-    """Write ``f * gelu(pre)``, then a column of ``f``, then zeros; f is ``scale * factor`` of the row.
-
-    Args:
-        pre: What the down-projection gave ``[M, W]``, floating point, rows any distance apart.
-        out: ``[M, P]`` of the same dtype, P more than W, rows any distance apart; overwritten.
-        factor: Stochastic depth of each clip ``[clips]``, float32 at least, or None for 1.
-        rows_per_factor: Rows of a clip.
-        scale: Factor on the branch.
-    """
+    """Compute `BottleneckRows.hidden` by PyTorch's operators."""
     width = pre.shape[1]
     f = _of_rows(factor, rows_per_factor, scale)
     torch.mul(F.gelu(pre), f, out=out[:, :width])
@@ -29,20 +21,7 @@ def hidden(pre: Tensor, out: Tensor, factor: Tensor | None, rows_per_factor: int
 def hidden_backward(
     d_hidden: Tensor, pre: Tensor, out: Tensor | None, factor: Tensor | None, rows_per_factor: int, scale: float
 ) -> Tensor:
-    """Turn the gradient of ``gelu(pre)`` behind f into that of ``pre``, in place.
-
-    Args:
-        d_hidden: Gradient of the branch times the up-projection's weights, without f, ``[M, W]``; overwritten.
-        pre: What the down-projection gave ``[M, W]``, same dtype, rows any distance apart.
-        out: Where to write what `hidden` writes, or None.
-        factor: Stochastic depth of each clip ``[clips]``, float32 at least, or None for 1.
-        rows_per_factor: Rows of a clip.
-        scale: Factor on the branch.
-
-    Returns:
-        The sum of the rows ``[1, W]``, float32 (float64 for float64): what `gradients` makes the down-projection's
-        bias' of.
-    """
+    """Compute `BottleneckRows.hidden_backward` by PyTorch's operators."""
     if factor is not None or scale != 1:
         d_hidden.mul_(_of_rows(factor, rows_per_factor, scale))
     torch.ops.aten.gelu_backward(d_hidden, pre, grad_input=d_hidden)
@@ -52,19 +31,7 @@ def hidden_backward(
 
 
 def gradients(d_down: Tensor, sums: Tensor, d_up: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of an adapter, from what products and `hidden_backward` gave.
-
-    Args:
-        d_down: That of the down-projection's weights ``[W, K]``, but for what they multiply the bias in front of them
-            by; which is added.
-        sums: What `hidden_backward` returned, ``[n, W]``.
-        d_up: That of the up-projection's weights and, behind them, of its bias ``[D, P]``.
-        bias: Of the frozen layer that the down-projection is composed with, ``[K]``, any floating dtype; or None.
-
-    Returns:
-        Those of the down-projection's weights ``[W, K]``, which is ``d_down``, and bias ``[W]``, float32 (float64 for
-        float64); of the up-projection's weights ``[D, W]`` and bias ``[D]``, in the dtype of ``d_up``.
-    """
+    """Compute `BottleneckRows.gradients` by PyTorch's operators."""
     d_down_b, width = sums.sum(0), sums.shape[1]
     if bias is not None:
         d_down.addr_(d_down_b.to(d_down.dtype), bias.to(d_down.dtype))
@@ -72,17 +39,7 @@ def gradients(d_down: Tensor, sums: Tensor, d_up: Tensor, bias: Tensor | None) -
 
 
 def widened(weight: Tensor | None, up_weight: Tensor, up_bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a layer's weights with an up-projection's beside them, for the columns that `hidden` writes.
-
-    Args:
-        weight: The layer's own ``[D, K]``, any floating dtype; or None for an up-projection alone.
-        up_weight: ``[D, W]``, any floating dtype.
-        up_bias: ``[D]``, any floating dtype.
-        dtype: Dtype of the result.
-
-    Returns:
-        ``[D, K + P]``, P columns for the adapter.
-    """
+    """Compute `BottleneckRows.widened` by PyTorch's operators."""
     (rows, width), own = up_weight.shape, 0 if weight is None else weight.shape[1]
     out = torch.empty((rows, own + padded(width)), dtype=dtype, device=up_weight.device)
     if weight is not None:
@@ -96,18 +53,7 @@ def widened(weight: Tensor | None, up_weight: Tensor, up_bias: Tensor, dtype: to
 def joined(
     weight: Tensor, bias: Tensor | None, down_weight: Tensor, down_bias: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Return a layer with a down-projection's rows below its own.
-
-    Args:
-        weight: ``[K, D]``, any floating dtype.
-        bias: ``[K]``, any floating dtype, or None for zeros.
-        down_weight: ``[W, D]``, any floating dtype.
-        down_bias: ``[W]``, any floating dtype.
-        dtype: Dtype of the result.
-
-    Returns:
-        ``[K + W, D]`` and ``[K + W]``.
-    """
+    """Compute `BottleneckRows.joined` by PyTorch's operators."""
     bias = weight.new_zeros(len(weight)) if bias is None else bias
     weights = torch.cat((weight.to(dtype), down_weight.to(dtype)))
     return weights, torch.cat((bias.to(dtype), down_bias.to(dtype)))

@@ -1,4 +1,4 @@
-"""Compute the hidden layer of an adapter by Triton kernels, for float32, bfloat16 and float16."""
+"""The hidden layer of an adapter by Triton kernels, for float32, bfloat16 and float16."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from triton import cdiv, next_power_of_2
 
-from aim_adapters.ops.bottleneck import kernels, padded
+from aim_adapters.ops.bottleneck import kernels
+from aim_adapters.ops.bottleneck.width import padded
 
 _TILES, _STAGES = 8, 3  # tiles of rows of a program that adds rows up, and of how many loads are under way
 _WIDEST = 2048  # adapter for which there is shared memory to load ahead, on any GPU
@@ -17,15 +18,7 @@ _UNITS, _PARTS, _ROWS = 4, 512, 8  # of a program that finishes gradients
 
 
 def hidden(pre: Tensor, out: Tensor, factor: Tensor | None, rows_per_factor: int, scale: float) -> None:
-    """Write ``f * gelu(pre)``, then a column of ``f``, then zeros; f is ``scale * factor`` of the row.
-
-    Args:
-        pre: What the down-projection gave ``[M, W]``, rows any distance apart.
-        out: ``[M, P]`` of the same dtype, P more than W, rows any distance apart; overwritten.
-        factor: Stochastic depth of each clip ``[clips]``, float32, or None for 1.
-        rows_per_factor: Rows of a clip.
-        scale: Factor on the branch.
-    """
+    """Compute `BottleneckRows.hidden` by a kernel."""
     options = _options(pre, out, factor)
     with torch.cuda.device_of(pre):
         kernels.hidden_kernel[(cdiv(len(pre), options["ROWS"]),)](
@@ -36,19 +29,7 @@ def hidden(pre: Tensor, out: Tensor, factor: Tensor | None, rows_per_factor: int
 def hidden_backward(
     d_hidden: Tensor, pre: Tensor, out: Tensor | None, factor: Tensor | None, rows_per_factor: int, scale: float
 ) -> Tensor:
-    """Turn the gradient of ``gelu(pre)`` behind f into that of ``pre``, in place.
-
-    Args:
-        d_hidden: Gradient of the branch times the up-projection's weights, without f, ``[M, W]``; overwritten.
-        pre: What the down-projection gave ``[M, W]``, same dtype, rows any distance apart.
-        out: Where to write what `hidden` writes, or None.
-        factor: Stochastic depth of each clip ``[clips]``, float32, or None for 1.
-        rows_per_factor: Rows of a clip.
-        scale: Factor on the branch.
-
-    Returns:
-        Sums of some rows each ``[n, W]``, float32: what `gradients` makes the down-projection's bias' of.
-    """
+    """Compute `BottleneckRows.hidden_backward` by a kernel."""
     options = _options(pre, out, factor)
     programs = cdiv(len(pre), options["ROWS"] * _TILES)
     sums = torch.empty((programs, pre.shape[1]), dtype=torch.float32, device=pre.device)
@@ -62,19 +43,7 @@ def hidden_backward(
 
 
 def gradients(d_down: Tensor, sums: Tensor, d_up: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of an adapter, from what products and `hidden_backward` gave.
-
-    Args:
-        d_down: That of the down-projection's weights ``[W, K]``, contiguous, but for what they multiply the bias in
-            front of them by; which is added.
-        sums: What `hidden_backward` returned, ``[n, W]``.
-        d_up: That of the up-projection's weights and, behind them, of its bias ``[D, P]``, contiguous.
-        bias: Of the frozen layer that the down-projection is composed with, ``[K]``, any floating dtype; or None.
-
-    Returns:
-        Those of the down-projection's weights ``[W, K]``, which is ``d_down``, and bias ``[W]``, float32; of the
-        up-projection's weights ``[D, W]`` and bias ``[D]``, in the dtype of ``d_up``.
-    """
+    """Compute `BottleneckRows.gradients` by a kernel."""
     (width, inner), (rows, columns) = d_down.shape, d_up.shape
     d_down_b = torch.empty(width, dtype=sums.dtype, device=sums.device)
     d_up_w, d_up_b = (torch.empty(shape, dtype=d_up.dtype, device=d_up.device) for shape in ((rows, width), (rows,)))
@@ -89,17 +58,7 @@ def gradients(d_down: Tensor, sums: Tensor, d_up: Tensor, bias: Tensor | None) -
 
 
 def widened(weight: Tensor | None, up_weight: Tensor, up_bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a layer's weights with an up-projection's beside them, for the columns that `hidden` writes.
-
-    Args:
-        weight: The layer's own ``[D, K]``, any floating dtype; or None for an up-projection alone.
-        up_weight: ``[D, W]``, any floating dtype.
-        up_bias: ``[D]``, any floating dtype.
-        dtype: Dtype of the result.
-
-    Returns:
-        ``[D, K + P]``, P columns for the adapter.
-    """
+    """Compute `BottleneckRows.widened` by a kernel."""
     (rows, width), own = up_weight.shape, 0 if weight is None else weight.shape[1]
     out = torch.empty((rows, own + padded(width)), dtype=dtype, device=up_weight.device)
     weight = None if weight is None else weight.contiguous()
@@ -114,18 +73,7 @@ def widened(weight: Tensor | None, up_weight: Tensor, up_bias: Tensor, dtype: to
 def joined(
     weight: Tensor, bias: Tensor | None, down_weight: Tensor, down_bias: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Return a layer with a down-projection's rows below its own.
-
-    Args:
-        weight: ``[K, D]``, any floating dtype.
-        bias: ``[K]``, any floating dtype, or None for zeros.
-        down_weight: ``[W, D]``, any floating dtype.
-        down_bias: ``[W]``, any floating dtype.
-        dtype: Dtype of the result.
-
-    Returns:
-        ``[K + W, D]`` and ``[K + W]``.
-    """
+    """Compute `BottleneckRows.joined` by a kernel."""
     own, width = len(weight), weight.shape[1]
     rows = own + len(down_weight)
     out = torch.empty((rows, width), dtype=dtype, device=weight.device)

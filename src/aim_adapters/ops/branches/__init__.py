@@ -1,16 +1,29 @@
 """Residual branches around frozen layers as one step of autograd."""
 
 from aim_adapters.ops.branches.attention import flash_takes
-from aim_adapters.ops.branches.chain import FROZEN, run_branches
+from aim_adapters.ops.branches.chain import run_branches
 from aim_adapters.ops.branches.first_token import attend_from_first
 from aim_adapters.ops.branches.plan import AttentionPlan, ChainPlan, MlpPlan
+from aim_adapters.ops.branches.tensors import (
+    AdapterTensors,
+    AttentionTensors,
+    BranchTensors,
+    MlpTensors,
+    TrainedTensors,
+    WindowTensors,
+)
 from aim_adapters.ops.branches.windows import tile
 
 __all__ = [
-    "FROZEN",
+    "AdapterTensors",
     "AttentionPlan",
+    "AttentionTensors",
+    "BranchTensors",
     "ChainPlan",
     "MlpPlan",
+    "MlpTensors",
+    "TrainedTensors",
+    "WindowTensors",
     "attend_from_first",
     "flash_takes",
     "run_branches",

@@ -1,20 +1,19 @@
-"""Attend over frames or tokens of a packed projection, forwards and backwards, outside of autograd."""
+"""Attention over frames or tokens of a packed projection, forward and backward, outside of autograd."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from aim_adapters.ops.branches.plan import AttentionPlan
+from aim_adapters.ops.branches.tensors import WindowTensors
 from aim_adapters.ops.spatial_attention.tiles import WINDOW
 
 _FLASH = {"cpu": (torch.float64, torch.float32, torch.bfloat16, torch.float16), "cuda": (torch.bfloat16, torch.float16)}
 
 
 def flash_takes(device: str, dtype: torch.dtype, width: int) -> bool:
-    """Tell whether PyTorch's flash attention computes heads of a width in a dtype."""
+    """Return whether PyTorch's flash attention computes heads of a width in a dtype."""
     return dtype in _FLASH.get(device, ()) and (device == "cpu" or (width % 8 == 0 and width <= 256))
 
 
@@ -31,7 +30,7 @@ def attend(
     plan: AttentionPlan,
     num_frames: int,
     *,
-    windows: Sequence[Tensor | None] = (None, None, None),
+    windows: WindowTensors | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend.
@@ -41,7 +40,7 @@ def attend(
         bias: Relative bias along time ``[H, T, T]``, or None.
         plan: The branch.
         num_frames: T.
-        windows: As `WINDOWS` names them.
+        windows: The windows, if the tokens attend within some.
         out: For tokens: where to write, ``[B*T, N, H, d]``, its last dimension contiguous.
 
     Returns:
@@ -55,7 +54,7 @@ def attend(
             return temporal.packed_forward(qkv, bias, num_frames, plan.scale), None
         weights, _, _, v = _weights_over_frames(qkv, bias, plan, num_frames)
         return _frames_first(torch.bmm(weights, v), qkv, num_frames), None
-    window_bias, mask, index = windows
+    window_bias, mask, index = windows or (None, None, None)
     if plan.implementation == "triton":
         from aim_adapters.ops.spatial_attention import triton as spatial
 
@@ -83,7 +82,7 @@ def attend_backward(
     plan: AttentionPlan,
     num_frames: int,
     *,
-    windows: Sequence[Tensor | None] = (None, None, None),
+    windows: WindowTensors | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the gradients, and the output.
 
@@ -95,7 +94,7 @@ def attend_backward(
         lse: The same.
         plan: The branch.
         num_frames: T.
-        windows: As `WINDOWS` names them; they get no gradient.
+        windows: The windows, if the tokens attend within some; they get no gradient.
 
     Returns:
         Gradient of ``qkv``, packed; the output ``[B*T, N, H, d]``; gradient of ``bias``, or None.
@@ -108,7 +107,7 @@ def attend_backward(
             return d_qkv, o, None if bias is None else d_bias
         return _over_frames_backward(d_o, qkv, bias, plan, num_frames)
     assert o is not None and lse is not None
-    window_bias, mask, index = windows
+    window_bias, mask, index = windows or (None, None, None)
     if plan.implementation == "triton":
         from aim_adapters.ops.spatial_attention import triton as spatial
 

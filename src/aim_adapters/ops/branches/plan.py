@@ -1,4 +1,4 @@
-"""Describe a chain of residual branches: all that is not a tensor, as text that an operator can take."""
+"""The description of a chain of residual branches: all that is not a tensor, as text that an operator can take."""
 
 from __future__ import annotations
 
@@ -7,31 +7,23 @@ from typing import NamedTuple
 
 import torch
 
-# Tensors of a branch, in the order in which a chain takes them. Those that train come last.
-ATTENTION_FROZEN = ("norm_weight", "norm_bias", "qkv_weight", "qkv_bias", "out_weight", "out_bias", "gamma")
-MLP_FROZEN = ("norm_weight", "norm_bias", "in_weight", "in_bias", "out_weight", "out_bias", "gamma")
-WINDOWS = ("window_bias", "window_mask", "window_index")
-TRAINED = ("down_weight", "down_bias", "up_weight", "up_bias", "bias")
-
 
 class AttentionPlan(NamedTuple):
-    """Describe ``x + f * adapter(out(attention(qkv(norm(x)))))``, Eq. 3 or 4.
+    """The description of ``x + f * adapter(out(attention(qkv(norm(x)))))``, Eq. 3 or 4.
 
     Attributes:
         over: ``"frames"``, ``"tokens"`` or ``"windows"``.
         heads: H.
         scale: Factor on the scores.
         eps: Of the norm.
-        adapter: There is one.
         implementation: Of the attention.
-        shares: Its frozen tensors are those of the branch in front of it, and are not given again.
+        shares: Its frozen layers are those of the branch in front of it, and are not given again.
     """
 
     over: str
     heads: int
     scale: float
     eps: float
-    adapter: bool
     implementation: str
     shares: bool = False
 
@@ -46,23 +38,21 @@ class AttentionPlan(NamedTuple):
 
 
 class MlpPlan(NamedTuple):
-    """Describe ``x + mlp(norm(x)) + f * adapter(norm(x))``, Eq. 5.
+    """The description of ``x + mlp(norm(x)) + f * adapter(norm(x))``, Eq. 5.
 
     Attributes:
         activation: Of the MLP.
         eps: Of the norm.
-        adapter: There is one.
         scale: s, a part of f.
     """
 
     activation: str
     eps: float
-    adapter: bool
     scale: float
 
 
 class ChainPlan(NamedTuple):
-    """Describe branches that follow one another.
+    """The description of branches that follow one another.
 
     Attributes:
         branches: In order.
@@ -70,7 +60,7 @@ class ChainPlan(NamedTuple):
         dtype: What products are computed in, as ``"bfloat16"``.
         memory: ``"fast"``, ``"balanced"`` or ``"low"``: what the backward pass finds, and what it computes again.
         tokens: N; known once there are tokens, and no part of the text.
-        products: Of frozen weights: ``"auto"``, in ``dtype``; or ``"fp8"``.
+        frozen_precision: Of products with frozen weights: ``"auto"``, that of ``dtype``; or ``"fp8"``.
     """
 
     branches: tuple[AttentionPlan | MlpPlan, ...]
@@ -78,7 +68,7 @@ class ChainPlan(NamedTuple):
     dtype: str
     memory: str
     tokens: int = 0
-    products: str = "auto"
+    frozen_precision: str = "auto"
 
     @property
     def rows_per_clip(self) -> int:
@@ -95,13 +85,13 @@ class ChainPlan(NamedTuple):
 def encode(plan: ChainPlan) -> str:
     """Write a plan as text, in a way that compilers can trace."""
     # Hexadecimal, as where PyTorch 2.11 takes a float for a variable, it can write it in no other way.
-    words = [f"{plan.num_frames} {plan.dtype} {plan.memory} {plan.products}"]
-    for each in plan.branches:
-        if isinstance(each, AttentionPlan):
-            flags = f"{int(each.adapter)} {int(each.shares)}"
-            words.append(f"{each.over} {each.heads} {each.scale.hex()} {each.eps.hex()} {flags} {each.implementation}")
+    words = [f"{plan.num_frames} {plan.dtype} {plan.memory} {plan.frozen_precision}"]
+    for branch in plan.branches:
+        if isinstance(branch, AttentionPlan):
+            numbers = f"{branch.heads} {branch.scale.hex()} {branch.eps.hex()}"
+            words.append(f"{branch.over} {numbers} {branch.implementation} {int(branch.shares)}")
         else:
-            words.append(f"mlp {each.activation} {each.eps.hex()} {int(each.adapter)} {each.scale.hex()}")
+            words.append(f"mlp {branch.activation} {branch.eps.hex()} {branch.scale.hex()}")
     return ",".join(words)
 
 
@@ -110,13 +100,14 @@ def decode(text: str) -> ChainPlan:
     """Read a plan that `encode` wrote."""
     first, *rest = text.split(",")
     branches: list[AttentionPlan | MlpPlan] = []
-    for each in rest:
-        kind, *words = each.split()
+    for branch in rest:
+        kind, *words = branch.split()
         if kind == "mlp":
-            branches.append(MlpPlan(words[0], float.fromhex(words[1]), words[2] == "1", float.fromhex(words[3])))
+            activation, eps, scale = words
+            branches.append(MlpPlan(activation, float.fromhex(eps), float.fromhex(scale)))
         else:
-            heads, scale, eps = int(words[0]), float.fromhex(words[1]), float.fromhex(words[2])
-            adapter, shares = (word == "1" for word in words[3:5])
-            branches.append(AttentionPlan(kind, heads, scale, eps, adapter, words[5], shares))
-    num_frames, dtype, memory, products = first.split()
-    return ChainPlan(tuple(branches), int(num_frames), dtype, memory, products=products)
+            heads, scale, eps, implementation, shares = words
+            numbers = int(heads), float.fromhex(scale), float.fromhex(eps)
+            branches.append(AttentionPlan(kind, *numbers, implementation, shares == "1"))
+    num_frames, dtype, memory, frozen_precision = first.split()
+    return ChainPlan(tuple(branches), int(num_frames), dtype, memory, frozen_precision=frozen_precision)

@@ -1,4 +1,4 @@
-"""Compute residual branches around frozen layers, forwards and backwards, outside of autograd.
+"""Residual branches around frozen layers, forward and backward, outside of autograd.
 
 Frozen layers need no gradient of their own, so the backward pass keeps no input of theirs: only what the gradient of
 the tokens needs. What is cheap to compute again, such as normalized tokens and activations, is computed again.
@@ -14,267 +14,274 @@ adds the two where it reads them anyway.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from aim_adapters.ops.bottleneck import aten as aten_bottleneck
-from aim_adapters.ops.bottleneck import padded
+from aim_adapters.ops.bottleneck import bottleneck_rows, padded
 from aim_adapters.ops.branches.attention import attend, attend_backward
+from aim_adapters.ops.branches.dense import DenseProducts, hidden_gradient
+from aim_adapters.ops.branches.kept import Kept, KeptAttention, KeptMlp, kept_names, select
+from aim_adapters.ops.branches.linear import linear, scaled_output, wide_product
 from aim_adapters.ops.branches.plan import AttentionPlan, ChainPlan, MlpPlan
-from aim_adapters.ops.frozen import aten as aten_frozen
-
-Tensors = Sequence[Tensor | None]
-EnterQKV = Callable[[Tensor, "Tensor | None", Tensors, AttentionPlan, ChainPlan], "tuple[Tensor, Tensor]"]
-LeaveQKV = Callable[[Tensor, Tensor], Tensor]
-# PyTorch 2.8 and later return float32 from products of half precision.
-_WIDE_PRODUCTS = "dtype" in torch.ops.aten.mm.overloads()
-
-
-def parts_for(x: Tensor) -> tuple[ModuleType, ModuleType]:
-    """Return the row-wise parts of frozen layers and of adapters for a device."""
-    if not x.is_cuda:
-        return aten_frozen, aten_bottleneck
-    from aim_adapters.ops.bottleneck import triton as bottleneck  # not at the top: these import Triton
-    from aim_adapters.ops.frozen import triton as frozen
-
-    return frozen, bottleneck
+from aim_adapters.ops.branches.products import Products
+from aim_adapters.ops.branches.scaled import ScaledProducts
+from aim_adapters.ops.branches.tensors import (
+    AdapterTensors,
+    AttentionTensors,
+    BranchTensors,
+    MlpTensors,
+    TrainedTensors,
+)
+from aim_adapters.ops.frozen import frozen_rows
 
 
-def attention_forward(
+class Output(NamedTuple):
+    """What a branch computes.
+
+    Attributes:
+        x: Its input ``[M, D]``, with what the branch in front adds.
+        y: What it adds to that ``[M, D]``.
+        kept: What the backward pass can use.
+    """
+
+    x: Tensor
+    y: Tensor
+    kept: Kept
+
+
+class Gradients(NamedTuple):
+    """The gradients of a branch.
+
+    Attributes:
+        x: That of its input ``[M, D]``, or None where it is not asked for.
+        trained: Those of what trains, in the dtypes of that.
+    """
+
+    x: Tensor | None
+    trained: TrainedTensors
+
+
+def products_for(chain: ChainPlan, device: torch.device) -> Products[Any]:
+    """Return the way to multiply by frozen weights that a chain asks for."""
+    if chain.frozen_precision == "fp8":
+        return ScaledProducts(device, chain.compute_dtype)
+    return DenseProducts(device, chain.compute_dtype)
+
+
+def branch_forward(
     x: Tensor,
     y: Tensor | None,
-    tensors: Tensors,
-    branch: AttentionPlan,
+    tensors: BranchTensors,
+    branch: AttentionPlan | MlpPlan,
     chain: ChainPlan,
     *,
     keep: str,
-    enter: EnterQKV | None = None,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Compute an attention branch.
+) -> Output:
+    """Compute a branch.
 
     Args:
         x: Tokens ``[M, D]``, contiguous.
         y: What the branch in front of it adds to them ``[M, D]``, or None.
-        tensors: As `ATTENTION_FROZEN`, the factor of each clip, and `TRAINED` name them.
-        branch: The branch.
+        tensors: Its tensors.
+        branch: Its description.
         chain: The chain it is in.
-        keep: ``"fast"`` or ``"balanced"``, what is kept; ``""``: nothing.
-        enter: Adds, normalizes and projects, in place of what does so in the compute dtype.
-
-    Returns:
-        The branch's input ``x + y``; what it adds to that, ``[M, D]``; what the backward pass finds.
+        keep: ``"fast"`` or ``"balanced"``: what is kept; ``"low"``: nothing.
     """
-    bottleneck, dtype = parts_for(x)[1], chain.compute_dtype
-    factor, down_w, down_b, up_w, up_b, bias = tensors[7:13]
-    x, qkv = (enter or _enter_qkv)(x, y, tensors, branch, chain)
-    out_w, out_b = _output(tensors, dtype)
-    width, hidden = out_w.shape[1], padded(up_w.shape[1]) if up_w is not None else 0
+    products, names = products_for(chain, x.device), kept_names(branch, chain, tensors, keep=keep)
+    if isinstance(branch, AttentionPlan):
+        return _attention_forward(x, y, tensors, branch, chain, products, names)
+    return _mlp_forward(x, y, tensors, branch, chain, products, names)
+
+
+def branch_backward(
+    d_out: Tensor,
+    x: Tensor,
+    tensors: BranchTensors,
+    kept: Kept,
+    branch: AttentionPlan | MlpPlan,
+    chain: ChainPlan,
+    *,
+    needs_input: bool,
+) -> Gradients:
+    """Compute the gradients of a branch.
+
+    Args:
+        d_out: Gradient of the tokens behind it ``[M, D]``, contiguous.
+        x: Its input ``[M, D]``.
+        tensors: Its tensors.
+        kept: What its forward pass kept.
+        branch: Its description.
+        chain: The chain it is in.
+        needs_input: The gradient of ``x`` is asked for.
+    """
+    products = products_for(chain, x.device)
+    if isinstance(branch, AttentionPlan):
+        assert isinstance(kept, KeptAttention)
+        d_x, trained = _attention_backward(d_out, x, tensors, kept, branch, chain, products, needs_input=needs_input)
+    else:
+        assert isinstance(kept, KeptMlp)
+        d_x, trained = _mlp_backward(d_out, x, tensors, kept, branch, chain, products, needs_input=needs_input)
+    return Gradients(d_x, trained.in_dtypes_of(tensors.trained))
+
+
+def _attention_forward(
+    x: Tensor,
+    y: Tensor | None,
+    tensors: BranchTensors,
+    branch: AttentionPlan,
+    chain: ChainPlan,
+    products: Products[Any],
+    names: list[str],
+) -> Output:
+    t, adapter, dtype = tensors.frozen, tensors.trained.adapter, chain.compute_dtype
+    assert isinstance(t, AttentionTensors)
+    bottleneck = bottleneck_rows(x.device)
+    x, packed = products.project(x, y, t, branch.eps)
+    qkv = _as_heads(packed, branch, chain)  # [B*T, N, 3, H, d]
+    out_weight, out_bias = scaled_output(t.out_weight, t.out_bias, t.gamma, dtype)
+    width, hidden = out_weight.shape[1], 0 if adapter is None else padded(adapter.up_weight.shape[1])
+    lse, bias = None, tensors.trained.temporal_bias
     if branch.over != "frames":
         wide = qkv.new_empty((len(x), width + hidden))  # attended values, and the adapter's hidden layer beside them
         rows = wide[:, :width]
-        kept = [wide, attend(qkv, bias, branch, chain.num_frames, windows=tensors[13:], out=_heads(rows, qkv))[1]]
+        _, lse = attend(qkv, bias, branch, chain.num_frames, windows=tensors.windows, out=_heads(rows, qkv))
     else:
-        rows, kept = attend(qkv, bias, branch, chain.num_frames)[0].view(len(x), width), []
+        rows = attend(qkv, bias, branch, chain.num_frames)[0].view(len(x), width)
         wide = qkv.new_empty((len(x), hidden))
-    if branch.adapter:
-        assert down_w is not None and down_b is not None and up_w is not None and up_b is not None
-        low_w, low_b = down_w.to(dtype), down_b.to(dtype)
-        composed = low_w @ out_w  # [W, H*d]
-        composed_b = low_b if out_b is None else torch.addmv(low_b, low_w, out_b)
-        pre = torch.addmm(composed_b, rows, composed.T)  # [M, W]
-        bottleneck.hidden(pre, wide[:, -hidden:], factor, chain.rows_per_clip, 1.0)
-        kept += [pre, composed]
-        y = _linear(
-            wide, bottleneck.widened(out_w if branch.skip else None, up_w, up_b, dtype), out_b if branch.skip else None
-        )  # [M, D]
-    else:
-        y = _linear(rows, out_w, out_b)
-    if branch.keeps_packed(keep):
-        kept.append(qkv)
-    return x, y, [each for each in kept if each is not None] if keep else []
+    if adapter is None:
+        kept = select(KeptAttention(wide, lse, packed=qkv), names)
+        return Output(x, linear(rows, out_weight, out_bias), kept)
+    down_weight, down_bias = adapter.down_weight.to(dtype), adapter.down_bias.to(dtype)
+    composed = down_weight @ out_weight  # [W, H*d]
+    composed_bias = down_bias if out_bias is None else torch.addmv(down_bias, down_weight, out_bias)
+    pre = torch.addmm(composed_bias, rows, composed.T)  # [M, W]
+    bottleneck.hidden(pre, wide[:, -hidden:], tensors.factor, chain.rows_per_clip, 1.0)
+    widened = bottleneck.widened(out_weight if branch.skip else None, adapter.up_weight, adapter.up_bias, dtype)
+    y = linear(wide, widened, out_bias if branch.skip else None)  # [M, D]
+    return Output(x, y, select(KeptAttention(wide, lse, pre, composed, qkv), names))
 
 
-def attention_backward(
+def _attention_backward(
     d_out: Tensor,
     x: Tensor,
-    tensors: Tensors,
-    kept: list[Tensor],
+    tensors: BranchTensors,
+    kept: KeptAttention,
     branch: AttentionPlan,
     chain: ChainPlan,
+    products: Products[Any],
     *,
     needs_input: bool,
-    enter: EnterQKV | None = None,
-    leave: LeaveQKV | None = None,
-) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Return the gradients of the tokens and of what trains.
-
-    Args:
-        d_out: Gradient of the tokens behind the branch ``[M, D]``, contiguous.
-        x: The branch's input ``[M, D]``.
-        tensors: As in `attention_forward`.
-        kept: What that kept.
-        branch: The branch.
-        chain: The chain it is in.
-        needs_input: The gradient of ``x`` is wanted.
-        enter: As in `attention_forward`.
-        leave: Multiplies the gradient of the projection's output by the frozen weight, in place of what does so in the
-            compute dtype.
-    """
-    (frozen, bottleneck), dtype = parts_for(x), chain.compute_dtype
-    factor, down_w, _, up_w, up_b, bias = tensors[7:13]
+) -> tuple[Tensor | None, TrainedTensors]:
+    t, adapter, dtype = tensors.frozen, tensors.trained.adapter, chain.compute_dtype
+    assert isinstance(t, AttentionTensors)
+    bottleneck = bottleneck_rows(x.device)
     d_low = d_out.to(dtype)
-    out_w, out_b = _output(tensors, dtype)
-    width, kept = out_w.shape[1], list(kept)
-    wide, lse = (None, None) if branch.over == "frames" else (kept.pop(0), kept.pop(0))
-    gradients: list[Tensor | None] = [None] * 5
-    if branch.adapter:
-        assert down_w is not None and up_w is not None and up_b is not None
-        pre, composed = kept.pop(0), kept.pop(0)
-        d_wide, d_pre = _out_of(d_low, bottleneck.widened(out_w if branch.skip else None, up_w, up_b, dtype), up_w)
-        hidden = d_low.new_empty((len(x), padded(len(down_w)))) if wide is None else wide[:, width:]
-        sums = bottleneck.hidden_backward(
-            d_pre, pre, hidden if wide is None else None, factor, chain.rows_per_clip, 1.0
-        )
-        d_up = _product(d_low.T, hidden)  # [D, P]
-        del hidden, pre
-        d_o = d_wide[:, :width].addmm_(d_pre, composed) if branch.skip else d_pre @ composed  # [M, H*d]
+    out_weight, out_bias = scaled_output(t.out_weight, t.out_bias, t.gamma, dtype)
+    width, wide = out_weight.shape[1], kept.wide
+    if adapter is None:
+        d_o = d_low @ out_weight
     else:
-        d_o = d_low @ out_w
-    qkv = kept.pop(0) if kept else (enter or _enter_qkv)(x, None, tensors, branch, chain)[1]
+        assert kept.pre is not None and kept.composed is not None
+        up_weight, up_bias = adapter.up_weight, adapter.up_bias
+        widened = bottleneck.widened(out_weight if branch.skip else None, up_weight, up_bias, dtype)
+        d = hidden_gradient(d_low, widened, up_weight.shape[1])
+        hidden = d_low.new_empty((len(x), padded(len(adapter.down_weight)))) if wide is None else wide[:, width:]
+        sums = bottleneck.hidden_backward(
+            d.adapter, kept.pre, hidden if wide is None else None, tensors.factor, chain.rows_per_clip, 1.0
+        )
+        d_up = wide_product(d_low.T, hidden)  # [D, P]
+        del hidden
+        if branch.skip:
+            assert d.joined is not None
+            d_o = d.joined[:, :width].addmm_(d.adapter, kept.composed)  # [M, H*d]
+        else:
+            d_o = d.adapter @ kept.composed  # [M, H*d]
+    qkv = (
+        kept.packed
+        if kept.packed is not None
+        else _as_heads(products.project(x, None, t, branch.eps)[1], branch, chain)
+    )
     o = None if wide is None else _heads(wide[:, :width], qkv)
     d_qkv, o, d_bias = attend_backward(
-        _heads(d_o, qkv), qkv, bias, o, lse, branch, chain.num_frames, windows=tensors[13:]
-    )
+        _heads(d_o, qkv), qkv, tensors.trained.temporal_bias, o, kept.lse, branch, chain.num_frames,
+        windows=tensors.windows,
+    )  # fmt: skip
     del d_o, qkv
-    if branch.adapter:
-        d_composed = d_pre.T @ (o.view(len(x), width) if wide is None else wide[:, :width])  # [W, H*d]
-        gradients[:4] = bottleneck.gradients(_product(d_composed, out_w.T), sums, d_up, out_b)
-        del d_pre, d_wide
-    gradients[4] = d_bias
+    d_adapter = None
+    if adapter is not None:
+        d_composed = d.adapter.T @ (o.view(len(x), width) if wide is None else wide[:, :width])  # [W, H*d]
+        d_adapter = AdapterTensors(*bottleneck.gradients(wide_product(d_composed, out_weight.T), sums, d_up, out_bias))
+        del d
     del o, wide
     d_x = None
     if needs_input:
-        qkv_w = _require(tensors[2])
-        d_h = (leave or _leave_qkv)(d_qkv.view(len(x), len(qkv_w)), qkv_w)  # [M, D]
+        d_h = products.project_backward(d_qkv.view(len(x), len(t.qkv_weight)), t)  # [M, D]
         del d_qkv
-        d_x = frozen.layer_norm_backward(d_h, x, tensors[0], branch.eps, d_out)
-    return d_x, _in_dtypes(gradients, tensors)
+        d_x = frozen_rows(x.device).layer_norm_backward(d_h, x, t.norm_weight, branch.eps, d_out)
+    return d_x, TrainedTensors(d_adapter, d_bias)
 
 
-def mlp_forward(
-    x: Tensor, y: Tensor | None, tensors: Tensors, branch: MlpPlan, chain: ChainPlan, *, keep: str
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Compute an MLP branch.
-
-    Args:
-        x: Tokens ``[M, D]``, contiguous.
-        y: What the branch in front of it adds to them ``[M, D]``, or None.
-        tensors: As `MLP_FROZEN`, the factor of each clip, and `TRAINED` name them.
-        branch: The branch.
-        chain: The chain it is in.
-        keep: ``"fast"`` or ``"balanced"``, what is kept; ``""``: nothing.
-
-    Returns:
-        The branch's input ``x + y``; what it adds to that, ``[M, D]``; what the backward pass finds.
-    """
-    (frozen, bottleneck), dtype = parts_for(x), chain.compute_dtype
-    factor, _, _, up_w, up_b, _ = tensors[7:13]
-    x, h = _enter(x, y, tensors, branch.eps, dtype)
-    pre = _linear(h, *_first(tensors, dtype))  # [M, K (+ W)]
-    del h
-    out_w, out_b = _output(tensors, dtype)
-    width = out_w.shape[1]
-    if branch.adapter:
-        assert up_w is not None and up_b is not None
-        act = pre.new_empty((len(x), width + padded(up_w.shape[1])))
-        frozen.activation(pre[:, :width], branch.activation, out=act[:, :width])
-        bottleneck.hidden(pre[:, width:], act[:, width:], factor, chain.rows_per_clip, branch.scale)
-        out_w = bottleneck.widened(out_w, up_w, up_b, dtype)
-    else:
-        act = frozen.activation(pre, branch.activation)
-    kept = [pre] if keep == "fast" else []
-    del pre
-    return x, _linear(act, out_w, out_b), kept
-
-
-def mlp_backward(
-    d_out: Tensor,
+def _mlp_forward(
     x: Tensor,
-    tensors: Tensors,
-    kept: list[Tensor],
+    y: Tensor | None,
+    tensors: BranchTensors,
     branch: MlpPlan,
     chain: ChainPlan,
+    products: Products[Any],
+    names: list[str],
+) -> Output:
+    t, adapter = tensors.frozen, tensors.trained.adapter
+    assert isinstance(t, MlpTensors)
+    x, h, pre = products.expand(x, y, products.first_layer(t, adapter), t, adapter, branch.eps)
+    del h
+    kept = select(KeptMlp(*products.kept(pre)), names)
+    activated = products.activate(pre, branch, tensors.factor, chain.rows_per_clip)
+    del pre
+    return Output(x, products.contract(activated, t, adapter), kept)
+
+
+def _mlp_backward(
+    d_out: Tensor,
+    x: Tensor,
+    tensors: BranchTensors,
+    kept: KeptMlp,
+    branch: MlpPlan,
+    chain: ChainPlan,
+    products: Products[Any],
     *,
     needs_input: bool,
-) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Return the gradients of the tokens and of what trains.
-
-    Args:
-        d_out: Gradient of the tokens behind the branch ``[M, D]``, contiguous.
-        x: The branch's input ``[M, D]``.
-        tensors: As in `mlp_forward`.
-        kept: What that kept, or nothing.
-        branch: The branch.
-        chain: The chain it is in.
-        needs_input: The gradient of ``x`` is wanted.
-    """
-    (frozen, bottleneck), dtype = parts_for(x), chain.compute_dtype
-    factor, down_w, _, up_w, up_b, _ = tensors[7:13]
-    d_low = d_out.to(dtype)
-    gradients: list[Tensor | None] = [None] * 5
-    h, pre = None, kept[0] if kept else None
-    if branch.adapter or pre is None:
-        h = _enter(x, None, tensors, branch.eps, dtype)[1]  # [M, D]
-    in_w, in_b = _first(tensors, dtype)
-    if pre is None:
-        pre = _linear(_require(h), in_w, in_b)  # [M, K (+ W)]
-    out_w = _output(tensors, dtype)[0]
-    width = out_w.shape[1]
-    if branch.adapter:
-        assert h is not None and down_w is not None and up_w is not None and up_b is not None
-        d_wide, d_hidden = _out_of(d_low, bottleneck.widened(out_w, up_w, up_b, dtype), up_w)
-        d_pre, hidden = d_wide[:, : width + len(down_w)], d_low.new_empty((len(x), padded(len(down_w))))
-        sums = bottleneck.hidden_backward(d_hidden, pre[:, width:], hidden, factor, chain.rows_per_clip, branch.scale)
-        gradients[:4] = bottleneck.gradients(_product(d_hidden.T, h), sums, _product(d_low.T, hidden), None)
-        del h, hidden
+) -> tuple[Tensor | None, TrainedTensors]:
+    t, adapter = tensors.frozen, tensors.trained.adapter
+    assert isinstance(t, MlpTensors)
+    first = products.first_layer(t, adapter)
+    if kept.pre is None:
+        _, h, pre = products.expand(x, None, first, t, adapter, branch.eps)
     else:
-        d_pre = d_low @ out_w  # [M, K]
+        h = None if adapter is None else products.normalize(x, t, branch.eps)  # [M, D]
+        pre = products.restored(kept.pre, kept.units, t)
+    d, d_adapter = None, None
+    if adapter is not None:
+        assert h is not None and pre.adapter is not None
+        bottleneck, d_low = bottleneck_rows(x.device), d_out.to(chain.compute_dtype)
+        d = products.contract_backward(d_low, t, adapter)
+        hidden = d_low.new_empty((len(x), padded(len(adapter.down_weight))))
+        sums = bottleneck.hidden_backward(
+            d.adapter, pre.adapter, hidden, tensors.factor, chain.rows_per_clip, branch.scale
+        )
+        d_down, d_up = wide_product(d.adapter.T, h), wide_product(d_low.T, hidden)
+        d_adapter = AdapterTensors(*bottleneck.gradients(d_down, sums, d_up, None))
+        del h, hidden
     d_x = None
     if needs_input:
-        frozen.activation_backward(d_pre[:, :width], pre[:, :width], branch.activation)
-        del pre
-        d_h = d_pre @ in_w  # [M, D]
-        d_x = frozen.layer_norm_backward(d_h, x, tensors[0], branch.eps, d_out)
-    return d_x, _in_dtypes(gradients, tensors)
+        d_h = products.expand_backward(d_out, d, pre, first, t, adapter, branch.activation)  # [M, D]
+        del d, pre, first  # before the gradient of the tokens needs memory
+        d_x = frozen_rows(x.device).layer_norm_backward(d_h, x, t.norm_weight, branch.eps, d_out)
+    return d_x, TrainedTensors(d_adapter)
 
 
-def _enter(x: Tensor, y: Tensor | None, tensors: Tensors, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return a branch's input and that normalized."""
-    frozen = parts_for(x)[0]
-    if y is None:
-        return x, frozen.layer_norm(x, tensors[0], tensors[1], eps, dtype)
-    total, h = frozen.add_layer_norm(x, y, tensors[0], tensors[1], eps, dtype)
-    return total, h
-
-
-def _enter_qkv(
-    x: Tensor, y: Tensor | None, tensors: Tensors, branch: AttentionPlan, chain: ChainPlan
-) -> tuple[Tensor, Tensor]:
-    """Return a branch's input, and queries, keys and values ``[B*T, N, 3, H, d]``."""
-    x, h = _enter(x, y, tensors, branch.eps, chain.compute_dtype)
-    weight, bias = _require(tensors[2]).to(h.dtype), _to(tensors[3], h.dtype)
-    return x, as_heads(_linear(h, weight, bias), branch, chain)
-
-
-def _leave_qkv(d_packed: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient of a projection's input ``[M, D]``, from that of its output ``[M, 3*H*d]``."""
-    return d_packed @ weight.to(d_packed.dtype)
-
-
-def as_heads(packed: Tensor, branch: AttentionPlan, chain: ChainPlan) -> Tensor:
+def _as_heads(packed: Tensor, branch: AttentionPlan, chain: ChainPlan) -> Tensor:
     """Return a packed projection ``[M, 3*H*d]`` as ``[B*T, N, 3, H, d]``."""
     return packed.view(-1, chain.tokens, 3, branch.heads, packed.shape[1] // (3 * branch.heads))
 
@@ -283,53 +290,3 @@ def _heads(rows: Tensor, qkv: Tensor) -> Tensor:
     """Return rows ``[M, H*d]`` as ``[B*T, N, H, d]``."""
     heads: Tensor = rows.unflatten(0, qkv.shape[:2]).unflatten(-1, qkv.shape[3:])
     return heads
-
-
-def _output(tensors: Tensors, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Return weight and bias of a frozen output projection with the LayerScale behind it."""
-    weight, bias, gamma = _require(tensors[4]), tensors[5], tensors[6]
-    if gamma is not None:
-        weight, bias = gamma.unsqueeze(-1) * weight, None if bias is None else gamma * bias
-    return weight.to(dtype), _to(bias, dtype)
-
-
-def _first(tensors: Tensors, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Return the first layer of an MLP, with the adapter's down-projection below it if there is one."""
-    weight, bias, down_w, down_b = _require(tensors[2]), tensors[3], tensors[8], tensors[9]
-    if down_w is None or down_b is None:
-        return weight.to(dtype), _to(bias, dtype)
-    both, biases = parts_for(weight)[1].joined(weight, bias, down_w, down_b, dtype)
-    return both, biases
-
-
-def _out_of(d: Tensor, widened: Tensor, up_w: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradient of what `widened` weights multiply, up to the adapter's units, and of these units alone."""
-    units = up_w.shape[1]
-    first = widened.shape[1] - padded(units)
-    d_wide = d @ widened[:, : first + -(-units // 8) * 8]  # rows a multiple of 16 bytes long: others take a slow path
-    return d_wide, d_wide[:, first : first + units]
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Return ``a @ b``, in float32 where a product of half precision can be returned so without a copy."""
-    if a.is_cuda and a.dtype.itemsize == 2 and _WIDE_PRODUCTS:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a @ b
-
-
-def _in_dtypes(gradients: list[Tensor | None], tensors: Tensors) -> list[Tensor | None]:
-    trained = tensors[8:13]
-    return [None if g is None else g.to(_require(t).dtype) for g, t in zip(gradients, trained, strict=True)]
-
-
-def _require(x: Tensor | None) -> Tensor:
-    assert x is not None
-    return x
-
-
-def _to(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if x is None else x.to(dtype)

@@ -1,4 +1,4 @@
-"""Say by position which tokens of a frame make a window, and which of them see one another."""
+"""Windows of a frame: which tokens belong to each, and which of them attend to one another."""
 
 from __future__ import annotations
 

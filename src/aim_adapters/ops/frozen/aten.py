@@ -1,4 +1,4 @@
-"""Compute the row-wise parts of a frozen block by PyTorch's own operators, on any device."""
+"""The row-wise parts of a frozen block by PyTorch's own operators, on any device."""
 
 from __future__ import annotations
 
@@ -10,18 +10,7 @@ QUICK_GELU = 1.702
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
-    """Normalize rows; statistics in float32, or float64 for float64.
-
-    Args:
-        x: Tokens ``[M, D]``, floating point.
-        weight: ``[D]``, any floating dtype, or None.
-        bias: ``[D]``, any floating dtype, or None.
-        eps: Added to the variance.
-        dtype: Dtype of the result.
-
-    Returns:
-        ``[M, D]`` in ``dtype``.
-    """
+    """Compute `FrozenRows.layer_norm` by PyTorch's operators."""
     wide = torch.promote_types(x.dtype, dtype)
     for parameter in (weight, bias):
         wide = wide if parameter is None else torch.promote_types(wide, parameter.dtype)
@@ -32,41 +21,18 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 def add_layer_norm(
     x: Tensor, other: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Add a branch to the residual stream, and normalize the rows of the sum.
-
-    Args:
-        x: Tokens ``[M, D]``, floating point.
-        other: The branch ``[M, D]``, floating point.
-        weight: ``[D]``, any floating dtype, or None.
-        bias: ``[D]``, any floating dtype, or None.
-        eps: Added to the variance.
-        dtype: Dtype of the normalized rows.
-
-    Returns:
-        The sum ``[M, D]`` in the dtype of ``x``, and it normalized ``[M, D]`` in ``dtype``.
-    """
+    """Compute `FrozenRows.add_layer_norm` by PyTorch's operators."""
     total = add(x, other)
     return total, layer_norm(total, weight, bias, eps, dtype)
 
 
 def add(x: Tensor, other: Tensor) -> Tensor:
-    """Return the sum of two tensors of a shape in the dtype of the first."""
+    """Compute `FrozenRows.add` by PyTorch's operators."""
     return torch.add(x, other).to(x.dtype)
 
 
 def layer_norm_backward(d_h: Tensor, x: Tensor, weight: Tensor | None, eps: float, d_residual: Tensor | None) -> Tensor:
-    """Return the gradient by the input of a LayerNorm whose weight and bias are frozen.
-
-    Args:
-        d_h: Gradient of the normalized tokens ``[M, D]``.
-        x: What was normalized ``[M, D]``.
-        weight: ``[D]``, any floating dtype, or None.
-        eps: Added to the variance.
-        d_residual: Gradient that reaches ``x`` past the LayerNorm, added, ``[M, D]`` in the dtype of ``x``, or None.
-
-    Returns:
-        ``[M, D]`` in the dtype of ``x``.
-    """
+    """Compute `FrozenRows.layer_norm_backward` by PyTorch's operators."""
     wide = torch.promote_types(x.dtype, torch.float32)
     rows = x.to(wide)
     # The statistics alone would take longer: this is vectorized, the variance is not.
@@ -85,16 +51,7 @@ def layer_norm_backward(d_h: Tensor, x: Tensor, weight: Tensor | None, eps: floa
 
 
 def activation(pre: Tensor, kind: str, out: Tensor | None = None) -> Tensor:
-    """Apply an MLP's activation.
-
-    Args:
-        pre: Its input ``[M, K]``, floating point.
-        kind: ``"gelu"``, ``"gelu_tanh"``, ``"quick_gelu"``, ``"relu"`` or ``"silu"``.
-        out: Where to write, ``[M, K]`` of the same dtype; a new tensor if None.
-
-    Returns:
-        ``[M, K]`` in the dtype of ``pre``.
-    """
+    """Compute `FrozenRows.activation` by PyTorch's operators."""
     out = torch.empty_like(pre) if out is None else out
     if kind == "quick_gelu":
         return torch.mul(pre, QUICK_GELU, out=out).sigmoid_().mul_(pre)
@@ -108,16 +65,7 @@ def activation(pre: Tensor, kind: str, out: Tensor | None = None) -> Tensor:
 
 
 def activation_backward(d_act: Tensor, pre: Tensor, kind: str) -> Tensor:
-    """Multiply a gradient by the activation's derivative, in place.
-
-    Args:
-        d_act: Gradient of the activation's output ``[M, K]``; overwritten.
-        pre: The activation's input ``[M, K]``, same dtype.
-        kind: ``"gelu"``, ``"gelu_tanh"``, ``"quick_gelu"``, ``"relu"`` or ``"silu"``.
-
-    Returns:
-        ``d_act`` itself.
-    """
+    """Compute `FrozenRows.activation_backward` by PyTorch's operators."""
     aten = torch.ops.aten
     if kind == "quick_gelu":  # silu(a x) / a
         aten.silu_backward(d_act, QUICK_GELU * pre, grad_input=d_act)

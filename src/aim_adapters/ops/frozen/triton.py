@@ -1,4 +1,4 @@
-"""Compute the row-wise parts of a frozen block by Triton kernels, for float32, bfloat16 and float16."""
+"""The row-wise parts of a frozen block by Triton kernels, for float32, bfloat16 and float16."""
 
 from __future__ import annotations
 
@@ -12,43 +12,20 @@ from aim_adapters.ops.frozen import kernels
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
-    """Normalize rows; statistics in float32.
-
-    Args:
-        x: Tokens ``[M, D]``, contiguous, D at most 8192.
-        weight: ``[D]``, any floating dtype, or None.
-        bias: ``[D]``, any floating dtype, or None.
-        eps: Added to the variance.
-        dtype: Dtype of the result.
-
-    Returns:
-        ``[M, D]`` in ``dtype``.
-    """
+    """Compute `FrozenRows.layer_norm` by a kernel."""
     return _layer_norm(x, None, None, weight, bias, eps, dtype)
 
 
 def add_layer_norm(
     x: Tensor, other: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Add a branch to the residual stream, and normalize the rows of the sum.
-
-    Args:
-        x: Tokens ``[M, D]``, contiguous, D at most 8192.
-        other: The branch ``[M, D]``, contiguous, any floating dtype.
-        weight: ``[D]``, any floating dtype, or None.
-        bias: ``[D]``, any floating dtype, or None.
-        eps: Added to the variance.
-        dtype: Dtype of the normalized rows.
-
-    Returns:
-        The sum ``[M, D]`` in the dtype of ``x``, and it normalized ``[M, D]`` in ``dtype``.
-    """
+    """Compute `FrozenRows.add_layer_norm` by a kernel."""
     total = torch.empty_like(x)
     return total, _layer_norm(x, other, total, weight, bias, eps, dtype)
 
 
 def add(x: Tensor, other: Tensor) -> Tensor:
-    """Return the sum of two tensors of a shape, contiguous, in the dtype of the first."""
+    """Compute `FrozenRows.add` by a kernel."""
     out = torch.empty_like(x)
     with torch.cuda.device_of(x):
         kernels.add_kernel[(cdiv(x.numel(), ELEMENTS),)](x, other, out, x.numel(), BLOCK=ELEMENTS, num_warps=WARPS)
@@ -75,18 +52,7 @@ def _layer_norm(
 
 
 def layer_norm_backward(d_h: Tensor, x: Tensor, weight: Tensor | None, eps: float, d_residual: Tensor | None) -> Tensor:
-    """Return the gradient by the input of a LayerNorm whose weight and bias are frozen.
-
-    Args:
-        d_h: Gradient of the normalized tokens ``[M, D]``, contiguous.
-        x: What was normalized ``[M, D]``, contiguous, D at most 8192.
-        weight: ``[D]``, any floating dtype, or None.
-        eps: Added to the variance.
-        d_residual: Gradient that reaches ``x`` past the LayerNorm, added, ``[M, D]`` in the dtype of ``x``, or None.
-
-    Returns:
-        ``[M, D]`` in the dtype of ``x``.
-    """
+    """Compute `FrozenRows.layer_norm_backward` by a kernel."""
     d_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     grid, options = _rows(x)
     with torch.cuda.device_of(x):
@@ -98,16 +64,7 @@ def layer_norm_backward(d_h: Tensor, x: Tensor, weight: Tensor | None, eps: floa
 
 
 def activation(pre: Tensor, kind: str, out: Tensor | None = None) -> Tensor:
-    """Apply an MLP's activation.
-
-    Args:
-        pre: Its input ``[M, K]``, rows any distance apart.
-        kind: ``"gelu"``, ``"gelu_tanh"``, ``"quick_gelu"``, ``"relu"`` or ``"silu"``.
-        out: Where to write, ``[M, K]`` of the same dtype, rows any distance apart; a new tensor if None.
-
-    Returns:
-        ``[M, K]`` in the dtype of ``pre``.
-    """
+    """Compute `FrozenRows.activation` by a kernel."""
     out = torch.empty_like(pre) if out is None else out
     grid, options = _elements(pre, out, kind)
     with torch.cuda.device_of(pre):
@@ -116,16 +73,7 @@ def activation(pre: Tensor, kind: str, out: Tensor | None = None) -> Tensor:
 
 
 def activation_backward(d_act: Tensor, pre: Tensor, kind: str) -> Tensor:
-    """Multiply a gradient by the activation's derivative, in place.
-
-    Args:
-        d_act: Gradient of the activation's output ``[M, K]``, rows any distance apart; overwritten.
-        pre: The activation's input ``[M, K]``, same dtype, rows any distance apart.
-        kind: ``"gelu"``, ``"gelu_tanh"``, ``"quick_gelu"``, ``"relu"`` or ``"silu"``.
-
-    Returns:
-        ``d_act`` itself.
-    """
+    """Compute `FrozenRows.activation_backward` by a kernel."""
     grid, options = _elements(pre, d_act, kind)
     with torch.cuda.device_of(pre):
         kernels.activation_backward_kernel[grid](d_act, pre, len(pre), **options)

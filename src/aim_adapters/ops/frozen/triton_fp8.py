@@ -1,4 +1,4 @@
-"""Compute the row-wise parts that write float8 by Triton kernels, for float32, bfloat16 and float16."""
+"""The row-wise parts that write float8 by Triton kernels, for float32, bfloat16 and float16."""
 
 from __future__ import annotations
 
@@ -7,21 +7,14 @@ from torch import Tensor
 from triton import cdiv, next_power_of_2
 
 from aim_adapters.ops.frozen import kernels_fp8 as kernels
-from aim_adapters.ops.frozen.fp8 import DTYPE, Scaled
+from aim_adapters.ops.frozen.scaled import DTYPE, Scaled
 from aim_adapters.ops.frozen.triton import _rows, dense
 
 _COLUMNS, _COLUMN_ROWS, _COLUMN_WARPS = 8, 4096, 8  # of a program that scales columns; all rows at once, if they fit
 
 
 def quantize(x: Tensor) -> Scaled:
-    """Scale the rows of a matrix, and round them.
-
-    Args:
-        x: ``[M, K]``, floating point, K at most 16384.
-
-    Returns:
-        ``[M, K]``.
-    """
+    """Compute `ScaledRows.quantize` by a kernel."""
     x, out = x.contiguous(), _like(x)
     grid, options = _rows(x)
     with torch.cuda.device_of(x):
@@ -30,14 +23,7 @@ def quantize(x: Tensor) -> Scaled:
 
 
 def quantize_columns(weight: Tensor) -> Scaled:
-    """Scale the columns of a matrix, and round them.
-
-    Args:
-        weight: ``[N, K]``, floating point.
-
-    Returns:
-        The matrix transposed, ``[K, N]``.
-    """
+    """Compute `ScaledRows.quantize_columns` by a kernel."""
     weight, out = weight.contiguous(), _like(weight.T)
     rows, columns = weight.shape
     with torch.cuda.device_of(weight):
@@ -56,19 +42,7 @@ def layer_norm(
     eps: float,
     dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor | None, Scaled]:
-    """Add a branch to the residual stream, if there is one, and normalize the rows of the sum.
-
-    Args:
-        x: Tokens ``[M, D]``, contiguous, D at most 8192.
-        other: The branch ``[M, D]``, contiguous, any floating dtype, or None.
-        weight: ``[D]``, any floating dtype, or None.
-        bias: ``[D]``, any floating dtype, or None.
-        eps: Added to the variance.
-        dtype: A dtype in which the normalized rows are wanted too, or None.
-
-    Returns:
-        The sum ``[M, D]`` in the dtype of ``x``; it normalized ``[M, D]`` in ``dtype``, or None; and that scaled.
-    """
+    """Compute `ScaledRows.layer_norm` by a kernel."""
     total = x if other is None else torch.empty_like(x)
     out = None if dtype is None else torch.empty(x.shape, dtype=dtype, device=x.device)
     scaled = _like(x)
@@ -82,29 +56,12 @@ def layer_norm(
 
 
 def activation(pre: Tensor, kind: str) -> Scaled:
-    """Apply an MLP's activation.
-
-    Args:
-        pre: Its input ``[M, K]``, contiguous, K at most 16384.
-        kind: ``"gelu"``, ``"gelu_tanh"``, ``"quick_gelu"``, ``"relu"`` or ``"silu"``.
-
-    Returns:
-        ``[M, K]``.
-    """
+    """Compute `ScaledRows.activation` by a kernel."""
     return _activation(pre, None, kind)
 
 
 def activation_backward(d_act: Tensor, pre: Tensor, kind: str) -> Scaled:
-    """Multiply a gradient by the activation's derivative.
-
-    Args:
-        d_act: Gradient of the activation's output ``[M, K]``, contiguous.
-        pre: The activation's input ``[M, K]``, contiguous, same dtype, K at most 16384.
-        kind: ``"gelu"``, ``"gelu_tanh"``, ``"quick_gelu"``, ``"relu"`` or ``"silu"``.
-
-    Returns:
-        ``[M, K]``.
-    """
+    """Compute `ScaledRows.activation_backward` by a kernel."""
     return _activation(pre, d_act, kind)
 
 

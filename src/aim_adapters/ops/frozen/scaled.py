@@ -1,4 +1,4 @@
-"""Multiply by frozen weights in float8, each row scaled so that its largest element is the largest float8 has.
+"""Matrices in float8, each row scaled so that its largest element is the largest float8 has, and their product.
 
 A product ``a @ b.T`` takes both factors as rows: of ``a``, a scale each; of ``b``, a scale for each column of the
 result. float8_e4m3fn serves gradients too: with a scale for each row, its 2^15 between the largest and the smallest
@@ -7,7 +7,6 @@ normal number are enough, and its third bit of mantissa halves the rounding that
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -19,7 +18,7 @@ LEAST = 1e-30  # the largest element of a row is taken to be no less: rows of ze
 
 
 class Scaled(NamedTuple):
-    """Hold a matrix whose rows are scaled.
+    """A matrix whose rows are scaled.
 
     Attributes:
         values: ``[M, K]``, float8_e4m3fn, contiguous.
@@ -30,19 +29,8 @@ class Scaled(NamedTuple):
     scale: Tensor
 
 
-def parts_for(x: Tensor) -> ModuleType:
-    """Return the row-wise parts that write float8, for a device."""
-    if not x.is_cuda:
-        from aim_adapters.ops.frozen import aten_fp8 as aten
-
-        return aten
-    from aim_adapters.ops.frozen import triton_fp8 as triton  # not at the top: it imports Triton
-
-    return triton
-
-
 def product(a: Scaled, b: Scaled, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Return ``a @ b.T + bias``, summed in float32.
+    """Multiply two matrices: ``a @ b.T + bias``, summed in float32.
 
     On a CPU it multiplies in float32 (float64 for float64) what the float8 numbers stand for.
 

@@ -1,0 +1,109 @@
+"""What computes the hidden layer of an adapter: the protocol, and the choice by device."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from aim_adapters.ops.bottleneck import aten
+
+
+class BottleneckRows(Protocol):
+    """The hidden layer of an adapter, as columns beside those of a frozen layer. Triton's kernels take no float64."""
+
+    def hidden(self, pre: Tensor, out: Tensor, factor: Tensor | None, rows_per_factor: int, scale: float) -> None:
+        """Write ``f * gelu(pre)``, then a column of ``f``, then zeros; f is ``scale * factor`` of the row.
+
+        Args:
+            pre: What the down-projection gave ``[M, W]``, floating point, rows any distance apart.
+            out: ``[M, P]`` of the same dtype, P more than W, rows any distance apart; overwritten.
+            factor: Stochastic depth of each clip ``[clips]``, float32 at least, or None for 1.
+            rows_per_factor: Rows of a clip.
+            scale: Factor on the branch.
+        """
+        ...
+
+    def hidden_backward(
+        self,
+        d_hidden: Tensor,
+        pre: Tensor,
+        out: Tensor | None,
+        factor: Tensor | None,
+        rows_per_factor: int,
+        scale: float,
+    ) -> Tensor:
+        """Turn the gradient of ``gelu(pre)`` behind f into that of ``pre``, in place.
+
+        Args:
+            d_hidden: Gradient of the branch times the up-projection's weights, without f, ``[M, W]``; overwritten.
+            pre: What the down-projection gave ``[M, W]``, same dtype, rows any distance apart.
+            out: Where to write what `hidden` writes, or None.
+            factor: Stochastic depth of each clip ``[clips]``, float32 at least, or None for 1.
+            rows_per_factor: Rows of a clip.
+            scale: Factor on the branch.
+
+        Returns:
+            Sums of rows ``[n, W]``, float32 (float64 for float64): `gradients` adds them up to the gradient of the
+            down-projection's bias.
+        """
+        ...
+
+    def gradients(
+        self, d_down: Tensor, sums: Tensor, d_up: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the gradients of an adapter, from what products and `hidden_backward` gave.
+
+        Args:
+            d_down: That of the down-projection's weights ``[W, K]``, contiguous, from the products with the frozen
+                layer in front; what comes from ``bias`` is added in place.
+            sums: What `hidden_backward` returned, ``[n, W]``.
+            d_up: That of the up-projection's weights and, behind them, of its bias ``[D, P]``, contiguous.
+            bias: Of the frozen layer that the down-projection is composed with, ``[K]``, any floating dtype; or None.
+
+        Returns:
+            Those of the down-projection's weights ``[W, K]``, which is ``d_down``, and bias ``[W]``, float32 (float64
+            for float64); of the up-projection's weights ``[D, W]`` and bias ``[D]``, in the dtype of ``d_up``.
+        """
+        ...
+
+    def widened(self, weight: Tensor | None, up_weight: Tensor, up_bias: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a layer's weights with an up-projection's beside them, for the columns that `hidden` writes.
+
+        Args:
+            weight: The layer's own ``[D, K]``, any floating dtype; or None for an up-projection alone.
+            up_weight: ``[D, W]``, any floating dtype.
+            up_bias: ``[D]``, any floating dtype.
+            dtype: Dtype of the result.
+
+        Returns:
+            ``[D, K + P]``, P columns for the adapter.
+        """
+        ...
+
+    def joined(
+        self, weight: Tensor, bias: Tensor | None, down_weight: Tensor, down_bias: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Return a layer with a down-projection's rows below its own.
+
+        Args:
+            weight: ``[K, D]``, any floating dtype.
+            bias: ``[K]``, any floating dtype, or None for zeros.
+            down_weight: ``[W, D]``, any floating dtype.
+            down_bias: ``[W]``, any floating dtype.
+            dtype: Dtype of the result.
+
+        Returns:
+            ``[K + W, D]`` and ``[K + W]``.
+        """
+        ...
+
+
+def bottleneck_rows(device: torch.device) -> BottleneckRows:
+    """Return what computes the hidden layer on a device."""
+    if device.type != "cuda":
+        return aten
+    from aim_adapters.ops.bottleneck import triton  # not at the top: it imports Triton
+
+    return triton

@@ -1,0 +1,175 @@
+"""What differs between ways to multiply by frozen weights: the protocol that a branch is computed with."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, TypeVar
+
+from torch import Tensor
+
+from aim_adapters.ops.branches.plan import MlpPlan
+from aim_adapters.ops.branches.tensors import AdapterTensors, AttentionTensors, MlpTensors
+
+
+class FirstLayer(NamedTuple):
+    """The first layer of an MLP, as one way to multiply takes it.
+
+    Attributes:
+        weight: ``[K, D]``, or ``[K + W, D]`` with the adapter's down-projection below.
+        bias: ``[K]`` or ``[K + W]``, or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+class MlpHidden(NamedTuple):
+    """What an MLP and the adapter beside it activate.
+
+    Attributes:
+        frozen: What the MLP activates ``[M, K]``.
+        adapter: What the adapter activates ``[M, W]``, or None where there is none.
+        joined: Both side by side ``[M, K + W]``, of which the two are views; None where they lie apart.
+    """
+
+    frozen: Tensor
+    adapter: Tensor | None
+    joined: Tensor | None
+
+    @classmethod
+    def split(cls, joined: Tensor, width: int) -> MlpHidden:
+        """Return the two parts of what lies side by side; the first is ``width`` wide, the second may be empty."""
+        if joined.shape[1] == width:
+            return cls(joined, None, joined)
+        return cls(joined[:, :width], joined[:, width:], joined)
+
+
+class HiddenGradient(NamedTuple):
+    """The gradient of what the last layers of an MLP and of the adapter beside it multiply.
+
+    Attributes:
+        adapter: That of the adapter's hidden units ``[M, W]``.
+        joined: That of the MLP's activations with it behind ``[M, >= K + W]``; None where it is still to be computed.
+    """
+
+    adapter: Tensor
+    joined: Tensor | None
+
+
+ActivatedT = TypeVar("ActivatedT")
+
+
+class Products(Protocol[ActivatedT]):
+    """The products with frozen weights, and what is fused with them: norms and activations.
+
+    M rows are tokens of width D, ``t`` the frozen layers of a branch. Products of adapters alone are none of these.
+    """
+
+    def project(self, x: Tensor, y: Tensor | None, t: AttentionTensors, eps: float) -> tuple[Tensor, Tensor]:
+        """Normalize and project.
+
+        Args:
+            x: Tokens ``[M, D]``.
+            y: What the branch in front adds to them ``[M, D]``, or None.
+            t: Norm and projection.
+            eps: Of the norm.
+
+        Returns:
+            ``x + y``, and queries, keys and values ``[M, 3*H*d]``.
+        """
+        ...
+
+    def project_backward(self, d_qkv: Tensor, t: AttentionTensors) -> Tensor:
+        """Return the gradient of the normalized tokens ``[M, D]`` from that of queries, keys and values."""
+        ...
+
+    def first_layer(self, t: MlpTensors, adapter: AdapterTensors | None) -> FirstLayer:
+        """Return the first layer as `expand` and `expand_backward` take it."""
+        ...
+
+    def normalize(self, x: Tensor, t: MlpTensors, eps: float) -> Tensor:
+        """Return the normalized tokens ``[M, D]`` in the compute dtype."""
+        ...
+
+    def expand(
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        first: FirstLayer,
+        t: MlpTensors,
+        adapter: AdapterTensors | None,
+        eps: float,
+    ) -> tuple[Tensor, Tensor | None, MlpHidden]:
+        """Normalize and apply the first layers of MLP and adapter.
+
+        Args:
+            x: Tokens ``[M, D]``.
+            y: What the branch in front adds to them ``[M, D]``, or None.
+            first: What `first_layer` returned.
+            t: The frozen layers.
+            adapter: The adapter, or None.
+            eps: Of the norm.
+
+        Returns:
+            ``x + y``; that normalized, if there is an adapter; what is activated.
+        """
+        ...
+
+    def activate(self, pre: MlpHidden, branch: MlpPlan, factor: Tensor | None, rows_per_clip: int) -> ActivatedT:
+        """Activate what `expand` returned, for `contract`.
+
+        Args:
+            pre: What is activated.
+            branch: The branch.
+            factor: Stochastic depth of each clip, or None.
+            rows_per_clip: T*N.
+        """
+        ...
+
+    def contract(self, activated: ActivatedT, t: MlpTensors, adapter: AdapterTensors | None) -> Tensor:
+        """Apply the last layers of MLP and adapter.
+
+        Args:
+            activated: What `activate` returned.
+            t: The frozen layers.
+            adapter: The adapter, or None.
+
+        Returns:
+            What the branch adds to the tokens ``[M, D]``.
+        """
+        ...
+
+    def contract_backward(self, d_low: Tensor, t: MlpTensors, adapter: AdapterTensors) -> HiddenGradient:
+        """Return the gradient of hidden units from that of the tokens behind, ``[M, D]`` in the compute dtype."""
+        ...
+
+    def expand_backward(
+        self,
+        d_out: Tensor,
+        d: HiddenGradient | None,
+        pre: MlpHidden,
+        first: FirstLayer,
+        t: MlpTensors,
+        adapter: AdapterTensors | None,
+        activation: str,
+    ) -> Tensor:
+        """Return the gradient of the normalized tokens ``[M, D]``.
+
+        Args:
+            d_out: Gradient of the tokens behind the branch ``[M, D]``.
+            d: What `contract_backward` returned, that of the adapter's units now in front of its activation; None
+                where there is no adapter. May be overwritten.
+            pre: What `expand` returned.
+            first: What `first_layer` returned.
+            t: The frozen layers.
+            adapter: The adapter, or None.
+            activation: Of the MLP.
+        """
+        ...
+
+    def kept(self, pre: MlpHidden) -> tuple[Tensor, Tensor | None]:
+        """Return what is activated as the tensors that the backward pass keeps."""
+        ...
+
+    def restored(self, pre: Tensor, units: Tensor | None, t: MlpTensors) -> MlpHidden:
+        """Return what `kept` was given."""
+        ...

@@ -1,0 +1,128 @@
+"""Products with frozen weights in float8, where that saves time.
+
+That is where a kernel writes the tokens anyway and can write them scaled: norms in front of the attention's projection
+and of the MLP, activations and their gradients; and for the gradients of the MLP's output and of the attention's
+projection, wide enough to pay for one more pass. The attention's output and its gradient would each need a pass of
+their own, which costs what a product of D columns gains: these products stay in the compute dtype, as do all of
+adapters.
+
+Frozen weights are scaled on the way at every call, so that nothing is stored and nothing can go stale.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aim_adapters.ops.bottleneck import bottleneck_rows, padded
+from aim_adapters.ops.branches.linear import in_dtype, linear, scaled_output
+from aim_adapters.ops.branches.plan import MlpPlan
+from aim_adapters.ops.branches.products import FirstLayer, HiddenGradient, MlpHidden
+from aim_adapters.ops.branches.tensors import AdapterTensors, AttentionTensors, MlpTensors
+from aim_adapters.ops.frozen import Scaled, frozen_rows, product, scaled_rows
+
+
+class ScaledProducts:
+    """`Products` in float8.
+
+    Args:
+        device: Where the tokens are.
+        dtype: The compute dtype, which products return.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._rows, self._scaled, self._dtype = frozen_rows(device), scaled_rows(device), dtype
+        self._bottleneck = bottleneck_rows(device)
+
+    def project(self, x: Tensor, y: Tensor | None, t: AttentionTensors, eps: float) -> tuple[Tensor, Tensor]:
+        """Compute `Products.project`."""
+        x, _, h = self._scaled.layer_norm(x, y, t.norm_weight, t.norm_bias, eps, None)
+        weight = self._scaled.quantize(t.qkv_weight)
+        return x, product(h, weight, in_dtype(t.qkv_bias, self._dtype), self._dtype)  # [M, 3*H*d]
+
+    def project_backward(self, d_qkv: Tensor, t: AttentionTensors) -> Tensor:
+        """Compute `Products.project_backward`."""
+        weight = self._scaled.quantize_columns(t.qkv_weight)
+        return product(self._scaled.quantize(d_qkv), weight, None, d_qkv.dtype)
+
+    def first_layer(self, t: MlpTensors, adapter: AdapterTensors | None) -> FirstLayer:
+        """Return the frozen layer alone."""
+        return FirstLayer(t.in_weight, t.in_bias)
+
+    def normalize(self, x: Tensor, t: MlpTensors, eps: float) -> Tensor:
+        """Compute `Products.normalize`."""
+        return self._rows.layer_norm(x, t.norm_weight, t.norm_bias, eps, self._dtype)
+
+    def expand(
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        first: FirstLayer,
+        t: MlpTensors,
+        adapter: AdapterTensors | None,
+        eps: float,
+    ) -> tuple[Tensor, Tensor | None, MlpHidden]:
+        """Compute `Products.expand`."""
+        wanted = None if adapter is None else self._dtype
+        x, h, scaled = self._scaled.layer_norm(x, y, t.norm_weight, t.norm_bias, eps, wanted)
+        weight, bias = self._scaled.quantize(first.weight), in_dtype(first.bias, self._dtype)
+        pre = product(scaled, weight, bias, self._dtype)  # [M, K]
+        if adapter is None or h is None:
+            return x, None, MlpHidden(pre, None, None)
+        units = linear(h, adapter.down_weight.to(self._dtype), adapter.down_bias.to(self._dtype))  # [M, W]
+        return x, h, MlpHidden(pre, units, None)
+
+    def activate(
+        self, pre: MlpHidden, branch: MlpPlan, factor: Tensor | None, rows_per_clip: int
+    ) -> tuple[Scaled, Tensor | None]:
+        """Return activations ``[M, K]``, and the adapter's hidden layer ``[M, P]`` or None."""
+        activated, hidden = self._scaled.activation(pre.frozen, branch.activation), None
+        if pre.adapter is not None:
+            rows, width = pre.adapter.shape
+            hidden = pre.adapter.new_empty((rows, padded(width)))
+            self._bottleneck.hidden(pre.adapter, hidden, factor, rows_per_clip, branch.scale)
+        return activated, hidden
+
+    def contract(
+        self, activated: tuple[Scaled, Tensor | None], t: MlpTensors, adapter: AdapterTensors | None
+    ) -> Tensor:
+        """Compute `Products.contract`."""
+        values, hidden = activated
+        weight, bias = scaled_output(t.out_weight, t.out_bias, t.gamma, self._dtype)
+        out = product(values, self._scaled.quantize(weight), bias, self._dtype)  # [M, D]
+        if hidden is not None and adapter is not None:
+            out.addmm_(hidden, self._bottleneck.widened(None, adapter.up_weight, adapter.up_bias, self._dtype).T)
+        return out
+
+    def contract_backward(self, d_low: Tensor, t: MlpTensors, adapter: AdapterTensors) -> HiddenGradient:
+        """Compute `Products.contract_backward` of the adapter; that of the MLP follows in `expand_backward`."""
+        return HiddenGradient(d_low @ adapter.up_weight.to(self._dtype), None)
+
+    def expand_backward(
+        self,
+        d_out: Tensor,
+        d: HiddenGradient | None,
+        pre: MlpHidden,
+        first: FirstLayer,
+        t: MlpTensors,
+        adapter: AdapterTensors | None,
+        activation: str,
+    ) -> Tensor:
+        """Compute `Products.expand_backward`."""
+        weight, _ = scaled_output(t.out_weight, t.out_bias, t.gamma, self._dtype)
+        columns = self._scaled.quantize_columns(weight)
+        d_activated = product(self._scaled.quantize(d_out), columns, None, self._dtype)  # [M, K]
+        d_pre = self._scaled.activation_backward(d_activated, pre.frozen, activation)
+        del d_activated
+        d_h = product(d_pre, self._scaled.quantize_columns(first.weight), None, self._dtype)  # [M, D]
+        if d is not None and adapter is not None:
+            d_h.addmm_(d.adapter, adapter.down_weight.to(self._dtype))
+        return d_h
+
+    def kept(self, pre: MlpHidden) -> tuple[Tensor, Tensor | None]:
+        """Compute `Products.kept`."""
+        return pre.frozen, pre.adapter
+
+    def restored(self, pre: Tensor, units: Tensor | None, t: MlpTensors) -> MlpHidden:
+        """Compute `Products.restored`."""
+        return MlpHidden(pre, units, None)

@@ -1,0 +1,182 @@
+"""The tensors of residual branches by name, and the one place where they become the list that an operator takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+from torch import Tensor
+
+from aim_adapters.ops.branches.plan import AttentionPlan, ChainPlan
+
+
+class AttentionTensors(NamedTuple):
+    """The frozen layers of an attention branch, any floating dtype.
+
+    Attributes:
+        norm_weight: Of the LayerNorm in front ``[D]``, or None.
+        norm_bias: ``[D]``, or None.
+        qkv_weight: Of the packed projection ``[3*H*d, D]``.
+        qkv_bias: ``[3*H*d]``, or None.
+        out_weight: Of the output projection ``[D, H*d]``.
+        out_bias: ``[D]``, or None.
+        gamma: LayerScale ``[D]``, or None.
+    """
+
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+    qkv_weight: Tensor
+    qkv_bias: Tensor | None
+    out_weight: Tensor
+    out_bias: Tensor | None
+    gamma: Tensor | None
+
+
+class MlpTensors(NamedTuple):
+    """The frozen layers of an MLP branch, any floating dtype.
+
+    Attributes:
+        norm_weight: Of the LayerNorm in front ``[D]``, or None.
+        norm_bias: ``[D]``, or None.
+        in_weight: Of the first layer ``[K, D]``.
+        in_bias: ``[K]``, or None.
+        out_weight: Of the last layer ``[D, K]``.
+        out_bias: ``[D]``, or None.
+        gamma: LayerScale ``[D]``, or None.
+    """
+
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+    in_weight: Tensor
+    in_bias: Tensor | None
+    out_weight: Tensor
+    out_bias: Tensor | None
+    gamma: Tensor | None
+
+
+class AdapterTensors(NamedTuple):
+    """The weights of an adapter of width W, or their gradients.
+
+    Attributes:
+        down_weight: ``[W, D]``.
+        down_bias: ``[W]``.
+        up_weight: ``[D, W]``.
+        up_bias: ``[D]``.
+    """
+
+    down_weight: Tensor
+    down_bias: Tensor
+    up_weight: Tensor
+    up_bias: Tensor
+
+
+class TrainedTensors(NamedTuple):
+    """What trains in a branch, or the gradients of that.
+
+    Attributes:
+        adapter: The adapter's weights, or None where there is none.
+        temporal_bias: Added to the scores along time ``[H, T, T]``, or None.
+    """
+
+    adapter: AdapterTensors | None = None
+    temporal_bias: Tensor | None = None
+
+    def present(self) -> list[Tensor]:
+        """Return the tensors that are there, in order."""
+        return [tensor for tensor in (*(self.adapter or ()), self.temporal_bias) if tensor is not None]
+
+    def filled(self, values: Iterator[Tensor]) -> TrainedTensors:
+        """Return other tensors, taken one by one, in place of those that are there."""
+        adapter = None if self.adapter is None else AdapterTensors(*(next(values) for _ in self.adapter))
+        return TrainedTensors(adapter, None if self.temporal_bias is None else next(values))
+
+    def in_dtypes_of(self, other: TrainedTensors) -> TrainedTensors:
+        """Return the same in the dtypes of ``other``, which has the same tensors."""
+        pairs = zip(self.present(), other.present(), strict=True)
+        return self.filled(iter([tensor.to(like.dtype) for tensor, like in pairs]))
+
+
+class WindowTensors(NamedTuple):
+    """Which tokens attend to one another, where a frame is cut in windows of N tokens.
+
+    Attributes:
+        bias: Added to the scores ``[H, N, N]``.
+        mask: Added to the scores of each window ``[W, N, N]``, float32, or None.
+        token_index: The tokens of each window ``[W, N]``, int32.
+    """
+
+    bias: Tensor
+    mask: Tensor | None
+    token_index: Tensor
+
+
+class BranchTensors(NamedTuple):
+    """The tensors of one branch.
+
+    Attributes:
+        frozen: The layers of the image model; None where they are those of the branch in front.
+        trained: What gets a gradient.
+        factor: Stochastic depth of each clip ``[B]``, float32 at least, or None for 1.
+        windows: The windows of spatial attention, or None.
+    """
+
+    frozen: AttentionTensors | MlpTensors | None
+    trained: TrainedTensors = TrainedTensors()
+    factor: Tensor | None = None
+    windows: WindowTensors | None = None
+
+
+_FROZEN, _ADAPTER, _WINDOWS = len(MlpTensors._fields), len(AdapterTensors._fields), len(WindowTensors._fields)
+# Of a branch, in the order of `_flat`: frozen tensors, those that train (the adapter's, the temporal bias), the factor,
+# and those of windows.
+_TRAINED = _ADAPTER + 1
+_COUNT = _FROZEN + _TRAINED + 1 + _WINDOWS
+
+
+def flatten(branches: Sequence[BranchTensors]) -> list[Tensor | None]:
+    """Return the tensors of branches as the operator's schema has them: as many for each, None for what is absent."""
+    return list(chain.from_iterable(_flat(branch) for branch in branches))
+
+
+def _flat(branch: BranchTensors) -> tuple[Tensor | None, ...]:
+    adapter = branch.trained.adapter or (None,) * _ADAPTER
+    windows = branch.windows or (None,) * _WINDOWS
+    return (*(branch.frozen or (None,) * _FROZEN), *adapter, branch.trained.temporal_bias, branch.factor, *windows)
+
+
+def flat_gradients(flat: Sequence[Tensor | None], gradients: Iterator[Tensor]) -> list[Tensor | None]:
+    """Return gradients, taken one by one, in place of what trains among the tensors that `flatten` returned.
+
+    Args:
+        flat: What `flatten` returned.
+        gradients: One for each tensor that trains, in order.
+    """
+    # Compilers trace this, and would trace how a plan is read as well: so it knows the order, and not the kinds.
+    out: list[Tensor | None] = []
+    for start in range(_FROZEN, len(flat), _COUNT):
+        trained = flat[start : start + _TRAINED]
+        out += [None] * _FROZEN
+        out += [None if tensor is None else next(gradients) for tensor in trained]
+        out += [None] * (_COUNT - _FROZEN - _TRAINED)
+    return out
+
+
+def unflatten(flat: Sequence[Tensor | None], plan: ChainPlan) -> list[BranchTensors]:
+    """Return what `flatten` was given, each branch with the frozen layers that it shares with the one in front."""
+    branches: list[BranchTensors] = []
+    for index, branch in enumerate(plan.branches):
+        values = iter(flat[index * _COUNT : (index + 1) * _COUNT])
+        frozen, adapter = [next(values) for _ in range(_FROZEN)], [next(values) for _ in range(_ADAPTER)]
+        temporal_bias, factor, windows = next(values), next(values), [*values]
+        kind = AttentionTensors if isinstance(branch, AttentionPlan) else MlpTensors
+        shares = isinstance(branch, AttentionPlan) and branch.shares
+        branches.append(
+            BranchTensors(
+                branches[-1].frozen if shares else kind(*frozen),  # type: ignore[arg-type]
+                TrainedTensors(None if adapter[0] is None else AdapterTensors(*adapter), temporal_bias),  # type: ignore[arg-type]
+                factor,
+                None if windows[0] is None else WindowTensors(*windows),  # type: ignore[arg-type]
+            )
+        )
+    return branches
