@@ -29,6 +29,7 @@ from aim_adapters.backbones import Backbone, BaseRequest, build_base, read_anato
 from aim_adapters.backbones import _registered as registered
 from aim_adapters.backbones._assign import read_once
 from aim_adapters.errors import CheckpointError, ConfigError, UnsupportedModelError
+from tests.alignment import is_aligned, run_aligned
 from tests.backbones.contract import scramble
 
 SMALL: dict[str, Any] = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
@@ -174,9 +175,7 @@ def mapped(tensor: Tensor, file: Path) -> bool:
 
 
 def run(model: nn.Module, size: int) -> Any:
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        return model.eval()(images)
+    return run_aligned(model, torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)))
 
 
 # As the library builds it
@@ -264,6 +263,25 @@ def test_weights_are_the_pages_of_their_file(name: str, tmp_path: Path) -> None:
     as_in_file = [p for key, p in built.named_parameters() if torch.equal(p, kept.get(key, torch.empty(0)))]
     assert len(as_in_file) > 20
     assert all(mapped(p, folder / "model.safetensors") for p in as_in_file)
+
+
+@pytest.mark.parametrize("before", [1, 2, 3])
+def test_weights_that_begin_anywhere_compute_to_rounding_and_their_copy_to_the_bit(before: int, tmp_path: Path) -> None:
+    """The classification of one image is the product of one row, where some CPUs differ in the last digit."""
+    file, generator = tmp_path / "x.safetensors", torch.Generator().manual_seed(0)
+    weight, image = (torch.randn(size, generator=generator) for size in ((400, 384), (1, 384)))
+    save_file({"a": torch.zeros(before), "weight": weight}, file)
+
+    def create() -> nn.Module:
+        model = nn.Linear(384, 400, bias=False)
+        model.load_state_dict({"weight": load_file(file)["weight"]})
+        return model
+
+    built, expected = read_once(create), create()
+    assert not any(map(is_aligned, built.parameters())) and all(map(is_aligned, expected.parameters()))
+    assert_equal(built, expected)
+    with torch.no_grad():
+        assert torch.equal(run_aligned(built, image), expected(image))
 
 
 def test_weights_take_the_dtype_and_the_storage_of_the_model(tmp_path: Path) -> None:

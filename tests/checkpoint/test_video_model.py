@@ -1,5 +1,6 @@
 """A checkpoint alone gives the video model that was saved, on the base that it names; nothing else is read."""
 
+import copy
 import json
 import sys
 import traceback
@@ -16,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import aim_adapters as aim
-from aim_adapters.checkpoint import video_model
 from aim_adapters.backbones import BaseRequest, build_base, read_anatomy
+from aim_adapters.checkpoint import video_model
+from aim_adapters.checkpoint.video_model import load_video_model
+from aim_adapters.core import only_root
 from aim_adapters.errors import CheckpointError, ConfigError
 from aim_adapters.storage.files import CONFIG_NAME, WEIGHTS_NAME
-from aim_adapters.core import only_root
-from aim_adapters.checkpoint.video_model import load_video_model
+from tests.alignment import is_aligned, run_aligned
 from tests.backbones.contract import scramble, wake
 from tests.backbones.test_build import OPEN_CLIP, TIMM, TOWER, mapped, open_clip_folder, timm_folder
 from tests.loopback_hub import LoopbackHub
@@ -31,9 +33,8 @@ TOKEN = "hf_secret"
 
 
 def run(model: nn.Module, size: int = 32) -> Tensor:
-    video = torch.randn(2, FRAMES, 3, size, size, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        return model.eval()(video)
+    out: Tensor = run_aligned(model, torch.randn(2, FRAMES, 3, size, size, generator=torch.Generator().manual_seed(0)))
+    return out
 
 
 def train(model: nn.Module, **arguments: Any) -> nn.Module:
@@ -96,6 +97,13 @@ def test_base_weights_are_the_pages_of_their_file(checkpoint: Path, base: Path) 
     assert all(mapped(p, base / "model.safetensors") for p in frozen)
 
 
+def test_what_was_trained_is_aligned_wherever_it_begins_in_its_file(checkpoint: Path, base: Path) -> None:
+    """One clip makes one row for the classifier, whose last digits may depend on where its weights begin."""
+    assert not all(map(is_aligned, load_file(checkpoint / WEIGHTS_NAME).values()))
+    model = load_video_model(checkpoint, base_model=base)
+    assert all(is_aligned(p) for p in model.parameters() if p.requires_grad)
+
+
 def test_model_remembers_which_base_it_has(checkpoint: Path, base: Path, tmp_path: Path) -> None:
     model = load_video_model(checkpoint, base_model=base)
     aim.save_adapters(model, tmp_path / "again")
@@ -127,7 +135,7 @@ def test_other_libraries(library: str, tmp_path: Path) -> None:
     model = train(image_model)
     aim.save_adapters(model, tmp_path / "out")
     loaded = load_video_model(tmp_path / "out", base_model=tmp_path / "base")
-    outputs = [model.eval()(torch.ones(1, FRAMES, 3, 16, 16)) for model in (model, loaded)]
+    outputs = [copy.deepcopy(model).eval()(torch.ones(1, FRAMES, 3, 16, 16)) for model in (model, loaded)]
     found, expected = (out if isinstance(out, Tensor) else out.logits for out in outputs)
     assert torch.equal(found, expected)
 
@@ -338,7 +346,7 @@ def transformers_base_is_pinned_too(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.repos["me/hf-vit"].commit({"model.safetensors": b"something else"})
     loaded = load_video_model(tmp_path / "out")
     video = torch.ones(1, FRAMES, 3, 16, 16)
-    assert torch.equal(loaded(video).logits, image_model.eval()(video).logits)
+    assert torch.equal(loaded(video).logits, image_model.eval()(video).logits)  # both are the pages of one file
 
 
 def missing_base_says_so_and_keeps_the_token(hub: LoopbackHub, tmp_path: Path) -> None:

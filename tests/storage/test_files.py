@@ -22,6 +22,7 @@ from aim_adapters.storage import files
 from aim_adapters.errors import CheckpointError
 from aim_adapters.storage.files import open_weights, parse_json, read_json, replace_text, write_weights
 from benchmarks.fuzz_checkpoint import check_reading, mutate, small_file
+from tests.alignment import is_aligned
 from tests.memory import at_most
 
 NAME = "x.safetensors"
@@ -104,6 +105,15 @@ def test_tensors_own_their_memory_and_lie_on_the_cpu(tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(b"")
     assert state["d"].tolist() == [0, 1, 2, 3, 4]
     state["d"].zero_()
+
+
+@pytest.mark.parametrize("before", range(1, 16))
+def test_tensors_are_aligned_wherever_they_begin_in_the_file(before: int, tmp_path: Path) -> None:
+    """Some CPUs compute other last digits from tensors that begin elsewhere than PyTorch allocates them."""
+    save_file({"a": torch.zeros(before), "b": torch.arange(5.0)}, tmp_path / NAME)
+    state = read(tmp_path / NAME)
+    assert all(map(is_aligned, state.values()))
+    assert state["b"].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_many_tensors_open_fast(tmp_path: Path) -> None:

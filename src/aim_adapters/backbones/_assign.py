@@ -3,6 +3,11 @@
 The library's own call builds and loads, so its mapping of names, resampling of positions and checks stay in force.
 Meanwhile parameters have no storage, and loading a state dict makes its tensors the parameters. Buffers are made as
 ever: many (rotary tables, positions in windows) are in no file.
+
+A tensor of a mapped file begins wherever the one before it ends, not at a multiple of 64 bytes as PyTorch allocates.
+On some CPUs the last digit of a product of few rows or columns depends on that (docs/speed.md). Copying such tensors,
+which are nearly all of most files, would double the memory that loading takes at its peak, and read every byte before
+any is needed. Whoever wants the bits that allocated weights give copies the model.
 """
 
 from __future__ import annotations

@@ -55,7 +55,9 @@ def load_video_model(
     """Build the video model of a checkpoint: the base model that its config names, with its adapters and head.
 
     Weights are read once. On the CPU those of a safetensors file are its pages, not a copy: do not write into that
-    file while the model is in use.
+    file while the model is in use. Each weight has the bits of its file, but begins where it does in the file, so what
+    a CPU computes with them equals to rounding what it computes with weights that PyTorch allocated, and to the bit
+    after ``copy.deepcopy(model)``.
 
     Args:
         source: A directory made by `save_adapters`, or the id of a repository on the Hugging Face Hub.

@@ -100,7 +100,7 @@ class WeightsFile:
         return {key: entry.shape for key, entry in self._entries.items()}
 
     def read(self, key: str) -> Tensor:
-        """Read a tensor into memory of its own.
+        """Read a tensor into memory of its own, aligned as PyTorch allocates it wherever it begins in the file.
 
         Args:
             key: One of `shapes`.
