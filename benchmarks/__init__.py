@@ -1,1 +1,8 @@
-"""Benchmarks: one file per question, each run as ``python -m benchmarks.<name>``."""
+"""Benchmarks: one file per question, each run as ``python -m benchmarks.<room>.<name>``.
+
+- ``timing``: what measures;
+- ``checks``: what checks rather than measures;
+- ``report``: what makes tables and pictures of the results;
+- ``harness``: what all of them share, and the lowest: it imports none of the others;
+- ``results``: what was measured, as JSON.
+"""

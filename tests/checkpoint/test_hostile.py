@@ -27,7 +27,7 @@ import aim_adapters as aim
 from aim_adapters.adapters import add_adapter
 from aim_adapters.errors import CheckpointError, ConfigError
 from aim_adapters.storage.files import CONFIG_NAME, WEIGHTS_NAME, WeightsFile
-from benchmarks.fuzz_checkpoint import OUR_WARNINGS, Loading, checkpoint_file, mutate
+from benchmarks.checks.fuzz_checkpoint import OUR_WARNINGS, Loading, checkpoint_file, mutate
 from tests.backbones.contract import assert_same, snapshot
 from tests.memory import at_most
 from tests.test_checkpoint import FRAMES, base, header, rewrite, run, trained, wrapped

@@ -1,0 +1,1 @@
+"""What checks a claim of the library rather than measures it."""

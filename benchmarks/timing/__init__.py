@@ -1,0 +1,1 @@
+"""What measures: one file per question, and what such files share."""

@@ -1,0 +1,116 @@
+"""How much does saving and loading an adapter cost beyond moving its bytes?
+
+``python -m benchmarks.timing.checkpoint_io``. The adapter of ViT-L/14 (8 frames, 400 classes) is saved and loaded by
+this library and by safetensors alone, alternately, in the same directory. Raw saving is ``save_file`` and the ``fsync``
+without which a file is not yet on the disk; raw loading is ``load_file`` and a copy into the model's parameters,
+without which no byte has been read. A model that is not wrapped yet is measured too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import aim_adapters as aim
+from benchmarks.harness.results import Timing, report
+
+TARGET = 1.2
+NAME = "vit_large_patch14_clip_224"
+
+
+def make() -> nn.Module:
+    """Return the wrapped model, with every parameter of the adapter random, as after training."""
+    model = timm.create_model(NAME)
+    aim.wrap_image_model(model, num_frames=8, num_classes=400)
+    with torch.no_grad():
+        for parameter in aim.trainable_parameters(model):
+            parameter.normal_()
+    return model
+
+
+def save_raw(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write the same tensors, and see them on the disk."""
+    save_file(dict(state), path)
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
+def load_raw(targets: Mapping[str, Tensor], path: Path) -> None:
+    """Read the same tensors into the same parameters."""
+    state = load_file(path)
+    with torch.no_grad():
+        for key, target in targets.items():
+            target.copy_(state[key])
+
+
+def wrap_and_load_raw(model: nn.Module, path: Path) -> None:
+    """Wrap first, and then read the same tensors."""
+    aim.wrap_image_model(model, num_frames=8, num_classes=400)
+    load_raw(aim.adapter_state_dict(model), path)
+
+
+def alternate(
+    runs: Mapping[str, Callable[[], object]], *, undo: Callable[[], object], repeats: int
+) -> dict[str, list[float]]:
+    """Time several calls in turn, so that drift of the machine meets them all alike; ``undo`` is not timed."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 2):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            elapsed = time.perf_counter() - start
+            undo()
+            if repeat >= 2:
+                seconds[name].append(elapsed)
+    return seconds
+
+
+def main() -> int:
+    """Measure, write the result, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=15)
+    repeats = parser.parse_args().repeats
+    model, plain = make(), timm.create_model(NAME)
+    state = aim.adapter_state_dict(model)
+    with tempfile.TemporaryDirectory() as folder:
+        ours, raw = Path(folder) / "ours", Path(folder) / "raw.safetensors"
+        seconds = alternate(
+            {
+                "save": lambda: aim.save_adapters(model, ours),
+                "raw save": lambda: save_raw(state, raw),
+                "load": lambda: aim.load_adapters(model, ours),
+                "raw load": lambda: load_raw(state, raw),
+                "load and wrap": lambda: aim.load_adapters(plain, ours),
+                "wrap and raw load": lambda: wrap_and_load_raw(plain, raw),
+            },
+            undo=lambda: aim.unwrap_image_model(plain) if aim.is_wrapped(plain) else None,
+            repeats=repeats,
+        )
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    print(f"  {size / 2**20:.0f} MiB of adapters")
+    peers = {"save": "raw save", "load": "raw load", "load and wrap": "wrap and raw load"}
+    ratios = {name: median[name] / median[peer] for name, peer in peers.items()}
+    print("  " + ", ".join(f"{name} {ratio:.2f} of raw" for name, ratio in ratios.items()))
+    return report(
+        "checkpoint_io",
+        f"the slowest of saving and loading the adapter of {NAME}, as a multiple of safetensors alone",
+        ratio=max(ratios.values()),
+        target=TARGET,
+        details={name: Timing.of(times) for name, times in seconds.items()},
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
