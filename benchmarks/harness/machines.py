@@ -1,31 +1,17 @@
-"""Clocks and meters of a GPU and of a CPU."""
+"""A GPU and a CPU as what steps are timed on: clocks, and the meters that each has."""
 
 from __future__ import annotations
 
-import gc
-import json
 import statistics
-import tempfile
-import time
 from collections.abc import Callable
 from functools import cached_property
-from itertools import pairwise
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.timing.temporal_attention import Effort, GraphClock, ceilings
-
-Step = Callable[[], Any]
-
-
-class Kernel(NamedTuple):
-    """A piece of work of a GPU."""
-
-    name: str
-    seconds: float
-    grid: tuple[int, ...]
+from benchmarks.harness import memory
+from benchmarks.harness.clocks import GraphClock, Step, event_seconds, seconds_of, time_call
+from benchmarks.harness.profiler import Kernel, profile
+from benchmarks.harness.roofline import Effort, ceilings
 
 
 class Gpu:
@@ -35,28 +21,15 @@ class Gpu:
 
     def times(self, step: Step, repeats: int) -> list[float]:
         """Return the seconds of steps that follow one another, as in training: the host may run ahead."""
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
-        events[0].record()
-        for event in events[1:]:
-            step()
-            event.record()
-        torch.cuda.synchronize()
-        return [1e-3 * a.elapsed_time(b) for a, b in pairwise(events)]
+        return event_seconds([step] * repeats)
 
     def alone(self, step: Step, repeats: int = 5) -> dict[str, float]:
-        """Return the seconds of a step that finds an idle GPU and is waited for, and those until the host is free.
-
-        A host that fills the GPU's queue, about a thousand launches, waits there; then the second is a bound only.
-        """
-        found: dict[str, list[float]] = {"latency_seconds": [], "host_seconds": []}
-        for _ in range(repeats):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            step()
-            found["host_seconds"].append(time.perf_counter() - start)
-            torch.cuda.synchronize()
-            found["latency_seconds"].append(time.perf_counter() - start)
-        return {name: statistics.median(seconds) for name, seconds in found.items()}
+        """Return the seconds of a step that finds an idle GPU and is waited for, and those until the host is free."""
+        calls = [time_call(step, self.device) for _ in range(repeats)]
+        return {
+            "latency_seconds": statistics.median(call.latency for call in calls),
+            "host_seconds": statistics.median(call.host for call in calls),
+        }
 
     def joules(self, step: Step, repeats: int) -> float | None:
         """Return the energy of a step, of the whole board; None if the driver does not tell."""
@@ -86,48 +59,23 @@ class Gpu:
 
     def held(self) -> int:
         """Return the bytes allocated now, and count the peak anew."""
-        gc.collect()
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
+        return memory.held()
 
     def peak(self) -> int:
         """Return the most bytes that were allocated."""
-        return torch.cuda.max_memory_allocated()
+        return memory.peak()
 
     def forget(self) -> None:
         """Give free memory back."""
-        gc.collect()
-        torch.cuda.empty_cache()
+        memory.forget()
 
     def ceiling(self) -> float | None:
         """Return the rate of a large product in bf16, in floating-point operations per second."""
-        return ceilings(GraphClock(), "cuda", Effort(copy_bytes=(2**28,)))["bf16_flop_per_second"]
+        return ceilings(GraphClock(), self.device, Effort(copy_bytes=(2**28,)))["bf16_flop_per_second"]
 
     def kernels(self, step: Step, repeats: int) -> list[Kernel]:
         """Return what the GPU ran in some steps."""
-        from torch.profiler import ProfilerActivity, profile
-
-        step()
-        torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-            for _ in range(repeats):
-                step()
-            torch.cuda.synchronize()
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "trace.json"
-            profiler.export_chrome_trace(str(path))
-            return read_trace(path)
-
-
-def read_trace(path: Path) -> list[Kernel]:
-    """Return the work of a GPU that a trace of the profiler holds."""
-    events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    return [
-        Kernel(event["name"], 1e-6 * event["dur"], tuple(event["args"].get("grid", ())))
-        for event in events
-        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")
-    ]
+        return profile(step, repeats)
 
 
 class Cpu:
@@ -137,11 +85,7 @@ class Cpu:
 
     def times(self, step: Step, repeats: int) -> list[float]:
         """Return the seconds of each step."""
-        stamps = [time.perf_counter()]
-        for _ in range(repeats):
-            step()
-            stamps.append(time.perf_counter())
-        return [b - a for a, b in pairwise(stamps)]
+        return [seconds_of(step) for _ in range(repeats)]
 
     def alone(self, step: Step, repeats: int = 5) -> dict[str, float]:
         """Return nothing: there is no other device to wait for."""

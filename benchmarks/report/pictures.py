@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.breakdown import PARTS
-from benchmarks.harness.results import ROOT
+from benchmarks.harness import PARTS, ROOT
 from benchmarks.report.pages import ATTENTION_PEERS, MODELS, Results, measured
 from benchmarks.report.step_tables import FRAMES, profiles, tables
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.results import RESULTS, ROOT
+from benchmarks.harness import RESULTS, ROOT
 from benchmarks.report import step_tables
 from benchmarks.report.pages import ATTENTION_PEERS, Results, measured, ms, spread, table, target_row, verdict
 from benchmarks.report.pictures import ASSETS, PICTURES

@@ -13,8 +13,7 @@ import os
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import timm
@@ -23,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import aim_adapters as aim
-from benchmarks.harness.results import Timing, report
+from benchmarks.harness import Timing, in_turn, report
 
 TARGET = 1.2
 NAME = "vit_large_patch14_clip_224"
@@ -60,22 +59,6 @@ def wrap_and_load_raw(model: nn.Module, path: Path) -> None:
     load_raw(aim.adapter_state_dict(model), path)
 
 
-def alternate(
-    runs: Mapping[str, Callable[[], object]], *, undo: Callable[[], object], repeats: int
-) -> dict[str, list[float]]:
-    """Time several calls in turn, so that drift of the machine meets them all alike; ``undo`` is not timed."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 2):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            elapsed = time.perf_counter() - start
-            undo()
-            if repeat >= 2:
-                seconds[name].append(elapsed)
-    return seconds
-
-
 def main() -> int:
     """Measure, write the result, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -85,7 +68,7 @@ def main() -> int:
     state = aim.adapter_state_dict(model)
     with tempfile.TemporaryDirectory() as folder:
         ours, raw = Path(folder) / "ours", Path(folder) / "raw.safetensors"
-        seconds = alternate(
+        seconds = in_turn(
             {
                 "save": lambda: aim.save_adapters(model, ours),
                 "raw save": lambda: save_raw(state, raw),

@@ -22,37 +22,34 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.harness import results
-from benchmarks.harness.machines import Cpu, Gpu, Machine
-from benchmarks.harness.results import Target, Timing, reason, record, write
+from benchmarks.harness import Cpu, Gpu, Step, Target, Timing, command, path_of, record, write
 from benchmarks.timing import train_step
 from benchmarks.timing.peers import Size
-from benchmarks.timing.steps import SMALL, Effort, check_peers, command
-from benchmarks.timing.tasks import Step, make_model, make_step, step_of
+from benchmarks.timing.replicas import FLAT, compare, hold, nbytes
+from benchmarks.timing.step_command import SMALL, check_peers
+from benchmarks.timing.steps import StepEffort
+from benchmarks.timing.tasks import make_model, make_step, step_of
+from benchmarks.timing.team import PeerError, Team
 
 TASK = replace(train_step.TASK, name="data_parallel", question="training steps on several GPUs, as a share of linear")
-FLAT = "+flat"
 PEERS = {
     "cuda": ("aim/graph", "aim/graph" + FLAT, "timesformer/blocks", "aim/blocks"),
     "cpu": ("aim/eager", "aim/eager" + FLAT),
 }
 SIZES = {"cuda": train_step.BASE, "cpu": train_step.SIZES[SMALL]}
-EFFORT = Effort(rounds=8)
+EFFORT = StepEffort(rounds=8)
 LINEAR = 0.95
 LIMIT = timedelta(seconds=180)  # a compiler's time on an empty cache, several times over
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -63,85 +60,12 @@ class Plan:
     peers: tuple[str, ...]
     size: Size
     device: str
-    effort: Effort
-    folder: Path
+    effort: StepEffort
+    folder: Path | None
     head: dict[str, Any]
 
 
-class PeerError(RuntimeError):
-    """Tells every process that a peer failed on one of them."""
-
-
-class Team:
-    """All processes, seen from one of them; they speak over the host, which leaves the GPUs at rest."""
-
-    def __init__(self, rank: int, machine: Machine, group: dist.ProcessGroup | None = None) -> None:
-        self.rank, self.machine, self.group = rank, machine, group
-
-    def tell(self, value: Any) -> list[Any]:
-        """Return what every process tells here, once all have come."""
-        found: list[Any] = [None] * dist.get_world_size(self.group)
-        dist.all_gather_object(found, value, group=self.group)
-        return found
-
-    def act(self, what: Callable[[], Result]) -> Result:
-        """Do something on every process.
-
-        Raises:
-            PeerError: On all of them, when it failed on any.
-        """
-        error = None
-        try:
-            found = what()
-        except Exception as caught:  # out of memory, or no compiler
-            error = reason(caught)
-            print(f"process {self.rank}: {error}", file=sys.stderr, flush=True)  # the others may not come
-        for rank, each in enumerate(self.tell(error)):
-            if each is not None:
-                raise PeerError(f"process {rank}: {each}")
-        return found
-
-
 # One peer
-
-
-class Flat:
-    """Average the gradients of a model over the processes, all in one message, when the last of them is there."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.missing = len(self.trained)
-        for parameter in self.trained:
-            parameter.register_post_accumulate_grad_hook(self.arrived)
-
-    def arrived(self, _: Tensor) -> None:
-        """Count a gradient, and send all after the last."""
-        self.missing -= 1
-        if self.missing:
-            return
-        self.missing = len(self.trained)
-        gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        flat /= dist.get_world_size()
-        for parameter, part in zip(self.trained, flat.split([each.numel() for each in gradients]), strict=True):
-            parameter.grad = part.view_as(parameter)
-
-
-def hold(model: nn.Module, peer: str) -> nn.Module:
-    """Let a model train as one with those of the other processes."""
-    if peer.endswith(FLAT):
-        Flat(model)
-        return model
-    # Nothing is left to compute while a graph's gradients are sent, so one bucket holds them all.
-    bucket = 1 + sum(map(nbytes, model.parameters())) // 2**20 if peer.endswith("/graph") else None
-    # Gradients lie where they are sent from; which there are, and in what order, is the same at every step.
-    return DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=True, bucket_cap_mb=bucket)
-
-
-def nbytes(parameter: nn.Parameter) -> int:
-    """Return the bytes of a parameter's gradient."""
-    return parameter.numel() * parameter.element_size() * parameter.requires_grad
 
 
 def warm(step: Step, repeats: int) -> Step:
@@ -154,23 +78,6 @@ def warm(step: Step, repeats: int) -> Step:
     if not all(map(math.isfinite, losses)):
         raise ArithmeticError(f"the loss is not finite: {losses}")
     return step
-
-
-def compare(model: nn.Module) -> None:
-    """Hold all that trains to what the first process has.
-
-    Raises:
-        ValueError: It is not the same, bit for bit.
-    """
-    unlike = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            first = parameter.detach().clone()
-            dist.broadcast(first, 0)
-            if not torch.equal(first, parameter):
-                unlike.append(name)
-    if unlike:
-        raise ValueError(f"{len(unlike)} parameters are not those of process 0, {unlike[0]} the first")
 
 
 def slowest(ranks: Sequence[Sequence[float]]) -> Sequence[float]:
@@ -195,7 +102,7 @@ def compared(
 
 
 def take_turns(
-    team: Team, alone: Step, together: Step, *, effort: Effort, count: int
+    team: Team, alone: Step, together: Step, *, effort: StepEffort, count: int
 ) -> tuple[list[float], list[float], list[float]]:
     """Time the first process while the others wait, all each for itself, and all together; so on for several rounds."""
     times = team.machine.times
@@ -213,7 +120,7 @@ def take_turns(
     return single, apart, joint
 
 
-def time_peer(team: Team, label: str, size: Size, effort: Effort) -> dict[str, Any]:
+def time_peer(team: Team, label: str, size: Size, effort: StepEffort) -> dict[str, Any]:
     """Build a peer alone and as one of all, see that all train the same, and time both.
 
     Raises:
@@ -348,17 +255,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         size=SIZES[arguments.device],
         device=arguments.device,
         effort=EFFORT,
-        folder=arguments.out or results.RESULTS,
+        folder=arguments.out,
         head={
             "benchmark": TASK.name,
-            "command": command(TASK, sys.argv[1:] if argv is None else argv),
+            "command": command(TASK.name, sys.argv[1:] if argv is None else argv),
             "question": TASK.question,
             "ran_on": record(),
         },
     )
     with tempfile.TemporaryDirectory() as place:
         mp.spawn(work, args=(plan, str(Path(place) / "store")), nprocs=plan.processes)
-    result = json.loads((plan.folder / f"{TASK.name}.json").read_text(encoding="utf-8"))
+    result = json.loads(path_of(TASK.name, plan.folder).read_text(encoding="utf-8"))
     return 0 if result["met"] else 1
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.harness.results import Target
+from benchmarks.harness import Target
 from benchmarks.timing.peers import COMPILED, MODES
 
 Goal = Callable[[str, dict[str, Any]], list[Target]]

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 
-from benchmarks.harness.results import Timing, report
+from benchmarks.harness import Timing, report
 
 TARGET = 0.3
 PROGRAM = "import time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"

@@ -14,10 +14,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from benchmarks.harness import Step
 from benchmarks.timing.goals import Against, Goal
 from benchmarks.timing.peers import Batch, Size
-from benchmarks.timing.steps import SMALL, begin, jobs, key_of, measure_all, parser, sweep
-from benchmarks.timing.tasks import Step, Task
+from benchmarks.timing.step_command import SMALL, begin, jobs, key_of, measure_all, parser
+from benchmarks.timing.steps import sweep
+from benchmarks.timing.tasks import Task
 from benchmarks.timing.train_step import FEW, GOALS, PEERS, SIZES
 
 MANY = (

@@ -42,8 +42,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import aim_adapters as aim
-from aim_adapters.core.fusion import fp8_missing
-from benchmarks.harness.results import ROOT, Target, reason, record, write
+from aim_adapters.core import fp8_missing
+from benchmarks.harness import ROOT, Target, command, reason, record, write
 
 NAME = "learning"
 PEER = "modules"  # what the other ways are held against
@@ -123,7 +123,7 @@ def prepare(path: Path, *, clips: int, test_clips: int) -> None:
         "img_size": str(settings.size),
         "classes": str(len(quickstart.CLASSES)),
         "source": "examples/quickstart.py",
-        "command": f"python -m benchmarks.timing.{NAME} --prepare FILE --clips {clips} --test-clips {test_clips}",
+        "command": command(NAME, f"--prepare FILE --clips {clips} --test-clips {test_clips}".split()),
     }
     save(path, Task(*clips_of, model.state_dict(), about))
 
@@ -142,7 +142,7 @@ def load(path: Path) -> Task:
     Raises:
         TaskError: There is no such file, or it is another.
     """
-    how = f"write one by python -m benchmarks.timing.{NAME} --prepare FILE"
+    how = f"write one by {command(NAME, ['--prepare', 'FILE'])}"
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}

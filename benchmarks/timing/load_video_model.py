@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import aim_adapters as aim
-from benchmarks.harness.results import ROOT, Timing, report
+from benchmarks.harness import ROOT, Timing, report
 
 TARGET = 1.2
 NAME = "vit_large_patch14_clip_224"

@@ -26,10 +26,24 @@ from torch import Tensor
 from aim_adapters.ops.bottleneck import aten as aten_bottleneck
 from aim_adapters.ops.bottleneck import padded
 from aim_adapters.ops.frozen import aten as aten_frozen
-from benchmarks.harness.results import Target, reason, record, write
-from benchmarks.timing.temporal_attention import BACKEND, TOLERANCE, Clock, Effort, GraphClock, alternate, ceilings
+from benchmarks.harness import (
+    Clock,
+    Effort,
+    GraphClock,
+    Replay,
+    Target,
+    alternate,
+    ceilings,
+    check_errors,
+    command,
+    reason,
+    record,
+    relative_error,
+    write,
+)
 
 NAME = "parts"
+BACKEND = "inductor"
 EFFORT = Effort(rounds=7, batch=2e-3, copy_bytes=(2**28, 2**30, 2**32), warmup=0.5)
 SCALE = 0.5
 OF_TOKENS = ("layer_norm", "add_layer_norm", "layer_norm_backward", "add")
@@ -211,18 +225,17 @@ def build(peer: str, x: Inputs) -> Callable[[], tuple[Tensor, ...]]:
 
 def errors(got: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float]:
     """Return relative errors, in the norm; sums of some rows each are added up."""
-    pairs = (
-        (a.double() if a.shape == b.shape else a.double().sum(0, keepdim=True), b)
+    return [
+        relative_error(a if a.shape == b.shape else a.double().sum(0, keepdim=True), b)
         for a, b in zip(got, exact, strict=True)
-    )
-    return [float((a - b).norm() / b.norm()) for a, b in pairs]
+    ]
 
 
 def measure_case(case: Case, clock: Clock, device: str, *, bandwidth: float, effort: Effort) -> dict[str, Any]:
     """Return the times of every peer, held against the bytes."""
     torch.compiler.reset()  # else what was compiled for earlier cases counts against a limit
     exact = run(implementation("aten"), Inputs.of(case, device).double())
-    replays: dict[str, Callable[[int], float]] = {}
+    replays: dict[str, Replay] = {}
     row: dict[str, Any] = {"case": asdict(case), "bytes": case.bytes, "peers": {}}
     for peer in peers(case):
         entry = row["peers"][peer] = {}
@@ -230,8 +243,7 @@ def measure_case(case: Case, clock: Clock, device: str, *, bandwidth: float, eff
             each = build(peer, Inputs.of(case, device))
             with torch.no_grad():
                 entry["errors"] = errors(each(), exact)
-                if not max(entry["errors"]) <= TOLERANCE[case.low]:
-                    raise ArithmeticError(f"relative errors against float64 are {entry['errors']}")
+                check_errors(entry["errors"], case.low)
                 replays[peer] = clock.prepare(each)
         except Exception as error:  # whatever a peer throws is its result
             entry["error"] = reason(error)
@@ -273,7 +285,7 @@ def measure(wanted: Sequence[Case], folder: Path | None, *, clock: Clock, device
     rates = ceilings(clock, device, effort)
     result: dict[str, Any] = {
         "benchmark": NAME,
-        "command": f"python -m benchmarks.timing.{NAME}",
+        "command": command(NAME),
         "question": "GPU time of the parts between matrix products, against the time that their bytes need",
         "complete": False,
         "ran_on": record(),
@@ -333,9 +345,7 @@ def tune(case: Case, clock: Clock, device: str, *, effort: Effort = EFFORT) -> d
     for name, used in tried(case):
         with used:
             try:
-                worst = max(errors(run(implementation("triton"), Inputs.of(case, device)), exact))
-                if not worst <= TOLERANCE[case.low]:
-                    raise ArithmeticError(f"relative error against float64 is {worst}")
+                check_errors(errors(run(implementation("triton"), Inputs.of(case, device)), exact), case.low)
                 replays[name] = clock.prepare(partial(run, implementation("triton"), x))
             except Exception as error:  # a tile that does not fit is one not to choose
                 print(f"  {name}: {reason(error)[:140]}")

@@ -23,8 +23,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from aim_adapters.ops.spatial_attention import spatial_attention
 from aim_adapters.ops.spatial_attention.tiles import alternatives
-from benchmarks.harness.results import Target, reason, record, write
-from benchmarks.timing.temporal_attention import TOLERANCE, Clock, Effort, GraphClock, alternate, ceilings
+from benchmarks.harness import (
+    Clock,
+    Effort,
+    GraphClock,
+    Replay,
+    Target,
+    alternate,
+    ceilings,
+    check_errors,
+    command,
+    reason,
+    record,
+    relative_error,
+    write,
+)
 
 NAME = "spatial_attention"
 # In bytes of the queries: the forward pass reads three and writes one; the backward pass reads five and writes three.
@@ -131,12 +144,8 @@ def check(got: Sequence[Tensor], exact: Sequence[Tensor], dtype: str) -> list[fl
     Raises:
         ArithmeticError: One is more than rounding.
     """
-    errors = [
-        float((x.detach()[: true.shape[0]].double() - true).norm() / true.norm())
-        for x, true in zip(got, exact, strict=True)
-    ]
-    if not max(errors) <= TOLERANCE[dtype]:
-        raise ArithmeticError(f"relative errors against float64 are {errors}")
+    errors = [relative_error(x.detach()[: true.shape[0]], true) for x, true in zip(got, exact, strict=True)]
+    check_errors(errors, dtype)
     return errors
 
 
@@ -146,7 +155,7 @@ def measure_case(
     """Yield a row for each pass of a case: the times of every peer."""
     inputs = Inputs(case, device)
     exact = inputs.reference()
-    replays: dict[str, dict[str, Callable[[int], float]]] = {name: {} for name in UNITS}
+    replays: dict[str, dict[str, Replay]] = {name: {} for name in UNITS}
     notes: dict[str, dict[str, Any]] = {}
     for peer in case.peers:
         note = notes[peer] = {}
@@ -236,7 +245,7 @@ def measure(cases: Sequence[Case], folder: Path | None, *, clock: Clock, device:
     """Measure, write the result as it grows, and return the exit status."""
     result: dict[str, Any] = {
         "benchmark": NAME,
-        "command": f"python -m benchmarks.timing.{NAME}",
+        "command": command(NAME),
         "question": "GPU time of one layer's spatial attention on a packed projection, against SDPA's kernels",
         "ran_on": record(),
         "ceilings": ceilings(clock, device, effort),

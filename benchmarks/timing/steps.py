@@ -1,36 +1,22 @@
-"""Time the peers of a size in turn: what benchmarks of training steps and of inference share.
-
-Both write one file, which holds the results of several runs: a run adds its tables and replaces those of the same name,
-and each table says where it ran. ``python -m benchmarks.timing.steps FILE ...`` adds the tables of files that lie
-elsewhere.
-"""
+"""Time the peers of a size in turn: what benchmarks of training steps and of inference share."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import shlex
-import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.harness import results
-from benchmarks.harness.breakdown import breakdown
-from benchmarks.harness.machines import Cpu, Gpu, Machine
-from benchmarks.harness.results import Timing, reason, record, write
+from benchmarks.harness import Machine, Step, Timing, breakdown, reason, record
 from benchmarks.timing.goals import Goal
-from benchmarks.timing.peers import MODELS, MODES, Size, arithmetic, family
-from benchmarks.timing.tasks import Step, Task, agree, agreement, make_step
+from benchmarks.timing.peers import MODELS, Size, arithmetic, family
+from benchmarks.timing.step_results import Table, merge
+from benchmarks.timing.tasks import Task, agree, agreement, make_step
 
-KINDS = ("tables", "sweeps")
-SMALL = "small-8"  # the size that a CPU can do
 PROFILED = ("aim/eager", "plain/blocks")
-Table = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -48,7 +34,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Effort:
+class StepEffort:
     """How many steps are timed, and in how many rounds: as many as fill some seconds, within bounds."""
 
     warmup: int = 3
@@ -69,7 +55,7 @@ class Run:
 
     task: Task
     machine: Machine
-    effort: Effort = field(default_factory=Effort)
+    effort: StepEffort = field(default_factory=StepEffort)
     folder: Path | None = None
     seconds: float = float("inf")
     profile: bool = False
@@ -99,16 +85,8 @@ class Run:
 
     def save(self, kind: str, key: str, table: Table, note: str) -> None:
         """Write the results that there are, and say something."""
-        merge(self.task, {kind: {key: table}}, self.folder)
+        merge(self.task.name, self.task.question, {kind: {key: table}}, self.folder)
         print(f"[{time.perf_counter() - self.started:5.0f} s] {note}", flush=True)
-
-
-def merge(task: Task, parts: dict[str, dict[str, Table]], folder: Path | None) -> None:
-    """Add tables to those that the file of a benchmark holds, in the place of older ones."""
-    path = (results.RESULTS if folder is None else folder) / f"{task.name}.json"
-    held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    tables = {kind: {**held.get(kind, {}), **parts.get(kind, {})} for kind in KINDS}
-    write(task.name, {"benchmark": task.name, "question": task.question, **tables}, folder)
 
 
 # What is measured
@@ -257,111 +235,3 @@ def describe(label: str, entry: dict[str, Any]) -> str:
     if "host_seconds" in entry:
         words.append(f"host {1e3 * entry['host_seconds']:.1f} ms")
     return "  ".join((*words, f"ready after {entry['seconds_until_ready']:.0f} s"))
-
-
-# The command
-
-
-def command(task: Task, argv: Sequence[str]) -> str:
-    """Return what anyone can run; where the result went was the caller's own affair."""
-    words = list(argv)
-    if "--out" in words:
-        at = words.index("--out")
-        del words[at : at + 2]
-    return shlex.join(["python", "-m", f"benchmarks.timing.{task.name}", *words])
-
-
-def key_of(size: Size, device: str) -> str:
-    """Return the name of a table."""
-    words = f"{size.name}, {size.frames} frames, {size.clips} clip{'s' * (size.clips != 1)}"
-    return words if device == "cuda" else f"{words}, {device}"
-
-
-def parser(description: str, sizes: Iterable[str]) -> argparse.ArgumentParser:
-    """Return the options that both benchmarks know."""
-    made = argparse.ArgumentParser(description=description)
-    made.add_argument("--out", type=Path, help="folder of the result")
-    made.add_argument("--quick", action="store_true", help="the first two peers of the first size, few steps")
-    made.add_argument("--sizes", nargs="+", choices=tuple(sizes), help="by default all that the device has")
-    made.add_argument("--peers", nargs="+", metavar="MODEL/MODE", help="only these, of every size")
-    made.add_argument("--clips", nargs="+", type=int, help="numbers of clips, instead of each size's own")
-    made.add_argument("--seconds", type=float, default=float("inf"), help="begin no peer after them")
-    made.add_argument("--sweep", action="store_true", help="1, 2, 4 ... clips until the memory is full, instead")
-    made.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
-    return made
-
-
-def check_peers(made: argparse.ArgumentParser, peers: Iterable[str]) -> None:
-    """Refuse peers that there are not."""
-    for peer in peers:
-        name, _, mode = peer.partition("/")
-        if name not in MODELS or mode not in MODES:
-            made.error(f"a peer is one of {', '.join(MODELS)} and /{', /'.join(MODES)}, got {peer!r}")
-
-
-def begin(task: Task, made: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[Run, argparse.Namespace]:
-    """Check what is asked for, and begin."""
-    arguments = made.parse_args(argv)
-    check_peers(made, arguments.peers or ())
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        made.error("there is no GPU; --device cpu times a small model on the processor")
-    # Blocks share their code; each peer's and each mode's is one more version of it.
-    torch._dynamo.config.recompile_limit = 256
-    machine = Gpu() if arguments.device == "cuda" else Cpu()
-    run = Run(
-        task,
-        machine,
-        effort=Effort(rounds=2, energy_seconds=0) if arguments.quick else Effort(),
-        folder=arguments.out,
-        seconds=arguments.seconds,
-        profile=getattr(arguments, "profile", False),
-        command=command(task, sys.argv[1:] if argv is None else argv),
-        ceiling=machine.ceiling(),
-    )
-    return run, arguments
-
-
-def jobs(
-    arguments: argparse.Namespace,
-    sizes: dict[str, Size],
-    peers: Callable[[str, Size], Sequence[str]],
-    goals: Callable[[str, Size], tuple[Goal, ...]],
-) -> list[Job]:
-    """Return a table for every size and number of clips that is asked for; those of a CPU are in float32."""
-    found = []
-    for name in arguments.sizes or [name for name in sizes if (name == SMALL) == (arguments.device == "cpu")]:
-        for clips in arguments.clips or [sizes[name].clips]:
-            size = replace(sizes[name], clips=clips)
-            chosen = arguments.peers or peers(name, size)
-            runs = {peer: (peer, size) for peer in (chosen[:2] if arguments.quick else chosen)}
-            meant = (name == SMALL) == (arguments.device == "cpu")  # on the other device the ratios are others
-            found.append(Job(key_of(size, arguments.device), runs, goals(name, size) if meant else ()))
-    return found[:1] if arguments.quick else found
-
-
-def measure_all(run: Run, tables: Sequence[Job]) -> int:
-    """Measure every table, and return the exit status."""
-    good = True
-    for job in tables:
-        good &= measure(run, job)
-        run.machine.forget()
-    return 0 if good else 1
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Add the tables of files that lie elsewhere to the results."""
-    from benchmarks.timing import inference, train_step
-
-    made = argparse.ArgumentParser(description=main.__doc__)
-    made.add_argument("files", nargs="+", type=Path)
-    made.add_argument("--out", type=Path, help="folder of the result")
-    arguments = made.parse_args(argv)
-    tasks = {task.name: task for task in (train_step.TASK, inference.TASK)}
-    for path in arguments.files:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        merge(tasks[result["benchmark"]], {kind: result[kind] for kind in KINDS}, arguments.out)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

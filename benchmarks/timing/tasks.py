@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import aim_adapters as aim
+from benchmarks.harness import Step
 from benchmarks.timing.peers import MODELS, Batch, Size, compile_model, wrapped
 
 # How many times as far from float32 as those of `plain` our results may be, in low precision; and how far in float32.
 TOLERANCE, ROUNDING = 1.5, 1e-5
-Step = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)

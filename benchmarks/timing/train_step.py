@@ -29,11 +29,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.harness.results import Target
+from benchmarks.harness import Step, Target
 from benchmarks.timing.goals import Against, Goal, fastest
 from benchmarks.timing.peers import Batch, Size
-from benchmarks.timing.steps import SMALL, Job, begin, jobs, key_of, measure_all, parser, sweep
-from benchmarks.timing.tasks import Step, Task
+from benchmarks.timing.step_command import SMALL, begin, jobs, key_of, measure_all, parser
+from benchmarks.timing.steps import Job, sweep
+from benchmarks.timing.tasks import Task
 
 BASE = Size("vit_base_patch16_clip_224", 32)
 SIZES = {

@@ -10,12 +10,11 @@ import argparse
 import copy
 import statistics
 import sys
-import time
 
 import timm
 
 import aim_adapters as aim
-from benchmarks.harness.results import Timing, measure, report
+from benchmarks.harness import Timing, measure, report, seconds_of
 
 TARGET = 0.05
 NAME = "vit_base_patch16_clip_224"
@@ -33,9 +32,7 @@ def main() -> int:
     repeats = parser.parse_args().repeats
     base = timm.create_model(NAME)
     model = copy.deepcopy(base)
-    start = time.perf_counter()
-    wrap(model)
-    first = time.perf_counter() - start
+    first = seconds_of(lambda: wrap(model))
     fresh = measure(wrap, setup=lambda: copy.deepcopy(base), repeats=repeats)
     again = measure(wrap, setup=lambda: aim.unwrap_image_model(model), repeats=repeats)
     print(f"  first wrap of the process        {1e3 * first:9.2f} ms")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import aim_adapters as aim
-from aim_adapters.checkpoint.saving.agreement import require_reasonable, require_same_base, require_same_meaning
+from aim_adapters.checkpoint.agreement import require_reasonable, require_same_base, require_same_meaning
 from aim_adapters.anatomy import fingerprint
 from aim_adapters.backbones import read_anatomy
 from aim_adapters.config import AIMConfig

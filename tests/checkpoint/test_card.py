@@ -15,11 +15,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import aim_adapters as aim
-from aim_adapters.checkpoint.saving.card import make_card, section_marks, write_card
+from aim_adapters.checkpoint.card import make_card, section_marks, write_card
 from aim_adapters.errors import ConfigError
 from aim_adapters.storage.files import CARD_NAME
 from aim_adapters.parameters import ParameterCount
-from aim_adapters.checkpoint.saving.snapshot import take_snapshot
+from aim_adapters.checkpoint.snapshot import take_snapshot
 from tests.test_checkpoint import base, trained
 
 BEGIN, END = section_marks(None)

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from aim_adapters.config import AIMConfig
 from aim_adapters.errors import CheckpointError
 from aim_adapters.storage.files import CONFIG_NAME, WEIGHTS_NAME
-from aim_adapters.checkpoint.saving.format import open_checkpoint, settings_of
+from aim_adapters.checkpoint.format import open_checkpoint, settings_of
 
 CONFIG: dict[str, Any] = {
     "library_name": "aim-adapters",

@@ -19,10 +19,10 @@ from timm.models import save_for_hf
 from torch import nn
 
 import aim_adapters as aim
-from aim_adapters.checkpoint.saving.card import section_marks
+from aim_adapters.checkpoint.card import section_marks
 from aim_adapters.errors import CheckpointError, ConfigError, StateError
 from aim_adapters.storage.files import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
-from aim_adapters.checkpoint.saving.hub import push_to_hub
+from aim_adapters.checkpoint.hub import push_to_hub
 from tests.backbones.contract import assert_same, snapshot, wake
 from tests.loopback_hub import LoopbackHub
 from tests.test_checkpoint import FRAMES, base, run, trained, wrapped
@@ -75,7 +75,7 @@ def test_wrong_arguments_are_refused_before_the_hub_is_asked(
 
 
 def test_process_that_does_not_write_pushes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aim_adapters.checkpoint.saving.hub.take_snapshot", lambda model, wrapped, **arguments: None)
+    monkeypatch.setattr("aim_adapters.checkpoint.hub.take_snapshot", lambda model, wrapped, **arguments: None)
     assert push_to_hub(trained(), REPO) == ""
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import aim_adapters as aim
 from aim_adapters.backbones import BaseRequest, build_base, read_anatomy
-from aim_adapters.checkpoint.saving import video_model
-from aim_adapters.checkpoint.saving.video_model import load_video_model
+from aim_adapters.checkpoint import video_model
+from aim_adapters.checkpoint.video_model import load_video_model
 from aim_adapters.core import only_root
 from aim_adapters.errors import CheckpointError, ConfigError
 from aim_adapters.storage.files import CONFIG_NAME, WEIGHTS_NAME

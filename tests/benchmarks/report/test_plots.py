@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.harness.machines import Cpu, Kernel
+from benchmarks.harness import Cpu, Kernel
 from benchmarks.report import pictures, plots, step_tables
 from benchmarks.report.pages import measured, ms
-from benchmarks.timing import data_parallel, inference, learning, steps, train_step
-from benchmarks.timing.steps import Effort, Job, Run
+from benchmarks.timing import data_parallel, inference, learning, step_command, steps, train_step
+from benchmarks.timing.steps import Job, Run, StepEffort
+from benchmarks.timing.team import PeerError, Team
 
 TEXT = plots.PAGE.read_text(encoding="utf-8")
 RESULTS = plots.load()
@@ -60,9 +61,9 @@ def learn(name: str, seed: int) -> dict[str, Any]:
     return entry | ({"cosine": {"mean": 0.9993, "least": 0.95}} if name == "held" else {})
 
 
-def scale(team: data_parallel.Team, peer: str, size: Any, effort: Effort) -> dict[str, Any]:
+def scale(team: Team, peer: str, size: Any, effort: StepEffort) -> dict[str, Any]:
     if peer.startswith("timesformer"):
-        raise data_parallel.PeerError("process 1: boom")
+        raise PeerError("process 1: boom")
     seconds = {"aim/graph": 0.0625, "aim/graph+flat": 0.061, "aim/blocks": 0.08}[peer]
     times = data_parallel.compared([0.06] * 2, [0.0605] * 2, [seconds] * 2, processes=2, clips=size.clips)
     return {**times, "gradient_bytes": 44_000_000, "peak_bytes": 3 * 2**30}
@@ -73,7 +74,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> plots.Results:
     """Results as the benchmarks write them, of models that are not there."""
     folder = tmp_path_factory.mktemp("results")
     on = {**RESULTS["wrap_time"]["ran_on"], "gpus": ["Some GPU"]}
-    peers, effort = ("aim/eager", "plain/blocks", "reference/eager"), Effort(warmup=1, rounds=1)
+    peers, effort = ("aim/eager", "plain/blocks", "reference/eager"), StepEffort(warmup=1, rounds=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "make_step", make_step)
         patch.setattr(steps, "agreement", lambda *_: {"plain": {}})
@@ -84,16 +85,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> plots.Results:
             for clips in (32, 1, 4):
                 run.profile = clips == 32
                 size = replace(train_step.BASE, clips=clips)
-                job = Job(steps.key_of(size, "cuda"), {peer: (peer, size) for peer in peers})
+                job = Job(step_command.key_of(size, "cuda"), {peer: (peer, size) for peer in peers})
                 steps.measure(run, replace(job, goals=module.goals_of("base-8", size)))
         run = Run(train_step.TASK, Made(), effort, folder, ran_on=on)
         steps.measure(run, train_step.frames_job(("aim/blocks", "plain/blocks")))
-        steps.sweep(run, steps.key_of(train_step.BASE, "cuda"), train_step.BASE, ("aim/eager", "plain/eager"))
+        steps.sweep(run, step_command.key_of(train_step.BASE, "cuda"), train_step.BASE, ("aim/eager", "plain/eager"))
         patch.setattr(data_parallel, "time_peer", scale)
         plan = data_parallel.Plan(
             2, data_parallel.PEERS["cuda"], train_step.BASE, "cuda", effort, folder, {"ran_on": on}
         )
-        data_parallel.measure(data_parallel.Team(0, Made()), plan)
+        data_parallel.measure(Team(0, Made()), plan)
         patch.setattr(learning, "record", lambda: on)
         about = {"task": {"test_clips": 100}}
         learning.measure(learn, ("modules", "held", "fp8"), seeds=3, jobs=1, folder=folder, about=about)

@@ -15,16 +15,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import aim_adapters as aim
-from benchmarks.harness.machines import Cpu
+from benchmarks.harness import Cpu, Step
 from benchmarks.timing import data_parallel as benchmark
-from benchmarks.timing import peers
-from benchmarks.timing.data_parallel import PeerError, Plan, Team
+from benchmarks.timing import peers, replicas
+from benchmarks.timing.data_parallel import Plan
 from benchmarks.timing.peers import Size
-from benchmarks.timing.steps import Effort, Step
+from benchmarks.timing.steps import StepEffort
+from benchmarks.timing.team import PeerError, Team
 
 # Triton's interpreter multiplies bf16 wrongly.
 TINY = Size("test_vit", clips=2, frames=2, resolution=32, classes=3, dtype="float16")
-EFFORT = Effort(warmup=2, rounds=2, seconds=0, bounds=(2, 2))
+EFFORT = StepEffort(warmup=2, rounds=2, seconds=0, bounds=(2, 2))
 CHOSEN = ("aim/blocks", "plain/eager", "aim-low/eager", "aim/eager", "aim/eager+flat")
 HELD = ("aim/blocks", "aim/eager", "aim/eager+flat")
 
@@ -170,13 +171,13 @@ def test_95_percent_of_linear_are_asked(together: float, met: bool) -> None:
 def test_one_bucket_holds_what_a_graph_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     caps: dict[str, Any] = {}
     monkeypatch.setattr(
-        benchmark, "DistributedDataParallel", lambda model, **how: caps.update({peer: how["bucket_cap_mb"]})
+        replicas, "DistributedDataParallel", lambda model, **how: caps.update({peer: how["bucket_cap_mb"]})
     )
     model = nn.Sequential(
         nn.Linear(2**10, 2**11, bias=False), nn.Linear(2**11, 2**12, bias=False).requires_grad_(False)
     )
     for peer in ("aim/graph", "aim/blocks"):
-        benchmark.hold(model, peer)
+        replicas.hold(model, peer)
     assert caps == {"aim/graph": 9, "aim/blocks": None}  # of 8 MiB, and PyTorch's own
 
 
@@ -192,7 +193,7 @@ def test_what_failed_does_not_scale() -> None:
 def test_the_command_on_gpus(
     seconds: float, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def time_peer(team: Team, peer: str, size: Size, effort: Effort) -> dict[str, Any]:
+    def time_peer(team: Team, peer: str, size: Size, effort: StepEffort) -> dict[str, Any]:
         if peer == "timesformer/blocks":
             raise PeerError("process 1: no")
         times = benchmark.compared([1.0] * 2, [1.0] * 2, [seconds] * 2, processes=3, clips=size.clips)

@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.harness.machines import Cpu
+from benchmarks.harness import Cpu
 from benchmarks.timing import inference as benchmark
-from benchmarks.timing import peers, steps
+from benchmarks.timing import peers, step_command, steps
 from benchmarks.timing.peers import Size
-from benchmarks.timing.steps import Effort, Job, Run
+from benchmarks.timing.steps import Job, Run, StepEffort
 
 pytest.importorskip("triton")
 # Raised while the compiler is imported.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 # Triton's interpreter multiplies bf16 wrongly.
 TINY = Size("test_vit", clips=2, frames=2, resolution=32, classes=3, dtype="float16")
-EFFORT = Effort(warmup=1, rounds=1, seconds=0, bounds=(2, 2))
+EFFORT = StepEffort(warmup=1, rounds=1, seconds=0, bounds=(2, 2))
 
 
 @pytest.fixture(autouse=True)
@@ -81,10 +81,11 @@ def test_goals() -> None:
 
 
 def test_the_command_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(benchmark.SIZES, steps.SMALL, replace(TINY, dtype="float32", clips=1))
-    monkeypatch.setattr(steps, "Effort", lambda **_: EFFORT)
-    benchmark.main(["--device", "cpu", "--out", str(tmp_path)])
-    benchmark.main(["--device", "cpu", "--out", str(tmp_path), "--sweep", "--sizes", steps.SMALL, "--seconds", "0"])
+    monkeypatch.setitem(benchmark.SIZES, step_command.SMALL, replace(TINY, dtype="float32", clips=1))
+    monkeypatch.setattr(step_command, "StepEffort", lambda **_: EFFORT)
+    argv = ["--device", "cpu", "--out", str(tmp_path)]
+    benchmark.main(argv)
+    benchmark.main([*argv, "--sweep", "--sizes", step_command.SMALL, "--seconds", "0"])
     result = json.loads((tmp_path / "inference.json").read_text())
     ((key, table),) = result["tables"].items()
     assert list(table["peers"]) == ["aim/eager", "reference/eager", "plain/eager"]

@@ -11,8 +11,8 @@ from unittest import mock
 import pytest
 import torch
 
+from benchmarks.harness import Effort, WallClock
 from benchmarks.timing import parts as benchmark
-from benchmarks.timing.temporal_attention import Effort, WallClock
 
 bottleneck = pytest.importorskip("aim_adapters.ops.bottleneck.triton")
 frozen = pytest.importorskip("aim_adapters.ops.frozen.triton")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from aim_adapters.ops.spatial_attention.tiles import alternatives
+from benchmarks.harness import Effort, WallClock
 from benchmarks.timing import spatial_attention as benchmark
-from benchmarks.timing.temporal_attention import Effort, WallClock
 
 pytest.importorskip("triton")
 EFFORT = Effort(rounds=2, batch=1e-6, calls=2, copy_bytes=(2**12,), side=16, warmup=0.0)

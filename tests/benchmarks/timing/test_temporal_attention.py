@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.harness import Effort, WallClock
 from benchmarks.timing import temporal_attention as benchmark
+from benchmarks.timing import temporal_host, temporal_peers
 
 pytest.importorskip("triton")
 TINY = {"tokens": 5, "heads": 2, "dim": 16, "dtype": "float32", "images": 16}
-EFFORT = benchmark.Effort(rounds=2, batch=1e-6, calls=2, copy_bytes=(2**12,), side=16, warmup=0.0)
+EFFORT = Effort(rounds=2, batch=1e-6, calls=2, copy_bytes=(2**12,), side=16, warmup=0.0)
 ON_A_CPU = ("triton", "sdpa", "sdpa compiled", "eager")
 
 
 @pytest.fixture(autouse=True)
 def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "BACKEND", "aot_eager")
+    monkeypatch.setattr(temporal_peers, "BACKEND", "aot_eager")
     torch.compiler.reset()
 
 
@@ -29,7 +30,7 @@ def tiny(num_frames: int = 4, **settings: Any) -> benchmark.Case:
 
 
 def rows(case: benchmark.Case, bandwidth: float = 1e9) -> list[dict[str, Any]]:
-    return list(benchmark.measure_case(case, benchmark.WallClock(), "cpu", bandwidth=bandwidth, effort=EFFORT))
+    return list(benchmark.measure_case(case, WallClock(), "cpu", bandwidth=bandwidth, effort=EFFORT))
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -73,9 +74,9 @@ def test_flex_attention_says_what_it_cannot_do() -> None:
 
 
 def test_what_computes_something_else_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = benchmark.by_name
+    right = temporal_peers.by_name
     monkeypatch.setattr(
-        benchmark, "by_name", lambda name, inputs: right("eager", inputs) * (1.1 if name == "sdpa" else 1.0)
+        temporal_peers, "by_name", lambda name, inputs: right("eager", inputs) * (1.1 if name == "sdpa" else 1.0)
     )
     for row in rows(tiny(peers=("triton", "sdpa"))):
         assert "ArithmeticError" in row["peers"]["sdpa"]["error"]
@@ -84,32 +85,8 @@ def test_what_computes_something_else_is_not_timed(monkeypatch: pytest.MonkeyPat
         assert not all(target.met for target in benchmark.targets([row]))
 
 
-def test_peers_are_timed_in_turn() -> None:
-    calls: list[str] = []
-
-    def peer(name: str, seconds: float) -> Any:
-        def replay(repeats: int) -> float:
-            calls.append(f"{name}{repeats}")
-            return seconds
-
-        return replay
-
-    times = benchmark.alternate({"a": peer("a", 0.5), "b": peer("b", 0.25)}, rounds=2, batch=1.0)
-    assert calls == ["a2", "b2", *(["a2", "b4"] * 3)]
-    assert (times["a"].median, times["a"].repeats, times["b"].median) == (0.5, 2, 0.25)
-
-
-def test_ceilings_are_rates() -> None:
-    start = time.perf_counter()
-    got = benchmark.ceilings(benchmark.WallClock(), "cpu", EFFORT)
-    took = time.perf_counter() - start
-    # Forty batches of five copies, and the products, took no longer than all of it.
-    assert got["copy_bytes_per_second"] > 2 * 2**12 * 200 / took
-    assert got["bf16_flop_per_second"] > 2 * 16**3 * 10 / took
-
-
 def test_host_costs_are_for_one_call() -> None:
-    costs = benchmark.host_costs("cpu", dtype="float32", calls=2, repeats=2)
+    costs = temporal_host.host_costs("cpu", dtype="float32", calls=2, repeats=2)
     assert len(costs) == 2 * 4 * 2
     for cost in costs.values():
         assert 1e-6 < cost < 10.0
@@ -117,7 +94,7 @@ def test_host_costs_are_for_one_call() -> None:
 
 def test_the_first_call_is_timed_in_processes_of_their_own() -> None:
     case = tiny(peers=())
-    seconds = benchmark.start_up(case, "cpu")
+    seconds = temporal_host.start_up(case, "cpu")
     assert list(seconds) == ["empty cache", "filled cache"]
     assert all(len(calls) == 2 and min(calls) > 0 for calls in seconds.values())
 
@@ -152,7 +129,7 @@ def test_a_row_without_ours_misses_its_targets() -> None:
 
 def test_the_whole_run_writes_its_result(tmp_path: Path) -> None:
     cases = [benchmark.Case("main", 8, **TINY, peers=("triton", "sdpa")), tiny(peers=("triton",))]
-    status = benchmark.measure(cases, tmp_path, clock=benchmark.WallClock(), device="cpu", effort=EFFORT)
+    status = benchmark.measure(cases, tmp_path, clock=WallClock(), device="cpu", effort=EFFORT)
     result = json.loads((tmp_path / "temporal_attention.json").read_text())
     assert status == 1  # interpreted kernels are slow
     assert result["complete"] and not result["met"]
@@ -162,7 +139,7 @@ def test_the_whole_run_writes_its_result(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_out_of_time_has_not_met_its_targets(tmp_path: Path) -> None:
-    clock = benchmark.WallClock()
+    clock = WallClock()
     assert benchmark.measure([tiny()], tmp_path, clock=clock, device="cpu", effort=EFFORT, limit=0.0) == 1
     result = json.loads((tmp_path / "temporal_attention.json").read_text())
     assert not result["complete"] and result["rows"] == []

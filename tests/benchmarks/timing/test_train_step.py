@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import aim_adapters as aim
-from benchmarks.harness.machines import Cpu, Kernel
-from benchmarks.timing import peers, steps
+from benchmarks.harness import Cpu, Kernel
+from benchmarks.timing import peers, step_command, step_results, steps
 from benchmarks.timing import train_step as benchmark
 from benchmarks.timing.goals import Against
 from benchmarks.timing.peers import Size
-from benchmarks.timing.steps import Effort, Job, Run
+from benchmarks.timing.steps import Job, Run, StepEffort
 
 pytest.importorskip("triton")
 pytest.importorskip("transformers")
@@ -29,7 +29,7 @@ pytestmark = [
 ]
 # Triton's interpreter multiplies bf16 wrongly.
 TINY = Size("test_vit", clips=2, frames=2, resolution=32, classes=3, dtype="float16")
-EFFORT = Effort(warmup=1, rounds=1, seconds=0, bounds=(2, 2))
+EFFORT = StepEffort(warmup=1, rounds=1, seconds=0, bounds=(2, 2))
 EVERY = sorted({peer for chosen in benchmark.PEERS.values() for peer in chosen} | {"aim/graph"})
 
 
@@ -277,8 +277,11 @@ def test_a_run_adds_to_the_file(tmp_path: Path) -> None:
         "b": ("other", ["plain/eager"]),
     }
     elsewhere = tmp_path / "elsewhere"
-    steps.main([str(tmp_path / "train_step.json"), "--out", str(elsewhere)])
+    step_results.main([str(tmp_path / "train_step.json"), "--out", str(elsewhere)])
     assert result(elsewhere) == result(tmp_path)
+    (tmp_path / "other.json").write_text('{"benchmark": "wrap_time"}')
+    with pytest.raises(SystemExit):
+        step_results.main([str(tmp_path / "other.json"), "--out", str(elsewhere)])
 
 
 def test_a_sweep_ends_where_a_batch_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,8 +373,8 @@ def test_what_there_is_not_is_refused(words: list[str]) -> None:
 
 
 def test_the_command_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(benchmark.SIZES, steps.SMALL, replace(TINY, dtype="float32", clips=1))
-    monkeypatch.setattr(steps, "Effort", lambda **_: EFFORT)
+    monkeypatch.setitem(benchmark.SIZES, step_command.SMALL, replace(TINY, dtype="float32", clips=1))
+    monkeypatch.setattr(step_command, "StepEffort", lambda **_: EFFORT)
     benchmark.main(["--device", "cpu", "--quick", "--out", str(tmp_path)])
     ((key, table),) = result(tmp_path)["tables"].items()
     assert key == "test_vit, 2 frames, 1 clip, cpu"
@@ -380,9 +383,3 @@ def test_the_command_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert target["what"] == f"{key}: aim/eager against reference/eager, times as fast"
     assert table["command"].endswith("train_step --device cpu --quick")
     assert steps.agree(table["agreement"])
-
-
-def test_a_command_is_one_that_anyone_can_run() -> None:
-    argv = ["--sizes", "base-8", "--out", "somewhere", "--clips", "1"]
-    assert steps.command(benchmark.TASK, argv) == "python -m benchmarks.timing.train_step --sizes base-8 --clips 1"
-    assert steps.command(benchmark.TASK, []) == "python -m benchmarks.timing.train_step"

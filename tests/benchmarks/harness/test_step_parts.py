@@ -1,16 +1,12 @@
-"""Hold the names of kernels to the parts of a step, and the trace of a profiler to what is read of it."""
+"""Hold the names of kernels to the parts of a step."""
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
 
 import pytest
 
-from benchmarks.harness.breakdown import PARTS, breakdown, part_of
-from benchmarks.harness.machines import Kernel, read_trace
-from benchmarks.harness.results import ROOT
+from benchmarks.harness import PARTS, ROOT, Kernel, breakdown, part_of
 
 LAUNCHED = re.compile(r"^@triton\.jit\ndef (\w+_(?:kernel|forward|backward))\(", re.MULTILINE)
 POINTWISE = {"add_kernel"}  # of no part
@@ -76,15 +72,3 @@ def test_a_breakdown_is_for_one_step() -> None:
     }
     assert found["launches"] == 3
     assert [each["kernel"] for each in found["longest"]] == ["nvjet_a", "nvjet_b", "forward_kernel"]
-
-
-def test_a_trace_is_read(tmp_path: Path) -> None:
-    events = [
-        {"cat": "kernel", "name": "a", "dur": 4, "args": {"grid": [3, 2, 1]}},
-        {"cat": "gpu_memcpy", "name": "b", "dur": 2, "args": {}},
-        {"cat": "cuda_runtime", "name": "cudaLaunchKernel", "dur": 9, "args": {}},
-        {"name": "process_name", "args": {}},
-    ]
-    path = tmp_path / "trace.json"
-    path.write_text(json.dumps({"traceEvents": events}))
-    assert read_trace(path) == [Kernel("a", 4e-6, (3, 2, 1)), Kernel("b", 2e-6, ())]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.harness.machines import Kernel
+from benchmarks.harness.profiler import Kernel
 
 # The first that fits: a library's attention kernels name products too, and fused kernels name all that they compute.
 WORDS = (
