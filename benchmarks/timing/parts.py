@@ -10,22 +10,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from aim_adapters.ops.bottleneck import aten as aten_bottleneck
-from aim_adapters.ops.bottleneck import padded
-from aim_adapters.ops.frozen import aten as aten_frozen
 from benchmarks.harness import (
     Clock,
     Effort,
@@ -38,65 +29,26 @@ from benchmarks.harness import (
     command,
     reason,
     record,
-    relative_error,
     write,
 )
+from benchmarks.timing.parts_peers import (
+    OF_ACTIVATIONS,
+    OF_ADAPTERS,
+    OF_TOKENS,
+    PARTS,
+    Case,
+    Inputs,
+    build,
+    errors,
+    implementation,
+    peers,
+    run,
+)
+from benchmarks.timing.parts_tiles import tune
 
 NAME = "parts"
-BACKEND = "inductor"
 EFFORT = Effort(rounds=7, batch=2e-3, copy_bytes=(2**28, 2**30, 2**32), warmup=0.5)
-SCALE = 0.5
-OF_TOKENS = ("layer_norm", "add_layer_norm", "layer_norm_backward", "add")
-OF_ACTIVATIONS = ("activation", "activation_backward")
-OF_ADAPTERS = ("hidden", "hidden_backward")
-PARTS = (*OF_TOKENS, *OF_ACTIVATIONS, *OF_ADAPTERS)
 SHARES = {**dict.fromkeys(PARTS, 0.85), **dict.fromkeys(OF_ADAPTERS, 0.6)}
-
-
-@dataclass(frozen=True)
-class Size:
-    """Tokens of a batch, and the widths of model, adapter and MLP."""
-
-    rows: int
-    dim: int
-    width: int
-    inner: int
-    clips: int
-
-
-SIZES = {
-    "ViT-B": Size(256 * 197, 768, 192, 3072, clips=32),
-    "ViT-L": Size(128 * 257, 1024, 256, 4096, clips=16),
-}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A part, at a size, with the residual stream in some dtype."""
-
-    part: str
-    size: str
-    stream: str = "bfloat16"
-    low: str = "bfloat16"
-    kind: str = "gelu"
-    factor: bool = False
-    compiled: bool = False
-
-    @property
-    def bytes(self) -> int:
-        """What has to be read and written, parameters aside."""
-        size, stream, low = SIZES[self.size], *(getattr(torch, each).itemsize for each in (self.stream, self.low))
-        by_token = {
-            "layer_norm": size.dim * (stream + low),
-            "add_layer_norm": size.dim * 2 * (stream + low),
-            "layer_norm_backward": size.dim * (3 * stream + low),
-            "add": size.dim * (2 * stream + low),
-            "activation": size.inner * 2 * low,
-            "activation_backward": size.inner * 3 * low,
-            "hidden": (size.width + padded(size.width)) * low,
-            "hidden_backward": (3 * size.width + padded(size.width)) * low,
-        }
-        return size.rows * by_token[self.part]
 
 
 def cases() -> list[Case]:
@@ -107,127 +59,6 @@ def cases() -> list[Case]:
         *(Case(part, "ViT-B", kind="quick_gelu") for part in OF_ACTIVATIONS),
         *(Case(part, "ViT-B", factor=True) for part in OF_ADAPTERS),
         *(Case(part, "ViT-L") for part in PARTS),
-    ]
-
-
-class Inputs(SimpleNamespace):
-    """Tensors of a case."""
-
-    @classmethod
-    def of(cls, case: Case, device: str) -> Inputs:
-        """Draw the same tensors each time."""
-        size, stream, low = SIZES[case.size], getattr(torch, case.stream), getattr(torch, case.low)
-        generator = torch.Generator(device).manual_seed(0)
-        normal = partial(torch.randn, generator=generator, device=device)
-        drawn: dict[str, Tensor | None] = {"factor": None}
-        if case.part in OF_TOKENS:
-            drawn |= {name: normal(size.rows, size.dim, dtype=stream) for name in ("x", "d_residual")}
-            drawn |= {name: normal(size.rows, size.dim, dtype=low) for name in ("other", "d_h")}
-            drawn |= {name: normal(size.dim, dtype=low) for name in ("weight", "bias")}
-        else:
-            first, columns = size.inner, size.inner + padded(size.width)
-            pre = normal(size.rows, first + size.width, dtype=low)
-            d, out = (normal(size.rows, columns, dtype=low) for _ in range(2))
-            if case.part in OF_ACTIVATIONS:
-                drawn |= {"pre": pre[:, :first], "d_act": d[:, :first], "out": out[:, :first]}
-            else:
-                drawn |= {"pre": pre[:, first:], "d_hidden": d[:, first : first + size.width], "out": out[:, first:]}
-        if case.part == "hidden_backward":
-            drawn["out"] = out[:, first:].contiguous()
-        if case.factor:
-            drawn["factor"] = torch.rand(size.clips, generator=generator, device=device)
-        return cls(**drawn, case=case, rows=size.rows // size.clips)
-
-    def double(self) -> Inputs:
-        """Return the same in float64."""
-        wide = {key: x.double() if isinstance(x, Tensor) else x for key, x in vars(self).items()}
-        return Inputs(**wide)
-
-
-# Peers
-
-
-def run(ops: Any, x: Inputs) -> tuple[Tensor, ...]:
-    """Compute a part by the functions of an implementation."""
-    part = x.case.part
-    if part == "layer_norm":
-        return (ops.layer_norm(x.x, x.weight, x.bias, 1e-5, x.other.dtype),)
-    if part == "add_layer_norm":
-        both: tuple[Tensor, ...] = ops.add_layer_norm(x.x, x.other, x.weight, x.bias, 1e-5, x.other.dtype)
-        return both
-    if part == "layer_norm_backward":
-        return (ops.layer_norm_backward(x.d_h, x.x, x.weight, 1e-5, x.d_residual),)
-    if part == "add":
-        return (ops.add(x.x, x.other),)
-    if part == "activation":
-        return (ops.activation(x.pre, x.case.kind, x.out),)
-    if part == "activation_backward":
-        return (ops.activation_backward(x.d_act, x.pre, x.case.kind),)
-    if part == "hidden":
-        ops.hidden(x.pre, x.out, x.factor, x.rows, SCALE)
-        return (x.out,)
-    sums = ops.hidden_backward(x.d_hidden, x.pre, x.out, x.factor, x.rows, SCALE)
-    return x.d_hidden, x.out, sums
-
-
-def implementation(name: str) -> Any:
-    """Return the functions of an implementation."""
-    if name == "triton":
-        from aim_adapters.ops.bottleneck import triton as triton_bottleneck  # needs Triton
-        from aim_adapters.ops.frozen import triton as triton_frozen
-
-        return SimpleNamespace(**{**vars(triton_frozen), **vars(triton_bottleneck)})
-    functions = {**vars(aten_frozen), **vars(aten_bottleneck)}
-    plain = {"activation": _activation, "hidden": _hidden, "hidden_backward": _hidden_backward}
-    return SimpleNamespace(**functions | (plain if name == "compiled" else {}))
-
-
-# A compiler does not take operators that write where they are told.
-
-
-def _activation(pre: Tensor, kind: str, out: Tensor) -> Tensor:
-    return out.copy_(aten_frozen.activation(pre, kind))
-
-
-def _hidden(pre: Tensor, out: Tensor, factor: Tensor | None, rows: int, scale: float) -> None:
-    f = _of_rows(pre, factor, rows, scale)
-    zeros = f.new_zeros(len(pre), out.shape[1] - pre.shape[1] - 1)
-    out.copy_(torch.cat((F.gelu(pre.float()) * f, f, zeros), 1))
-
-
-def _hidden_backward(
-    d_hidden: Tensor, pre: Tensor, out: Tensor, factor: Tensor | None, rows: int, scale: float
-) -> Tensor:
-    d_pre = torch.ops.aten.gelu_backward(d_hidden.float() * _of_rows(pre, factor, rows, scale), pre.float())
-    d_hidden.copy_(d_pre)
-    _hidden(pre, out, factor, rows, scale)
-    return d_pre.sum(0, keepdim=True)
-
-
-def _of_rows(pre: Tensor, factor: Tensor | None, rows: int, scale: float) -> Tensor:
-    if factor is None:
-        return pre.new_full((len(pre), 1), scale, dtype=torch.float32)
-    return scale * factor.repeat_interleave(rows)[:, None]
-
-
-def peers(case: Case) -> tuple[str, ...]:
-    """Name what is timed."""
-    return ("triton", "aten", "compiled") if case.compiled else ("triton", "aten")
-
-
-def build(peer: str, x: Inputs) -> Callable[[], tuple[Tensor, ...]]:
-    """Return what computes a part of some inputs."""
-    ops = implementation(peer)
-    if peer != "compiled":
-        return partial(run, ops, x)
-    return torch.compile(lambda: run(ops, x), backend=BACKEND, dynamic=False, fullgraph=True)
-
-
-def errors(got: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float]:
-    """Return relative errors, in the norm; sums of some rows each are added up."""
-    return [
-        relative_error(a if a.shape == b.shape else a.double().sum(0, keepdim=True), b)
-        for a, b in zip(got, exact, strict=True)
     ]
 
 
@@ -305,54 +136,6 @@ def measure(wanted: Sequence[Case], folder: Path | None, *, clock: Clock, device
     return 0 if met else 1
 
 
-# Tiles that may be worth a try; those in use are in the library.
-ROWS_WARPS = ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (4, 2), (1, 4), (2, 4), (4, 4), (8, 4), (4, 8))
-ELEMENTS_WARPS = ((1024, 2), (1024, 4), (2048, 2), (2048, 4), (2048, 8), (4096, 4), (4096, 8), (8192, 8))
-TILES_STAGES = ((1, 1), (2, 1), (4, 1), (4, 2), (4, 3), (8, 1), (8, 2), (8, 3), (16, 3))
-
-
-def tried(case: Case) -> Iterator[tuple[str, AbstractContextManager[Any]]]:
-    """Yield the tiles of a part, and what puts each in use."""
-    from aim_adapters.ops.bottleneck import triton as bottleneck
-    from aim_adapters.ops.frozen import triton as frozen
-
-    yield "in use", nullcontext()
-    if case.part in OF_ADAPTERS:
-        chosen = bottleneck._options
-        for elements, warps in ELEMENTS_WARPS:
-            for tiles, stages in TILES_STAGES if case.part == "hidden_backward" else TILES_STAGES[:1]:
-
-                def cut(*tensors: Any, elements: int = elements, warps: int = warps) -> dict[str, Any]:
-                    options = chosen(*tensors)
-                    return {**options, "ROWS": max(1, elements // options["WIDTH"]), "num_warps": warps}
-
-                used = mock.patch.multiple(bottleneck, _options=cut, _TILES=tiles, _STAGES=stages)
-                yield f"(elements, warps, tiles, stages) = {(elements, warps, tiles, stages)}", used
-    elif "layer_norm" in case.part:
-        for tile in ROWS_WARPS:
-            yield f"(rows, warps) = {tile}", mock.patch.object(frozen, "tile", lambda _, t=tile: t)
-    else:
-        for elements, warps in ELEMENTS_WARPS:
-            used = mock.patch.multiple(frozen, ELEMENTS=elements, WARPS=warps)
-            yield f"(elements, warps) = {(elements, warps)}", used
-
-
-def tune(case: Case, clock: Clock, device: str, *, effort: Effort = EFFORT) -> dict[str, float]:
-    """Return the seconds of each tile that a part could be cut by."""
-    x = Inputs.of(case, device)
-    exact = run(implementation("aten"), x.double())
-    replays = {}
-    for name, used in tried(case):
-        with used:
-            try:
-                check_errors(errors(run(implementation("triton"), Inputs.of(case, device)), exact), case.low)
-                replays[name] = clock.prepare(partial(run, implementation("triton"), x))
-            except Exception as error:  # a tile that does not fit is one not to choose
-                print(f"  {name}: {reason(error)[:140]}")
-    timings = alternate(replays, rounds=effort.rounds, batch=effort.batch)
-    return {name: timing.median for name, timing in sorted(timings.items(), key=lambda item: item[1].median)}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write the result, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -366,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.tune:
         return measure(wanted, arguments.out, clock=GraphClock(), device="cuda")
     for case in wanted:
-        seconds = tune(case, GraphClock(), "cuda")
+        seconds = tune(case, GraphClock(), "cuda", effort=EFFORT)
         print(case)
         print("\n".join(f"  {1e6 * each:8.1f} us  {name}" for name, each in seconds.items()), flush=True)
     return 0

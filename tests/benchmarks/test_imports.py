@@ -1,4 +1,4 @@
-"""Hold the imports of benchmarks to their direction."""
+"""Hold the imports of benchmarks to their direction, and their files to a length that can be read."""
 
 from __future__ import annotations
 
@@ -81,6 +81,11 @@ def test_imports_flow_down(name: str) -> None:
     # What others may take of the harness is what its `__init__` names.
     of_harness = {module for module in taken if room_of(module) == "harness"}
     assert room == "harness" or of_harness <= {"benchmarks.harness"}
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_can_be_read(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
 @pytest.mark.parametrize("path", [path for path in TESTS if path.parent.name in ROOMS], ids=lambda path: path.stem)

@@ -16,7 +16,7 @@ import torch
 from benchmarks.harness import Cpu, Kernel
 from benchmarks.report import pictures, plots, step_tables
 from benchmarks.report.pages import measured, ms
-from benchmarks.timing import data_parallel, inference, learning, step_command, steps, train_step
+from benchmarks.timing import data_parallel, inference, learning, learning_run, step_command, steps, train_step
 from benchmarks.timing.steps import Job, Run, StepEffort
 from benchmarks.timing.team import PeerError, Team
 
@@ -205,7 +205,7 @@ def test_points_of_learning(made: plots.Results) -> None:
     points = pictures.learning_points(made)
     assert points["modules"] == [(25, 1.21, 0.01), (40, 0.21, 0.01)]
     assert points["fp8"] == [(25, 1.215, 0.0071), (40, 0.215, 0.0071)]
-    assert pictures.LEARNING_COLORS.keys() == learning.WAYS.keys()
+    assert pictures.LEARNING_COLOURS.keys() == learning_run.WAYS.keys()
     one = {"learning": {"ways": {"held": {"runs": {"0": {"losses": [1.0]}, "1": {"error": "no"}}}}}}
     assert pictures.learning_points(one) == {}
 

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.timing import learning
-from benchmarks.timing.learning import Task
+from benchmarks.timing import learning, learning_run, learning_summary, learning_task
+from benchmarks.timing.learning_task import Task
 
 MODEL, SIZE, CLIPS, TEST_CLIPS, STEPS = "vit_tiny_patch16_224", 32, 20, 8, 3
 ABOUT = {"model": MODEL, "img_size": str(SIZE), "classes": "2"}
@@ -38,17 +38,17 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("task") / "task.safetensors"
     model = timm.create_model(MODEL, img_size=SIZE, num_classes=0)
-    learning.save(path, Task(clips(CLIPS, 0), clips(TEST_CLIPS, 1), model.state_dict(), ABOUT))
+    learning_task.save(path, Task(clips(CLIPS, 0), clips(TEST_CLIPS, 1), model.state_dict(), ABOUT))
     return path
 
 
 @pytest.fixture(scope="module")
 def task(file: Path) -> Task:
-    return learning.load(file)
+    return learning_task.load(file)
 
 
 def run(task: Task, name: str, seed: int, steps: int = STEPS, device: str = "cpu") -> dict[str, Any]:
-    return learning.train(task, name, seed, steps=steps, device=device)
+    return learning_run.train(task, name, seed, steps=steps, device=device)
 
 
 def measure(
@@ -109,10 +109,12 @@ def test_prepares_the_first_clips_of_the_quickstart(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(pretrained, "MODEL", MODEL)
     path = tmp_path / "task.safetensors"
     assert learning.main(["--prepare", str(path), "--clips", "12", "--test-clips", "6"]) == 0
-    task = learning.load(path)
+    task = learning_task.load(path)
     assert torch.equal(task.train[0], parts[0].frames[:12]) and torch.equal(task.test[1], parts[1].labels[:6])
     assert (task.about["img_size"], task.about["classes"]) == ("42", "6")
-    assert learning.build(task, learning.WAYS["held"], seed=0, device="cpu")(torch.zeros(1, 2, 3, 42, 42)).shape == (
+    assert learning_run.build(task, learning_run.WAYS["held"], seed=0, device="cpu")(
+        torch.zeros(1, 2, 3, 42, 42)
+    ).shape == (
         1,
         6,
     )
@@ -136,13 +138,13 @@ def test_a_seed_is_the_same_run_in_every_way(runs: dict[tuple[str, int], dict[st
     assert {**again, "seconds": 0} == {**runs["fused", 0], "seconds": 0}
 
 
-@pytest.mark.parametrize("name", learning.WAYS)
+@pytest.mark.parametrize("name", learning_run.WAYS)
 def test_a_way_is_how_the_model_runs(name: str, task: Task) -> None:
-    way = learning.WAYS[name]
-    model = learning.build(task, way, seed=0, device="cpu")
+    way = learning_run.WAYS[name]
+    model = learning_run.build(task, way, seed=0, device="cpu")
     aim = model.aim
     assert (aim.branches, aim.memory, aim.products) == (way.branches, way.memory, way.products)
-    first = learning.build(task, learning.WAYS["modules"], seed=0, device="cpu")
+    first = learning_run.build(task, learning_run.WAYS["modules"], seed=0, device="cpu")
     assert all(torch.equal(ours, other) for ours, other in zip(model.parameters(), first.parameters(), strict=True))
 
 
@@ -157,15 +159,15 @@ def test_a_run_learns_and_is_tested(task: Task) -> None:
 
 
 def test_mirrors_half_of_the_batches(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, seen = learning.build(task, learning.WAYS["modules"], seed=0, device="cpu"), []
-    logits_of = learning.logits_of
+    model, seen = learning_run.build(task, learning_run.WAYS["modules"], seed=0, device="cpu"), []
+    logits_of = learning_run.logits_of
 
     def watched(model: nn.Module, frames: Tensor) -> Tensor:
         seen.append(frames)
         return logits_of(model, frames)
 
-    monkeypatch.setattr(learning, "logits_of", watched)
-    learning.fit(model, task.train, seed=0, steps=10)
+    monkeypatch.setattr(learning_run, "logits_of", watched)
+    learning_run.fit(model, task.train, seed=0, steps=10)
     kinds = {(among(video, task.train[0]), among(video, task.train[0].flip(-1))) for video in seen}
     assert kinds == {(True, False), (False, True)}
 
@@ -175,14 +177,14 @@ def among(clips: Tensor, frames: Tensor) -> bool:
 
 
 def test_a_loss_that_is_not_finite_is_an_error(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learning, "LEARNING_RATE", 1e30)
+    monkeypatch.setattr(learning_run, "LEARNING_RATE", 1e30)
     with pytest.raises(ArithmeticError, match=r"not finite, first at step [12]"):
         run(task, "modules", 0)
 
 
 def test_asks_trained_models_in_fp8_too(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    answers, asked = learning.answers, []
+    answers, asked = learning_run.answers, []
 
     def rounded(model: Any, frames: Tensor) -> Tensor:
         asked.append(model.aim.products)
@@ -190,8 +192,8 @@ def test_asks_trained_models_in_fp8_too(task: Task, monkeypatch: pytest.MonkeyPa
         logits = answers(model, frames)
         return logits if asked == ["auto"] else logits + torch.tensor([0.0, 0.1])
 
-    monkeypatch.setattr(learning, "why_not", lambda *_: None)
-    monkeypatch.setattr(learning, "answers", rounded)
+    monkeypatch.setattr(learning_run, "why_not", lambda *_: None)
+    monkeypatch.setattr(learning_run, "answers", rounded)
     cosine = run(task, "held", 0, steps=2)["cosine"]
     assert asked == ["auto", "fp8"]
     assert cosine["least"] < cosine["mean"] < 1
@@ -201,13 +203,13 @@ def test_asks_trained_models_in_fp8_too(task: Task, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", learning.WAYS)
+@pytest.mark.parametrize("name", learning_run.WAYS)
 def test_every_way_learns_on_a_gpu(name: str, task: Task) -> None:
-    if (why := learning.why_not(name, "cuda")) is not None:
+    if (why := learning_run.why_not(name, "cuda")) is not None:
         pytest.skip(why)
     entry = run(task, name, 0, steps=25, device="cuda")
     assert entry["losses"][-1] < 0.2 and entry["accuracy"] == 1.0
-    assert ("cosine" in entry) == (name == "held" and learning.why_not("fp8", "cuda") is None)
+    assert ("cosine" in entry) == (name == "held" and learning_run.why_not("fp8", "cuda") is None)
 
 
 def test_a_process_of_its_own_trains_the_same(file: Path, runs: dict[tuple[str, int], dict[str, Any]]) -> None:
@@ -274,26 +276,26 @@ def test_what_learns_otherwise_misses_its_target(changes: dict[str, float], miss
 
 
 def test_a_way_that_loses_gradients_misses(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = learning.build
+    build = learning_run.build
 
-    def broken(task: Task, way: learning.Way, **options: Any) -> nn.Module:
+    def broken(task: Task, way: learning_run.Way, **options: Any) -> nn.Module:
         model = build(task, way, **options)
-        for parameter in model.parameters() if way is learning.WAYS["held"] else ():
+        for parameter in model.parameters() if way is learning_run.WAYS["held"] else ():
             if parameter.requires_grad:
                 parameter.register_hook(lambda gradient: 0.01 * torch.randn_like(gradient))
         return model
 
-    monkeypatch.setattr(learning, "build", broken)
+    monkeypatch.setattr(learning_run, "build", broken)
     _, result = measure(tmp_path, partial(run, task, steps=8), "modules", "held", "fused", seeds=2)
     assert not met(result)["held: mean change of the final loss"]
     assert met(result)["fused: mean change of the final loss"]
 
 
 def test_differences_are_between_runs_with_the_same_seed() -> None:
-    found = learning.change([(1.1, 1.0), (5.2, 5.0), (9.3, 9.0)])
+    found = learning_summary.change([(1.1, 1.0), (5.2, 5.0), (9.3, 9.0)])
     assert found == pytest.approx({"mean": 0.2, "se": 0.1 / math.sqrt(3), "t": 2 * math.sqrt(3)})
-    assert learning.change([(1.0, 1.0), (2.0, 2.0)]) == {"mean": 0.0, "se": 0.0, "t": None}
-    assert learning.change([(1.0, 2.0)]) is None
+    assert learning_summary.change([(1.0, 1.0), (2.0, 2.0)]) == {"mean": 0.0, "se": 0.0, "t": None}
+    assert learning_summary.change([(1.0, 2.0)]) is None
 
 
 def test_seeds_that_agree_leave_what_can_be_told_apart(tmp_path: Path) -> None:

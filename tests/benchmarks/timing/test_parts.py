@@ -13,6 +13,8 @@ import torch
 
 from benchmarks.harness import Effort, WallClock
 from benchmarks.timing import parts as benchmark
+from benchmarks.timing import parts_peers, parts_tiles
+from benchmarks.timing.parts_peers import Case, Inputs
 
 bottleneck = pytest.importorskip("aim_adapters.ops.bottleneck.triton")
 frozen = pytest.importorskip("aim_adapters.ops.frozen.triton")
@@ -22,23 +24,23 @@ CASES = benchmark.cases()
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    size = benchmark.Size(6, 24, 8, 40, clips=2)
-    monkeypatch.setattr(benchmark, "SIZES", dict.fromkeys(benchmark.SIZES, size))
-    monkeypatch.setattr(benchmark, "BACKEND", "aot_eager")
+    size = parts_peers.Size(6, 24, 8, 40, clips=2)
+    monkeypatch.setattr(parts_peers, "SIZES", dict.fromkeys(parts_peers.SIZES, size))
+    monkeypatch.setattr(parts_peers, "BACKEND", "aot_eager")
     torch.compiler.reset()
 
 
-def low(case: benchmark.Case) -> benchmark.Case:
+def low(case: Case) -> Case:
     """Compute in float32, so that rounding hides nothing."""
     return replace(case, low="float32", stream="float32")
 
 
-def first(part: str) -> benchmark.Case:
+def first(part: str) -> Case:
     return next(low(case) for case in CASES if case.part == part)
 
 
 @pytest.mark.parametrize("case", {low(case): None for case in CASES if case.size == "ViT-B"}, ids=str)
-def test_every_peer_computes_the_same_and_is_timed(case: benchmark.Case) -> None:
+def test_every_peer_computes_the_same_and_is_timed(case: Case) -> None:
     row = benchmark.measure_case(case, WallClock(), "cpu", bandwidth=1e9, effort=EFFORT)
     assert tuple(row["peers"]) == benchmark.peers(case)
     for entry in row["peers"].values():
@@ -64,16 +66,16 @@ def test_every_peer_computes_the_same_and_is_timed(case: benchmark.Case) -> None
     ],
 )
 def test_bytes(part: str, size: int) -> None:
-    assert benchmark.Case(part, "ViT-B", "float32").bytes == 6 * size
+    assert Case(part, "ViT-B", "float32").bytes == 6 * size
 
 
 def test_what_computes_something_else_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = benchmark.run
+    right = parts_peers.run
 
-    def wrong(ops: Any, x: benchmark.Inputs) -> tuple[torch.Tensor, ...]:
+    def wrong(ops: Any, x: Inputs) -> tuple[torch.Tensor, ...]:
         return tuple(out * (1.1 if hasattr(ops, "kernels") else 1.0) for out in right(ops, x))
 
-    monkeypatch.setattr(benchmark, "run", wrong)
+    monkeypatch.setattr(parts_peers, "run", wrong)
     row = benchmark.measure_case(low(CASES[0]), WallClock(), "cpu", bandwidth=1e9, effort=EFFORT)
     assert "ArithmeticError" in row["peers"]["triton"]["error"]
     assert "median" not in row["peers"]["triton"] and "median" in row["peers"]["aten"]
@@ -83,21 +85,21 @@ def test_what_computes_something_else_is_not_timed(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("part", ["layer_norm", "activation", "hidden"])
 def test_tiles_are_put_in_use_and_timed(part: str, capsys: pytest.CaptureFixture[str]) -> None:
     seconds = benchmark.tune(first(part), WallClock(), "cpu", effort=EFFORT)
-    assert set(seconds) == {name for name, _ in benchmark.tried(first(part))}
+    assert set(seconds) == {name for name, _ in parts_tiles.tried(first(part))}
     assert list(seconds.values()) == sorted(seconds.values())
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("part", benchmark.PARTS)
 def test_every_tile_is_another(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "SIZES", {"ViT-B": benchmark.Size(4, 768, 192, 3072, clips=2)})
-    x = benchmark.Inputs.of(benchmark.Case(part, "ViT-B"), "cpu")
+    monkeypatch.setattr(parts_peers, "SIZES", {"ViT-B": parts_peers.Size(4, 768, 192, 3072, clips=2)})
+    x = Inputs.of(Case(part, "ViT-B"), "cpu")
     kernels = (bottleneck if part in benchmark.OF_ADAPTERS else frozen).kernels
     name = "layer_norm" if part == "add_layer_norm" else part
     launched = []
-    for _, used in benchmark.tried(x.case):
+    for _, used in parts_tiles.tried(x.case):
         with used, mock.patch.object(kernels, f"{name}_kernel") as kernel:
-            benchmark.run(benchmark.implementation("triton"), x)
+            parts_peers.run(parts_peers.implementation("triton"), x)
         launched.append(str(kernel.__getitem__.return_value.call_args.kwargs))
     others = launched[1:]  # what is in use may be among them
     assert len(others) == len(set(others)) > 5
