@@ -34,11 +34,25 @@ def path_of(name: str, folder: Path | None = None) -> Path:
     return (RESULTS if folder is None else folder) / f"{name}.json"
 
 
+def dumps(value: Any, indent: str = "") -> str:
+    """Return JSON in which a list or an object of plain values is one line, so that a record is one."""
+    inner = indent + "  "
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    if not any(isinstance(item, (dict, list, tuple)) and item for item in items):
+        return json.dumps(value)
+    if isinstance(value, dict):
+        lines = [f"{inner}{json.dumps(str(key))}: {dumps(item, inner)}" for key, item in value.items()]
+    else:
+        lines = [inner + dumps(item, inner) for item in value]
+    start, end = "{}" if isinstance(value, dict) else "[]"
+    return "\n".join((start, ",\n".join(lines), indent + end))
+
+
 def write(name: str, result: Mapping[str, Any], folder: Path | None = None) -> Path:
     """Write ``<name>.json`` into a folder, ``benchmarks/results`` if none is given, and return its path."""
     path = path_of(name, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    path.write_text(dumps(result) + "\n", encoding="utf-8")
     return path
 
 

@@ -34,7 +34,6 @@ LEARNING_COLOURS = {
     "modules": "#1d4ed8", "fused": "#c2410c", "held": "#d97706", "balanced": "#0284c7", "low": "#047857",
     "fp8": "#7c3aed",
 }  # fmt: skip
-AVERAGED = 25  # steps of a point
 PART_COLOURS = (
     "#1d4ed8", "#c2410c", "#f97316", "#047857", "#10b981", "#7c3aed", "#9ca3af", "#facc15", "#4b5563",
 )  # fmt: skip
@@ -194,15 +193,19 @@ def draw_parts(results: Results, points: Points, path: Path) -> None:
 
 
 def learning_points(results: Results) -> Points:
-    """Return steps, mean loss of seeds and their standard deviation of each way, for so many steps together."""
+    """Return steps, mean loss of seeds and their standard deviation of each way, for each window of steps."""
+    if "learning" not in results:
+        return {}
+    result = results["learning"]
+    steps, window = result["settings"]["steps"], result["settings"]["window"]
+    ends = [min(start + window, steps) for start in range(0, steps, window)]
     found = {}
-    for name, way in results.get("learning", {"ways": {}})["ways"].items():
-        runs = [run["losses"] for run in way["runs"].values() if "losses" in run]
+    for name, way in result["ways"].items():
+        runs = [run["mean_losses"] for run in way["runs"].values() if "mean_losses" in run]
         if len(runs) > 1:
-            spans = [(start, min(start + AVERAGED, len(runs[0]))) for start in range(0, len(runs[0]), AVERAGED)]
-            points = [(end, [statistics.fmean(losses[start:end]) for losses in runs]) for start, end in spans]
             found[name] = [
-                (end, round(statistics.fmean(means), 4), round(statistics.stdev(means), 4)) for end, means in points
+                (end, round(statistics.fmean(means), 4), round(statistics.stdev(means), 4))
+                for end, *means in zip(ends, *runs, strict=True)
             ]
     return found
 
@@ -220,7 +223,7 @@ def draw_learning(results: Results, points: Points, path: Path) -> None:
         axes.set_ylim(bottom=0)
         axes.grid(color="#e5e7eb", linewidth=0.8)
         axes.set_xlabel("training steps")
-        axes.set_ylabel(f"loss, mean of {AVERAGED} steps and all seeds")
+        axes.set_ylabel(f"loss, mean of {result['settings']['window']} steps and all seeds")
         axes.legend(frameon=False)
         axes.set_title(_title("DINOv2 ViT-S/14: what is learned", [result]))
 

@@ -14,7 +14,9 @@ the mean change a standard error of 1 / sqrt(n) of that limit, so six exceed it 
 More seeds do not tighten the limit; the standard error itself, and t, stand in the result for whoever wants to look
 closer.
 
-The image model is stored in float16, the same rounded weights for every way. Seconds are of several runs at once.
+The final loss is the mean of the last `FINAL` steps; of the whole curve the result holds the mean of every ``--window``
+steps. The image model is stored in float16, the same rounded weights for every way. Seconds are of several runs at
+once.
 """
 
 from __future__ import annotations
@@ -34,18 +36,21 @@ from typing import Any
 import torch
 
 from benchmarks.harness import ROOT, Target, command, reason, record, write
-from benchmarks.timing.learning_run import BATCH, DEFAULT, LEARNING_RATE, PEER, WAYS, train, why_not
+from benchmarks.timing.learning_run import BATCH, DEFAULT, LEARNING_RATE, PEER, WAYS, WINDOW, train, why_not
 from benchmarks.timing.learning_summary import summarize, targets
 from benchmarks.timing.learning_task import NAME, TaskError, load, prepare
 
 
-def apart(path: Path, name: str, seed: int, *, steps: int, device: str, threads: int | None) -> dict[str, Any]:
+def apart(
+    path: Path, name: str, seed: int, *, steps: int, device: str, threads: int | None, window: int = WINDOW
+) -> dict[str, Any]:
     """Train in a process of its own, on some number of threads; whatever befalls it, the other runs go on.
 
     Raises:
         RuntimeError: It failed.
     """
     argv = ["--task", str(path.resolve()), "--one", name, str(seed), "--steps", str(steps), "--device", device]
+    argv += ["--window", str(window)]
     environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.timing.{NAME}", *argv],
@@ -151,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--ways", nargs="+", choices=tuple(WAYS), default=DEFAULT, help=f"{PEER} among them")
     add("--seeds", type=int, default=6, help="runs of each way (%(default)s)")
     add("--steps", type=int, default=600, help="of each run (%(default)s)")
+    add("--window", type=int, default=WINDOW, help="steps whose mean loss is a number of the result (%(default)s)")
     add(
         "--jobs", type=int, default=8, help="runs at once, as small models leave a GPU waiting for Python (%(default)s)"
     )
@@ -158,8 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
     add("--one", nargs=2, metavar=("WAY", "SEED"), help=argparse.SUPPRESS)  # what `apart` calls
     arguments = parser.parse_args(argv)
-    path, ways, seeds, steps, device = (
-        getattr(arguments, name) for name in ("task", "ways", "seeds", "steps", "device")
+    path, ways, seeds, steps, window, device = (
+        getattr(arguments, name) for name in ("task", "ways", "seeds", "steps", "window", "device")
     )  # fmt: skip
     try:
         if arguments.prepare:
@@ -171,21 +177,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     if arguments.one:
         name, seed = arguments.one
-        print(json.dumps(train(task, name, int(seed), steps=steps, device=device)))
+        print(json.dumps(train(task, name, int(seed), steps=steps, device=device, window=window)))
         return 0
     if PEER not in ways:
         parser.error(f"--ways: the others are held against {PEER}, which is missing")
     if seeds < 2:
         parser.error(f"--seeds: the noise is that between seeds, so at least 2 are needed, got {seeds}")
-    if min(steps, arguments.jobs) < 1:
-        parser.error(f"--steps and --jobs must be at least 1, got {steps} and {arguments.jobs}")
+    if min(steps, arguments.jobs, window) < 1:
+        parser.error(f"--steps, --jobs and --window must be at least 1, got {steps}, {arguments.jobs} and {window}")
     left_out = {name: why for name in ways if (why := why_not(name, device)) is not None}
     about = {
         "command": command(NAME, f"--task FILE --ways {' '.join(ways)} --seeds {seeds} --steps {steps}".split()),
         "task": {**task.about, "train_clips": len(task.train[1]), "test_clips": len(task.test[1])},
-        "settings": {"device": device, "steps": steps, "batch": BATCH, "learning_rate": LEARNING_RATE},
+        "settings": {
+            "device": device,
+            "steps": steps,
+            "window": window,
+            "batch": BATCH,
+            "learning_rate": LEARNING_RATE,
+        },
     }
-    run = partial(apart, path, steps=steps, device=device, threads=1 if arguments.jobs > 1 else None)
+    run = partial(apart, path, steps=steps, window=window, device=device, threads=1 if arguments.jobs > 1 else None)
     chosen = [name for name in ways if name not in left_out]
     return measure(
         run, chosen, seeds=seeds, jobs=arguments.jobs, folder=arguments.out, about=about, left_out=left_out

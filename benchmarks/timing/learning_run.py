@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,8 +110,13 @@ def answers(model: nn.Module, frames: Tensor, batch: int = 50) -> Tensor:
     return torch.cat([logits_of(model, part).float() for part in frames.split(batch)])
 
 
-def train(task: Task, name: str, seed: int, *, steps: int, device: str) -> dict[str, Any]:
-    """Train in one way with one seed, and test."""
+def means(losses: Sequence[float], window: int) -> list[float]:
+    """Return the mean loss of every so many steps; the last mean is of those that are left."""
+    return [round(statistics.fmean(losses[start : start + window]), 6) for start in range(0, len(losses), window)]
+
+
+def train(task: Task, name: str, seed: int, *, steps: int, device: str, window: int = WINDOW) -> dict[str, Any]:
+    """Train in one way with one seed, and test; of the losses the means over a window are kept."""
     clips, (test, labels) = (tuple(x.to(device) for x in part) for part in (task.train, task.test))
     model = build(task, WAYS[name], seed=seed, device=device)
     start = time.perf_counter()
@@ -122,7 +128,7 @@ def train(task: Task, name: str, seed: int, *, steps: int, device: str) -> dict[
         aim.set_execution(model, products="fp8")
         cosines = F.cosine_similarity(answers(model, test).double(), logits.double())
         entry["cosine"] = {"mean": float(cosines.mean()), "least": float(cosines.min())}
-    return entry | {"losses": [round(loss, 4) for loss in losses]}
+    return entry | {"mean_losses": means(losses, window)}
 
 
 def why_not(name: str, device: str) -> str | None:

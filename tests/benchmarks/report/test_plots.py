@@ -57,7 +57,8 @@ def learn(name: str, seed: int) -> dict[str, Any]:
     if (name, seed) == ("fp8", 0):
         raise RuntimeError("boom")
     loss = 0.2 + 0.01 * seed + 0.002 * (name == "held")
-    entry = {"loss": loss, "accuracy": 0.9, "seconds": 9.0, "losses": [1.0 + loss] * 25 + [loss] * 15}
+    losses = [1.0 + loss] * 25 + [loss] * 15
+    entry = {"loss": loss, "accuracy": 0.9, "seconds": 9.0, "mean_losses": learning_run.means(losses, 25)}
     return entry | ({"cosine": {"mean": 0.9993, "least": 0.95}} if name == "held" else {})
 
 
@@ -96,7 +97,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> plots.Results:
         )
         data_parallel.measure(Team(0, Made()), plan)
         patch.setattr(learning, "record", lambda: on)
-        about = {"task": {"test_clips": 100}}
+        about = {"task": {"test_clips": 100}, "settings": {"steps": 40, "window": 25}}
         learning.measure(learn, ("modules", "held", "fp8"), seeds=3, jobs=1, folder=folder, about=about)
     return plots.load(folder)
 
@@ -206,8 +207,9 @@ def test_points_of_learning(made: plots.Results) -> None:
     assert points["modules"] == [(25, 1.21, 0.01), (40, 0.21, 0.01)]
     assert points["fp8"] == [(25, 1.215, 0.0071), (40, 0.215, 0.0071)]
     assert pictures.LEARNING_COLOURS.keys() == learning_run.WAYS.keys()
-    one = {"learning": {"ways": {"held": {"runs": {"0": {"losses": [1.0]}, "1": {"error": "no"}}}}}}
-    assert pictures.learning_points(one) == {}
+    runs = {"0": {"mean_losses": [1.0]}, "1": {"error": "no"}}
+    one = {"settings": {"steps": 1, "window": 25}, "ways": {"held": {"runs": runs}}}
+    assert pictures.learning_points({"learning": one}) == {}
 
 
 def test_each_table_says_where_it_ran(made: plots.Results) -> None:

@@ -48,7 +48,7 @@ def task(file: Path) -> Task:
 
 
 def run(task: Task, name: str, seed: int, steps: int = STEPS, device: str = "cpu") -> dict[str, Any]:
-    return learning_run.train(task, name, seed, steps=steps, device=device)
+    return learning_run.train(task, name, seed, steps=steps, device=device, window=1)
 
 
 def measure(
@@ -70,7 +70,7 @@ def made(**changes: float) -> Callable[[str, int], dict[str, Any]]:
         entry = {
             "loss": 0.2 + 0.01 * noise + ours * changes.get("loss", 0.0),
             "accuracy": changes.get("level", 0.9) + 0.02 * noise + ours * changes.get("accuracy", 0.0),
-            "losses": [1.0, 0.2],
+            "mean_losses": [1.0, 0.2],
             "seconds": 1.0,
         }
         if ours and "cosine" in changes:
@@ -132,10 +132,17 @@ def runs(task: Task) -> dict[tuple[str, int], dict[str, Any]]:
 
 def test_a_seed_is_the_same_run_in_every_way(runs: dict[tuple[str, int], dict[str, Any]], task: Task) -> None:
     for seed in range(2):
-        assert runs["fused", seed]["losses"] == pytest.approx(runs["modules", seed]["losses"], abs=2e-4)
-    assert runs["fused", 0]["losses"] != pytest.approx(runs["fused", 1]["losses"], abs=2e-3)
+        assert runs["fused", seed]["mean_losses"] == pytest.approx(runs["modules", seed]["mean_losses"], abs=2e-4)
+    assert runs["fused", 0]["mean_losses"] != pytest.approx(runs["fused", 1]["mean_losses"], abs=2e-3)
     again = run(task, "fused", 0)
     assert {**again, "seconds": 0} == {**runs["fused", 0], "seconds": 0}
+
+
+def test_the_curve_is_kept_as_means(task: Task, runs: dict[tuple[str, int], dict[str, Any]]) -> None:
+    assert learning_run.means([1.0, 2.0, 3.0, 4.0, 7.0], 2) == [1.5, 3.5, 7.0]
+    each, entry = runs["modules", 0], learning_run.train(task, "modules", 0, steps=STEPS, device="cpu", window=2)
+    assert entry["mean_losses"] == pytest.approx([sum(each["mean_losses"][:2]) / 2, each["mean_losses"][2]], abs=2e-4)
+    assert entry["loss"] == pytest.approx(each["loss"], abs=2e-4)  # is of the steps, not of the means
 
 
 @pytest.mark.parametrize("name", learning_run.WAYS)
@@ -150,8 +157,8 @@ def test_a_way_is_how_the_model_runs(name: str, task: Task) -> None:
 
 def test_a_run_learns_and_is_tested(task: Task) -> None:
     entry = run(task, "held", 0, steps=25)
-    assert entry["losses"][0] > 0.5 > 0.1 > entry["losses"][-1]
-    assert entry["loss"] == pytest.approx(sum(entry["losses"]) / 25, abs=1e-4)
+    assert entry["mean_losses"][0] > 0.5 > 0.1 > entry["mean_losses"][-1]
+    assert entry["loss"] == pytest.approx(sum(entry["mean_losses"]) / 25, abs=1e-4)
     assert entry["accuracy"] == 1.0 and entry["seconds"] > 0
     frames, labels = task.test
     swapped = task._replace(test=(frames, torch.where(torch.arange(TEST_CLIPS) < 2, 1 - labels, labels)))
@@ -208,13 +215,13 @@ def test_every_way_learns_on_a_gpu(name: str, task: Task) -> None:
     if (why := learning_run.why_not(name, "cuda")) is not None:
         pytest.skip(why)
     entry = run(task, name, 0, steps=25, device="cuda")
-    assert entry["losses"][-1] < 0.2 and entry["accuracy"] == 1.0
+    assert entry["mean_losses"][-1] < 0.2 and entry["accuracy"] == 1.0
     assert ("cosine" in entry) == (name == "held" and learning_run.why_not("fp8", "cuda") is None)
 
 
 def test_a_process_of_its_own_trains_the_same(file: Path, runs: dict[tuple[str, int], dict[str, Any]]) -> None:
-    entry = learning.apart(file, "modules", 1, steps=STEPS, device="cpu", threads=1)
-    assert entry["losses"] == pytest.approx(runs["modules", 1]["losses"], abs=2e-4)
+    entry = learning.apart(file, "modules", 1, steps=STEPS, device="cpu", threads=1, window=1)
+    assert entry["mean_losses"] == pytest.approx(runs["modules", 1]["mean_losses"], abs=2e-4)
     assert entry.keys() == runs["modules", 1].keys()
 
 
@@ -300,7 +307,7 @@ def test_differences_are_between_runs_with_the_same_seed() -> None:
 
 def test_seeds_that_agree_leave_what_can_be_told_apart(tmp_path: Path) -> None:
     def each(name: str, seed: int) -> dict[str, Any]:
-        return {"loss": 0.2, "accuracy": 0.9 + 0.02 * (name == "held"), "losses": [0.2], "seconds": 1.0}
+        return {"loss": 0.2, "accuracy": 0.9 + 0.02 * (name == "held"), "mean_losses": [0.2], "seconds": 1.0}
 
     assert measure(tmp_path, each, test_clips=50)[0] == 0  # one clip
     assert measure(tmp_path, each, test_clips=100)[0] == 1  # two
@@ -345,11 +352,12 @@ def test_leaves_out_what_the_device_has_not(file: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(learning, "apart", apart)
     argv = f"--task {file} --seeds 3 --steps 7 --jobs 2 --device cpu --out {tmp_path}"
     assert learning.main(argv.split()) == 0
-    options = {"steps": 7, "device": "cpu", "threads": 1}
+    options = {"steps": 7, "window": 25, "device": "cpu", "threads": 1}
     expected = [(name, seed, options) for seed in range(3) for name in ("modules", "fused", "held")]
     assert sorted(asked, key=str) == sorted(expected, key=str)
     result = json.loads((tmp_path / "learning.json").read_text())
     assert result["left_out"] == {"fp8": "float8 needs a CUDA device"} and not result["complete"]
+    assert (result["settings"]["steps"], result["settings"]["window"]) == (7, 25)
     assert result["task"]["train_clips"] == CLIPS and result["task"]["model"] == MODEL
     assert str(tmp_path) not in json.dumps(result) and str(file) not in json.dumps(result)
 
@@ -366,7 +374,8 @@ def test_leaves_out_what_the_device_has_not(file: Path, tmp_path: Path, monkeypa
         ("--task {file} --ways modules quick", "invalid choice: 'quick'"),
         ("--task {file} --ways held fp8", "held against modules, which is missing"),
         ("--task {file} --seeds 1", "at least 2 are needed, got 1"),
-        ("--task {file} --jobs 0", "must be at least 1, got 600 and 0"),
+        ("--task {file} --jobs 0", "must be at least 1, got 600, 0 and 25"),
+        ("--task {file} --window 0", "must be at least 1, got 600, 8 and 0"),
         ("--task {file} --prepare x", "not allowed with"),
         ("", "required"),
     ],
