@@ -5,8 +5,9 @@ python -m benchmarks.checks.paper_tables        # exits non-zero when a row does
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,8 +93,9 @@ def rows() -> Iterator[Row]:
             yield Row(f"{what}, {frames} frames: GMACs of {VIEWS} views", printed, gmacs, 0.01 * float(printed))
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the rows; return 1 if one does not come out."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
     failed = 0
     print(f"{'':58} {'paper':>10} {'ours':>14}")
     for row in rows():

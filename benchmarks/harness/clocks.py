@@ -28,7 +28,7 @@ class Timing:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Timing:
-        """Summarise at least two durations, in seconds."""
+        """Summarize at least two durations, in seconds."""
         deciles = statistics.quantiles(seconds, n=10, method="inclusive")
         return cls(statistics.median(seconds), deciles[0], deciles[-1], len(seconds))
 

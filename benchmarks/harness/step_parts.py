@@ -9,20 +9,21 @@ from typing import Any
 from benchmarks.harness.profiler import Kernel
 
 # The first that fits: a library's attention kernels name products too, and fused kernels name all that they compute.
+# "quanti" fits either spelling.
 WORDS = (
-    ("optimiser", ("multi_tensor_apply", "adam")),
+    ("optimizer", ("multi_tensor_apply", "adam")),
     ("adapter", ("hidden_", "widened_", "joined_", "gradients_")),
     ("norms", ("layer_norm", "layernorm", "gammabeta")),
     ("attention", ("flash", "fmha", "sdpa", "attention")),
     ("spatial attention", ("window_", "resident_", "streaming_")),
     ("activation", ("activation", "gelu", "sigmoid")),
     ("matrix products", ("gemm", "nvjet", "cutlass", "cublas", "xmma", "splitk", "gemv", "convolve")),
-    ("copies and casts", ("copy", "memcpy", "memset", "catarray", "_clone", "_cat_", "transpose", "quantise")),
+    ("copies and casts", ("copy", "memcpy", "memset", "catarray", "_clone", "_cat_", "transpose", "quanti")),
 )
 TEMPORAL_KERNELS = ("forward_kernel", "backward_kernel")
 PARTS = (
     "matrix products", "spatial attention", "temporal attention", "norms", "activation", "adapter",
-    "copies and casts", "optimiser", "other",
+    "copies and casts", "optimizer", "other",
 )  # fmt: skip
 
 

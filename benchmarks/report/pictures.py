@@ -15,7 +15,7 @@ from benchmarks.report.step_tables import FRAMES, profiles, tables
 
 ASSETS = ROOT / "docs" / "assets"
 FLOOR = "copy of the same bytes"
-# Colour, marker, and by how many points the name at the end of a line is moved to keep clear of its neighbour.
+# Color, marker, and by how many points the name at the end of a line is moved to keep clear of its neighbor.
 STYLES = {
     "triton": ("#c2410c", "o", 0),
     "sdpa": ("#1d4ed8", "s", 0),
@@ -30,11 +30,11 @@ MODEL_STYLES = {
     "plain": ("#1d4ed8", "s"),
 }
 OTHER_STYLE = ("#6b7280", "^")
-LEARNING_COLOURS = {
+LEARNING_COLORS = {
     "modules": "#1d4ed8", "fused": "#c2410c", "held": "#d97706", "balanced": "#0284c7", "low": "#047857",
     "fp8": "#7c3aed",
 }  # fmt: skip
-PART_COLOURS = (
+PART_COLORS = (
     "#1d4ed8", "#c2410c", "#f97316", "#047857", "#10b981", "#7c3aed", "#9ca3af", "#facc15", "#4b5563",
 )  # fmt: skip
 Points = Any
@@ -56,9 +56,9 @@ def figure(path: Path, points: Points, *, size: tuple[float, float], panels: int
         drawn.savefig(path, format="svg", metadata={"Date": None, "Description": json.dumps(points)})
 
 
-def name_at(axes: Any, text: str, end: tuple[float, float], *, colour: str, offset: int = 0) -> None:
+def name_at(axes: Any, text: str, end: tuple[float, float], *, color: str, offset: int = 0) -> None:
     """Write the name of a line at its end."""
-    axes.annotate(text, end, (8, offset), textcoords="offset points", color=colour, va="center", annotation_clip=False)
+    axes.annotate(text, end, (8, offset), textcoords="offset points", color=color, va="center", annotation_clip=False)
 
 
 def ticks_of(axes: Any, values: list[int]) -> None:
@@ -89,14 +89,14 @@ def attention_points(results: Results) -> Points:
 def draw_attention(results: Results, points: Points, path: Path) -> None:
     """Draw milliseconds against frames."""
     with figure(path, points, size=(8, 4.6)) as axes:
-        for peer, (colour, marker, offset) in STYLES.items():
+        for peer, (color, marker, offset) in STYLES.items():
             frames, times = zip(*points[peer], strict=True)
             width = 2.4 if peer == "triton" else 1.5
-            axes.plot(frames, times, color=colour, marker=marker, markersize=5, linewidth=width)
-            name_at(axes, ATTENTION_PEERS[peer], (frames[-1], times[-1]), colour=colour, offset=offset)
+            axes.plot(frames, times, color=color, marker=marker, markersize=5, linewidth=width)
+            name_at(axes, ATTENTION_PEERS[peer], (frames[-1], times[-1]), color=color, offset=offset)
         frames, floor = zip(*points["copy"], strict=True)
         axes.plot(frames, floor, color="black", linestyle="--", linewidth=1.2)
-        name_at(axes, FLOOR, (frames[-1], floor[-1]), colour="black")
+        name_at(axes, FLOOR, (frames[-1], floor[-1]), color="black")
         axes.set_yscale("log")
         ticks_of(axes, list(frames))
         axes.set_yticks((0.2, 0.5, 1, 2, 5), ("0.2", "0.5", "1", "2", "5"))
@@ -127,7 +127,7 @@ def draw_frames(results: Results, points: Points, path: Path) -> None:
     with figure(path, points, size=(8, 4.2)) as axes:
         for peer, line in points.items():
             _line(axes, peer, line)
-            name_at(axes, _words(peer), line[-1], colour=axes.lines[-1].get_color())
+            name_at(axes, _words(peer), line[-1], color=axes.lines[-1].get_color())
         ticks_of(axes, sorted({frames for line in points.values() for frames, _ in line}))
         axes.set_ylim(bottom=0)
         axes.set_xlabel("frames in a clip, T (the same number of frames in all)")
@@ -178,9 +178,9 @@ def draw_parts(results: Results, points: Points, path: Path) -> None:
     with figure(path, points, size=(8, 1.8 + 0.6 * len(points))) as axes:
         labels = list(points)
         left = [0.0] * len(labels)
-        for part, colour in zip(PARTS, PART_COLOURS, strict=True):
+        for part, color in zip(PARTS, PART_COLORS, strict=True):
             widths = [points[label][part] for label in labels]
-            axes.barh(range(len(labels)), widths, left=left, color=colour, label=part, height=0.6)
+            axes.barh(range(len(labels)), widths, left=left, color=color, label=part, height=0.6)
             left = [a + b for a, b in zip(left, widths, strict=True)]
         axes.set_yticks(range(len(labels)), [_words(label) for label in labels])
         axes.invert_yaxis()
@@ -217,9 +217,9 @@ def draw_learning(results: Results, points: Points, path: Path) -> None:
         for name, line in points.items():
             steps, means, deviations = zip(*line, strict=True)
             low, high = ([m + sign * sd for m, sd in zip(means, deviations, strict=True)] for sign in (-1, 1))
-            colour, label = LEARNING_COLOURS[name], result["ways"][name]["words"].replace("`", "")
-            axes.plot(steps, means, color=colour, linewidth=1.6, label=label)
-            axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+            color, label = LEARNING_COLORS[name], result["ways"][name]["words"].replace("`", "")
+            axes.plot(steps, means, color=color, linewidth=1.6, label=label)
+            axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
         axes.set_ylim(bottom=0)
         axes.grid(color="#e5e7eb", linewidth=0.8)
         axes.set_xlabel("training steps")
@@ -229,10 +229,10 @@ def draw_learning(results: Results, points: Points, path: Path) -> None:
 
 
 def _line(axes: Any, peer: str, line: list[tuple[float, float]], label: str | None = None) -> None:
-    colour, marker = MODEL_STYLES.get(peer.split("/")[0], OTHER_STYLE)
+    color, marker = MODEL_STYLES.get(peer.split("/")[0], OTHER_STYLE)
     x, y = zip(*line, strict=True)
     width = 2.4 if peer.startswith("aim/") else 1.5
-    axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=width, label=label)
+    axes.plot(x, y, color=color, marker=marker, markersize=5, linewidth=width, label=label)
 
 
 def _words(peer: str) -> str:

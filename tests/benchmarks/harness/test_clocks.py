@@ -9,7 +9,7 @@ import pytest
 from benchmarks.harness import Timing, alternate, clocks, host_timing, in_turn, measure, time_call
 
 
-def test_timing_summarises() -> None:
+def test_timing_summarizes() -> None:
     timing = Timing.of([3.0, 1.0, 2.0])
     assert (timing.median, timing.repeats) == (2.0, 3)
     assert 1.0 <= timing.p10 <= timing.median <= timing.p90 <= 3.0

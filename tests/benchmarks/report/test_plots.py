@@ -206,7 +206,7 @@ def test_points_of_learning(made: plots.Results) -> None:
     points = pictures.learning_points(made)
     assert points["modules"] == [(25, 1.21, 0.01), (40, 0.21, 0.01)]
     assert points["fp8"] == [(25, 1.215, 0.0071), (40, 0.215, 0.0071)]
-    assert pictures.LEARNING_COLOURS.keys() == learning_run.WAYS.keys()
+    assert pictures.LEARNING_COLORS.keys() == learning_run.WAYS.keys()
     runs = {"0": {"mean_losses": [1.0]}, "1": {"error": "no"}}
     one = {"settings": {"steps": 1, "window": 25}, "ways": {"held": {"runs": runs}}}
     assert pictures.learning_points({"learning": one}) == {}
