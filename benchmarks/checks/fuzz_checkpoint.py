@@ -246,12 +246,21 @@ def run_guided(check: Callable[[bytes], bool], seeds: list[bytes], chance: rando
     for index, seed in enumerate(seeds):
         (Path(folder) / str(index)).write_bytes(seed)
     for name, module in sys.modules.copy().items():
-        if name in ("aim_adapters.files", "aim_adapters.format", "aim_adapters.config", "aim_adapters.checkpoint"):
+        if name in _GUIDED:
             _instrument(module, atheris.instrument_func)
     options = ["-max_len=65536", "-len_control=0", "-reduce_inputs=0", f"-seed={chance.randrange(2**31)}"]
     atheris.Setup(["fuzz", *options, folder], once, custom_mutator=change)
     atheris.Fuzz()
     raise AssertionError("atheris returned")
+
+
+# What reads a checkpoint.
+_GUIDED = {
+    "aim_adapters.checkpoint.format",
+    "aim_adapters.checkpoint.loading",
+    "aim_adapters.config",
+    "aim_adapters.storage.files",
+}
 
 
 def _instrument(owner: Any, instrument: Callable[[Any], Any]) -> None:

@@ -30,20 +30,20 @@ class Way:
     """A way to compute; on a GPU in bf16 autocast."""
 
     words: str
-    branches: str = "auto"
+    fused: bool | str = "auto"
     attention: str = "auto"
     held: str = "bfloat16"
     memory: str = "fast"
-    products: str = "auto"
+    frozen_precision: str = "auto"
 
 
 WAYS = {
-    PEER: Way("layer by layer, SDPA", branches="modules", attention="sdpa", held="float32"),
+    PEER: Way("layer by layer, SDPA", fused=False, attention="sdpa", held="float32"),
     "fused": Way("fused, frozen weights in float32", held="float32"),
     "held": Way("fused"),
     "balanced": Way("fused, `balanced`", memory="balanced"),
     "low": Way("fused, `low`", memory="low"),
-    "fp8": Way("fused, frozen products in fp8", products="fp8"),
+    "fp8": Way("fused, frozen products in fp8", frozen_precision="fp8"),
 }
 DEFAULT = (PEER, "fused", "held", "fp8")
 WITH_COSINE = "held"  # its trained models also answer with products in fp8
@@ -56,7 +56,7 @@ def build(task: Task, way: Way, *, seed: int, device: str) -> nn.Module:
     torch.manual_seed(seed)
     frames, classes = task.train[0].shape[1], int(task.about["classes"])
     aim.wrap_image_model(model, num_frames=frames, num_classes=classes, layers="top_half", attention=way.attention)
-    aim.set_execution(model, branches=way.branches, memory=way.memory, products=way.products)
+    aim.set_execution(model, fused=way.fused, memory=way.memory, frozen_precision=way.frozen_precision)
     if device == "cpu":
         for module in model.modules():
             if hasattr(module, "fused_attn"):
@@ -125,7 +125,7 @@ def train(task: Task, name: str, seed: int, *, steps: int, device: str, window: 
     logits = answers(model, test)
     entry["accuracy"] = float((logits.argmax(-1) == labels).float().mean())
     if name == WITH_COSINE and why_not("fp8", device) is None:
-        aim.set_execution(model, products="fp8")
+        aim.set_execution(model, frozen_precision="fp8")
         cosines = F.cosine_similarity(answers(model, test).double(), logits.double())
         entry["cosine"] = {"mean": float(cosines.mean()), "least": float(cosines.min())}
     return entry | {"mean_losses": means(losses, window)}

@@ -91,16 +91,16 @@ def wrapped(
     size: Size,
     *,
     attention: str = "auto",
-    branches: str = "auto",
+    fused: bool | str = "auto",
     memory: str = "fast",
-    products: str = "auto",
+    frozen_precision: str = "auto",
     held: str | None = None,
 ) -> nn.Module:
     """Return a wrapped model; ``held`` is the dtype of its frozen weights, by default that of autocast."""
     model = aim.wrap_image_model(
         size.build(), size.frames, num_classes=size.classes, tubelet_size=size.tubelet, attention=attention
     )
-    aim.set_execution(model, branches=branches, memory=memory, products=products)
+    aim.set_execution(model, fused=fused, memory=memory, frozen_precision=frozen_precision)
     aim.set_base_dtype(model, getattr(torch, held or size.dtype))
     return model
 
@@ -144,9 +144,9 @@ MODELS: dict[str, Callable[[Size], nn.Module]] = {
     "aim-balanced": partial(wrapped, memory="balanced"),
     "aim-low": partial(wrapped, memory="low"),
     "aim-fp32": partial(wrapped, held="float32"),
-    "aim-fp8": partial(wrapped, products="fp8"),
-    "plain": partial(wrapped, attention="sdpa", branches="modules"),
-    "reference": partial(wrapped, attention="eager", branches="modules", held="float32"),
+    "aim-fp8": partial(wrapped, frozen_precision="fp8"),
+    "plain": partial(wrapped, attention="sdpa", fused=False),
+    "reference": partial(wrapped, attention="eager", fused=False, held="float32"),
     "full": lambda size: ImageModelOnFrames(size.build(num_classes=size.classes)),
     "timesformer": timesformer,
     "swin3d": swin3d,

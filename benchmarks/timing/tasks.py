@@ -70,7 +70,7 @@ def agreement(task: Task, size: Size, device: str) -> dict[str, Any]:
     """Return how far what our ways compute in low precision is from `plain` in float32, by its parts, and `plain`."""
     small = replace(size, clips=2)
     torch.manual_seed(0)
-    model = wrapped(small, attention="sdpa", branches="modules", held="float32").to(device).train(task.train)
+    model = wrapped(small, attention="sdpa", fused=False, held="float32").to(device).train(task.train)
     with torch.no_grad():
         for parameter in aim.trainable_parameters(model):  # those that start at zero would hide all behind them
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
@@ -80,7 +80,7 @@ def agreement(task: Task, size: Size, device: str) -> dict[str, Any]:
     errors: dict[str, Any] = {}
     for name, memory in {"plain": "fast", "aim": "fast", "aim-balanced": "balanced", "aim-low": "low"}.items():
         aim.set_attention(model, "sdpa" if name == "plain" else "auto")
-        aim.set_execution(model, branches="modules" if name == "plain" else "auto", memory=memory)
+        aim.set_execution(model, fused=False if name == "plain" else "auto", memory=memory)
         got = task.observe(model, batch, small.low)
         errors[name] = {key: float((got[key] - x).norm() / x.norm()) for key, x in exact.items()}
     return errors

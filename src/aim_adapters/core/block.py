@@ -110,14 +110,16 @@ class AdaptedBlock(Patched):
     def _narrows(self, x: Tensor, spatial: Branch) -> bool:
         """Return whether the last block need only compute the [class] token: nothing reads the others."""
         aim = self.aim
-        # A checkpointed block runs again in the backward pass, outside of the root's forward.
-        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
-            plain = isinstance(spatial, FusedBranch)  # so its adapter is one of ours, or none
-            same = plain and (
-                torch.is_autocast_enabled(x.device.type) or aim.spatial is None or x.dtype == aim.spatial.dtype
-            )
-            aim.narrowed = same and _class_token_only(aim.root_state.call) and not any(map(has_hooks, self.modules()))
-        return aim.narrowed
+        # A checkpointed block runs again in the backward pass, outside of the root's forward: as it ran there.
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            return aim.narrowed
+        plain = isinstance(spatial, FusedBranch)  # so its adapter is one of ours, or none
+        same = plain and (
+            torch.is_autocast_enabled(x.device.type) or aim.spatial is None or x.dtype == aim.spatial.dtype
+        )
+        narrows = same and _class_token_only(aim.root_state.call) and not any(map(has_hooks, self.modules()))
+        aim.narrowed = narrows
+        return narrows
 
     def _class_token(self, x: Tensor, spatial: Branch) -> Tensor:
         """Do what `_spatial` does for the first token of each frame, ``[B*T, 1, D]``."""

@@ -47,7 +47,7 @@ def test_models_are_in_evaluation_mode(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_wrong_path_is_noticed() -> None:
     def wrong(model: Any, batch: peers.Batch, dtype: torch.dtype) -> dict[str, Tensor]:
-        factor = 1.01 if model.aim.branches == "auto" else 1.0
+        factor = 1.01 if model.aim.execution.fused == "auto" else 1.0
         return {"logits": factor * benchmark.observe(model, batch, dtype)["logits"]}
 
     assert steps.agree(steps.agreement(benchmark.TASK, TINY, "cpu"))

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from aim_adapters.config import Execution
 from benchmarks.timing import learning, learning_run, learning_summary, learning_task
 from benchmarks.timing.learning_task import Task
 
@@ -149,8 +150,7 @@ def test_the_curve_is_kept_as_means(task: Task, runs: dict[tuple[str, int], dict
 def test_a_way_is_how_the_model_runs(name: str, task: Task) -> None:
     way = learning_run.WAYS[name]
     model = learning_run.build(task, way, seed=0, device="cpu")
-    aim = model.aim
-    assert (aim.branches, aim.memory, aim.products) == (way.branches, way.memory, way.products)
+    assert model.aim.execution == Execution(way.attention, way.fused, way.memory, way.frozen_precision)
     first = learning_run.build(task, learning_run.WAYS["modules"], seed=0, device="cpu")
     assert all(torch.equal(ours, other) for ours, other in zip(model.parameters(), first.parameters(), strict=True))
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import aim_adapters as aim
+from aim_adapters.config import Execution
 from benchmarks.harness import Cpu, Kernel
 from benchmarks.timing import peers, step_command, step_results, steps
 from benchmarks.timing import train_step as benchmark
@@ -121,14 +122,13 @@ def test_models_are_what_their_names_say() -> None:
         "aim-low": ("auto", "auto", "low", "auto", torch.float16),
         "aim-fp32": ("auto", "auto", "fast", "auto", torch.float32),
         "aim-fp8": ("auto", "auto", "fast", "fp8", torch.float16),
-        "plain": ("sdpa", "modules", "fast", "auto", torch.float16),
-        "reference": ("eager", "modules", "fast", "auto", torch.float32),
+        "plain": ("sdpa", False, "fast", "auto", torch.float16),
+        "reference": ("eager", False, "fast", "auto", torch.float32),
     }
     assert set(expected) == set(peers.MODELS) - set(peers.WHOLE_MODELS)
-    for name, (attention, *execution, held) in expected.items():
+    for name, (*execution, held) in expected.items():
         model = peers.MODELS[name](TINY)
-        assert model.aim.config.attention == attention
-        assert [model.aim.branches, model.aim.memory, model.aim.products] == execution
+        assert model.aim.execution == Execution(*execution)
         assert {p.dtype for p in model.parameters() if not p.requires_grad} == {held}
         assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     for name in peers.WHOLE_MODELS:
@@ -203,7 +203,7 @@ def test_the_paths_agree() -> None:
 def test_a_wrong_path_is_noticed(memory: str) -> None:
     def wrong(model: Any, batch: peers.Batch, dtype: torch.dtype) -> dict[str, Tensor]:
         found = benchmark.gradients(model, batch, dtype)
-        if model.aim.branches == "auto" and model.aim.memory == memory:
+        if model.aim.execution == Execution(memory=memory):
             found["joint"] = found["joint"] * 1.01
         return found
 
