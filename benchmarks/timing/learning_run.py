@@ -133,6 +133,6 @@ def train(task: Task, name: str, seed: int, *, steps: int, device: str, window: 
 
 def why_not(name: str, device: str) -> str | None:
     """Say why a way cannot run on a device, or None."""
-    if WAYS[name].products != "fp8":
+    if WAYS[name].frozen_precision != "fp8":
         return None
     return "float8 needs a CUDA device" if device == "cpu" else fp8_missing()

@@ -1,7 +1,7 @@
 """One real scenario for each room of the package, together in seconds: what `make quick` runs.
 
-Each fails if its room is broken. They call public names, and `ops`, so that they outlive moves inside the package. What
-a room promises in full is tested in the folder of its name.
+Each fails if its room is broken. They call public names and the front doors of `backbones` and `ops`, so that they
+outlive moves inside the package. What a room promises in full is tested in the folder of its name.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torchvision
 from torch import Tensor, nn
 
 import aim_adapters as aim
+from aim_adapters.backbones import read_anatomy
 from aim_adapters.ops.spatial_attention import spatial_attention
 from aim_adapters.ops.temporal_attention import temporal_attention_packed
 from tests.loopback_hub import LoopbackHub
@@ -220,6 +221,18 @@ def test_backbones_start_as_the_image_model(family: str) -> None:
     assert family in aim.list_backbones()
     aim.wrap_image_model(model, num_frames=T)
     torch.testing.assert_close(outputs(model, clips()), expected)
+
+
+@pytest.mark.parametrize("family", ["open_clip_vit", "torchvision_vit"])  # Swin's own attention adds positions
+def test_backbones_read_attention_as_it_is(family: str) -> None:
+    torch.manual_seed(0)
+    model = BASES[family]().eval()
+    path, anatomy = read_anatomy(model).blocks[0]
+    block = model.get_submodule(path)
+    attention, h = getattr(block, anatomy.attention), torch.randn(T, N, 32)
+    q, k, v = (each.transpose(1, 2) for each in anatomy.project_qkv(attention, h))  # [T, H, N, d]
+    o = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=anatomy.softmax_scale(attention))
+    torch.testing.assert_close(anatomy.project_out(attention, o.transpose(1, 2), h), anatomy.attend(block, h))
 
 
 def test_backbones_refuse_what_they_do_not_know() -> None:

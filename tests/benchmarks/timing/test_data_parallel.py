@@ -41,7 +41,7 @@ def work(rank: int, plan: Plan, store: str) -> None:
     hold = benchmark.hold
     peers.BACKEND = "aot_eager"
     peers.MODELS["plain"] = fails_on_the_second
-    benchmark.hold = lambda model, peer: model if model.aim.memory == "low" else hold(model, peer)
+    benchmark.hold = lambda model, peer: model if model.aim.execution.memory == "low" else hold(model, peer)
     benchmark.work(rank, plan, store)
 
 

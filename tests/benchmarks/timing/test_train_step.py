@@ -250,7 +250,7 @@ def test_peers_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     def prepare(model: Any, batch: peers.Batch, size: Size) -> steps.Step:
         def step() -> Tensor:
-            order.append(model.aim.memory)
+            order.append(model.aim.execution.memory)
             return torch.zeros(())
 
         return step
@@ -286,7 +286,7 @@ def test_a_run_adds_to_the_file(tmp_path: Path) -> None:
 
 def test_a_sweep_ends_where_a_batch_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def prepare(model: Any, batch: peers.Batch, size: Size) -> steps.Step:
-        if len(batch[0]) > (4 if model.aim.memory == "low" else 2):
+        if len(batch[0]) > (4 if model.aim.execution.memory == "low" else 2):
             raise torch.OutOfMemoryError(f"{len(batch[0])} clips")
         return lambda: torch.zeros(())
 
