@@ -45,6 +45,7 @@ def install_adapter(root: nn.Module, adapter: AdapterSet) -> None:
     finally:
         if not done:
             remove(root)
+            adapter.requires_grad_(False)  # it rests on, and `state.trains` remembers what of it trains
 
 
 def fill_adapter(root: nn.Module, adapter: AdapterSet, tensors: Mapping[str, Tensor]) -> None:
