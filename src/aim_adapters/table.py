@@ -26,7 +26,7 @@ class Table(list[RowT]):
             return "(no blocks)"
         lines = [self._header(), *self._merged()]
         widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-        if sum(widths) + 2 * len(widths) <= _WIDEST:
+        if sum(widths) + 2 * (len(widths) - 1) <= _WIDEST:
             return "\n".join(
                 "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
                 for line in lines
