@@ -5,9 +5,9 @@ Everything is validated and every new part is built before the first change, so 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ContextDecorator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -35,6 +35,7 @@ from aim_adapters.ops.temporal_attention import choose
 DEFAULT_NAME = "default"
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
 def wrap_image_model(
@@ -214,10 +215,14 @@ class _Disabled(AbstractContextManager[None], ContextDecorator):
     def __init__(self, states: list[RootState]) -> None:
         self._states = states
         self._before: list[list[bool]] = []  # one entry for each block that was entered and not left
-        self._entered = False
+        self._used = False
+
+    def __call__(self, function: FunctionT) -> FunctionT:
+        self._used = True
+        return super().__call__(function)
 
     def __enter__(self) -> None:
-        self._entered = True
+        self._used = True
         self._before.append([state.enabled for state in self._states])
         for state in self._states:
             state.enabled = False
@@ -227,7 +232,7 @@ class _Disabled(AbstractContextManager[None], ContextDecorator):
             state.enabled = enabled
 
     def __del__(self) -> None:
-        if not self._entered:
+        if not self._used:
             warn("disable_adapters(model) did nothing: write `with aim.disable_adapters(model): ...`")
 
 
