@@ -26,7 +26,7 @@ from aim_adapters.anatomy import (
     BlockParts,
     HeadAnatomy,
     MlpParts,
-    is_heard,
+    has_hooks,
 )
 
 # The model, as somebody might have written it -----------------------------------------------------------------------
@@ -128,7 +128,7 @@ def parts(layer: Layer, anatomy: BlockAnatomy) -> BlockParts:
     """
     attention, feed = layer.attend, layer.feed
     modules = (layer.norm_a, attention, *attention.children(), layer.norm_b, feed, *feed.children())
-    if [type(module) for module in modules] != LAYER_TYPES or any(map(is_heard, modules)):
+    if [type(module) for module in modules] != LAYER_TYPES or any(map(has_hooks, modules)):
         why = "a part of it was replaced or has hooks"
         return BlockParts(attention=why, mlp=why)
     return BlockParts(

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import copy
 import io
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
@@ -20,53 +17,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import aim_adapters as aim
-from aim_adapters.errors import CheckpointError, ConfigError, StateError
-from tests.backbones.contract import assert_same, process_group, snapshot, wake
-from tests.test_checkpoint import FRAMES, base, run, trained, wrapped
+from aim_adapters.core import install
+from aim_adapters.errors import ConfigError, StateError
+from tests.backbones.contract import assert_same, process_group, snapshot
+from tests.several import CONFIGS, NAMES, alone, out, several
+from tests.tiny import FRAMES, base, run, wrapped
 
 __all__ = ["process_group"]
-
-# One adapter of each kind: the same settings again, and others in every size that may differ.
-CONFIGS = {
-    "same": aim.AIMConfig(num_frames=FRAMES),
-    "other": aim.AIMConfig(
-        num_frames=2, bottleneck=0.5, num_classes=7, layers=(1,), components=("temporal", "joint"), train_norm=False
-    ),
-}
-
-
-def several() -> VisionTransformer:
-    """Return a model with three adapters of random values; "default" runs."""
-    model = wrapped()
-    for seed, name in enumerate(("default", *CONFIGS)):
-        if name != "default":
-            aim.add_adapter(model, name, CONFIGS[name])
-            aim.set_adapter(model, name)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in aim.trainable_parameters(model):
-                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    aim.set_adapter(model, "default")
-    return model
-
-
-def alone(name: str) -> VisionTransformer:
-    """Return a model that has only this adapter, with the same values."""
-    model, source = base(), several()
-    aim.wrap_image_model(model, **arguments(aim.list_adapters(source)[name]))
-    aim.load_adapter_state_dict(model, aim.adapter_state_dict(source, name=name))
-    return model
-
-
-def arguments(config: aim.AIMConfig) -> dict[str, Any]:
-    return config.to_dict()
-
-
-def out(model: nn.Module, name: str) -> Tensor:
-    return run(model, frames=CONFIGS["other"].num_frames if name == "other" else FRAMES)
-
-
-NAMES = ("default", *CONFIGS)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -241,120 +198,6 @@ def test_frames_change_for_the_running_one_alone() -> None:
     assert torch.equal(run(model), run(alone("same")))
 
 
-# Files
-
-
-def test_saving_one_never_writes_another(tmp_path: Path) -> None:
-    model = several()
-    for name in NAMES:
-        aim.save_adapters(model, tmp_path / name, name=name)
-    for name in NAMES:
-        fresh = base()
-        aim.load_adapters(fresh, tmp_path / name)
-        assert torch.equal(out(fresh, name), out(alone(name), name))
-        single = aim.save_adapters(alone(name), tmp_path / f"{name}_alone")
-        size = (single / "adapter_model.safetensors").stat().st_size
-        assert (tmp_path / name / "adapter_model.safetensors").stat().st_size == size
-    assert list(aim.list_adapters(model)) == list(NAMES)
-
-
-def test_loading_under_a_new_name_adds_beside(tmp_path: Path) -> None:
-    aim.save_adapters(alone("other"), tmp_path)
-    model = trained()
-    expected = run(model)
-    report = aim.load_adapters(model, tmp_path, name="diving48")
-    assert not any(report)
-    assert torch.equal(run(model), expected)
-    assert list(aim.list_adapters(model)) == ["default", "diving48"]
-    aim.set_adapter(model, "diving48")
-    assert torch.equal(out(model, "other"), out(alone("other"), "other"))
-    assert all(p.requires_grad for p in aim.trainable_parameters(model))
-    assert len(aim.trainable_parameters(model)) == len(aim.adapter_state_dict(model))
-
-
-def test_loading_under_a_known_name_fills_that_one(tmp_path: Path) -> None:
-    aim.save_adapters(alone("same"), tmp_path / "same")
-    model = wake(wrapped())
-    expected = run(model)
-    aim.add_adapter(model, "second", CONFIGS["same"])
-    aim.load_adapters(model, tmp_path / "same", name="second")
-    assert torch.equal(run(model), expected)
-    aim.set_adapter(model, "second")
-    assert torch.equal(run(model), run(alone("same")))
-    aim.save_adapters(alone("other"), tmp_path / "other")
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    with pytest.raises(CheckpointError, match=r"saved with num_frames=2 \(this model: 4\)"):
-        aim.load_adapters(model, tmp_path / "other", name="default")
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-
-
-def test_name_is_given_while_wrapping_by_a_checkpoint(tmp_path: Path) -> None:
-    model = base()
-    aim.load_adapters(model, aim.save_adapters(alone("other"), tmp_path), name="mine")
-    assert aim.list_adapters(model) == {"mine": CONFIGS["other"]}
-
-
-def test_refused_checkpoint_adds_nothing(tmp_path: Path) -> None:
-    aim.save_adapters(trained(), tmp_path)
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    model = wrapped()
-    before = snapshot(model)
-    with pytest.raises(CheckpointError):
-        aim.load_adapters(model, tmp_path, name="new")
-    assert_same(before, snapshot(model))
-
-
-# Averages
-
-
-def test_average_is_the_weighted_mean() -> None:
-    model = several()
-    aim.average_adapters(model, ["default", "same"], into="mean")
-    aim.average_adapters(model, ["default", "same"], into="soup", weights=[3, 1])
-    default, same, mean, soup = (
-        aim.adapter_state_dict(model, name=name) for name in ("default", "same", "mean", "soup")
-    )
-    for key in default:
-        torch.testing.assert_close(mean[key], (default[key] + same[key]) / 2)
-        torch.testing.assert_close(soup[key], 0.75 * default[key] + 0.25 * same[key])
-    assert torch.equal(run(model), run(alone("default")))
-    aim.set_adapter(model, "mean")
-    assert all(p.requires_grad for p in aim.trainable_parameters(model))
-
-
-@pytest.mark.parametrize(
-    ("names", "options", "message"),
-    [
-        (["default", "other"], {}, "'other' differs from 'default' in its settings"),
-        (["default"], {}, "takes two names or more, got"),
-        ("default", {}, "takes two names or more, got 'default'"),
-        (2, {}, "takes two names or more, got 2"),
-        (["default", None], {}, "takes two names or more, got"),
-        (["default", "absent"], {}, "no adapter is named 'absent'; this model has 'default', 'same', 'other'"),
-        (["default", "same"], {"weights": [1]}, "weights must be 2 finite numbers >= 0"),
-        (["default", "same"], {"weights": [0, 0]}, "weights must be 2 finite numbers >= 0"),
-        (["default", "same"], {"weights": [2, -1]}, "weights must be 2 finite numbers >= 0"),
-        (["default", "same"], {"weights": [float("nan"), 1]}, "weights must be 2 finite numbers >= 0"),
-        (["default", "same"], {"weights": ["half", 1]}, "weights must be 2 finite numbers >= 0"),
-        (["default", "same"], {"weights": 0.5}, "weights must be 2 finite numbers >= 0"),
-        (["default", "same"], {"name": "same"}, "an adapter is named 'same' already"),
-    ],
-)
-def test_what_cannot_be_averaged_is_refused(names: Any, options: dict[str, Any], message: str) -> None:
-    model = several()
-    before = snapshot(model)
-    with pytest.raises(ConfigError, match=message):
-        aim.average_adapters(model, names, **{"into": "mean", **options})
-    assert_same(before, snapshot(model))
-
-
-def test_adapters_of_another_scale_are_not_averaged() -> None:
-    model = several()
-    aim.add_adapter(model, "scaled", aim.AIMConfig(num_frames=FRAMES, scale=1.0))
-    with pytest.raises(ConfigError, match="'scaled' differs from 'default'"):
-        aim.average_adapters(model, ["default", "scaled"], into="mean")
-
-
 # Refusals
 
 
@@ -377,19 +220,12 @@ def test_names_that_a_module_cannot_hold_are_refused(name: Any) -> None:
             ConfigError,
             "layers names block 9",
         ),
-        (
-            lambda m: aim.add_adapter(m, "new", aim.AIMConfig(num_frames=4, attention="triton")),
-            aim.UnsupportedKernelError,
-            "Triton's kernels need a GPU",
-        ),
         (lambda m: aim.save_adapters(m, "never_made", name="absent"), ConfigError, "no adapter is named 'absent'"),
         (lambda m: aim.adapter_state_dict(m, name="absent"), ConfigError, "no adapter is named 'absent'"),
         (lambda m: aim.load_adapter_state_dict(m, {}, name="absent"), ConfigError, "no adapter is named 'absent'"),
     ],
 )
-def test_refusals_change_nothing(
-    call: Callable[[nn.Module], object], error: type[Exception], message: str, no_triton: None
-) -> None:
+def test_refusals_change_nothing(call: Callable[[nn.Module], object], error: type[Exception], message: str) -> None:
     model = several()
     before = snapshot(model)
     with pytest.raises(error, match=message):
@@ -470,62 +306,10 @@ def test_inference_mode_makes_no_parameters() -> None:
         aim.add_adapter(model, "new", CONFIGS["same"])
 
 
-def test_failing_install_puts_the_old_one_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    from aim_adapters.core import install as plan
-
-    model = several()
-    before, real, calls = snapshot(model), plan.patch, []
-
-    def patch(module: nn.Module, mixin: Any, spec: Any) -> None:
-        calls.append(module)
-        if len(calls) == 2:
-            raise MemoryError("once")
-        real(module, mixin, spec)
-
-    monkeypatch.setattr(plan, "patch", patch)
-    with pytest.raises(MemoryError):
-        aim.set_adapter(model, "other")
-    after = snapshot(model)
-    assert all(before[what] == after[what] for what in before if what != "state")
-    with warnings.catch_warnings():
-        aim.set_adapter(model, "other")
-    assert torch.equal(out(model, "other"), out(alone("other"), "other"))
-
-
-def test_names_that_the_caller_gave_to_classes_rest_with_the_adapter() -> None:
-    config = transformers.ViTConfig(
-        image_size=16, patch_size=8, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_labels=4,
-    )  # fmt: skip
-    model = aim.wrap_image_model(transformers.ViTForImageClassification(config), num_frames=2, num_classes=3)
-    names = {0: "zoom in", 1: "zoom out", 2: "still"}
-    model.config.id2label, model.config.label2id = names, {name: index for index, name in names.items()}
-    aim.add_adapter(model, "other", aim.AIMConfig(num_frames=2, num_classes=2))
-    assert model.config.id2label == names
-    aim.set_adapter(model, "other")
-    assert (model.config.id2label, model.num_labels) == ({0: "LABEL_0", 1: "LABEL_1"}, 2)
-    model = copy.deepcopy(model)
-    aim.set_adapter(model, "default")
-    assert (model.config.id2label, model.num_labels) == (names, 3)
-    assert aim.unwrap_image_model(model).num_labels == 4
-
-
-def test_adapter_inside_which_another_tool_has_wrapped_something_stays() -> None:
-    model = several()
-    apply_activation_checkpointing(model, check_fn=lambda module: module is model.blocks[1].aim)
-    before = run(model)
-    with pytest.raises(StateError, match=r"'blocks\.1\.aim' is a CheckpointWrapper, so the adapter cannot be"):
-        aim.set_adapter(model, "same")
-    assert list(aim.list_adapters(model)) == list(NAMES)
-    assert torch.equal(run(model), before)
-
-
 def test_adding_takes_nothing_out_and_starts_from_the_image_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread may be running the model."""
-    from aim_adapters.core import install as plan
-
     model = several()
-    monkeypatch.setattr(plan, "remove", lambda root: pytest.fail("the adapters were taken out"))
+    monkeypatch.setattr(install, "remove", lambda root: pytest.fail("the adapters were taken out"))
     aim.add_adapter(model, "new", CONFIGS["same"])
     state = aim.adapter_state_dict(model, name="new")
     assert torch.equal(state["norm.weight"], base().norm.weight)

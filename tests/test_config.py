@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from fractions import Fraction
 from typing import Any
 
@@ -13,7 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aim_adapters.config import ATTENTION_CHOICES, COMPONENTS, LAYER_CHOICES, LAYOUT_CHOICES, AIMConfig
+from aim_adapters.config import (
+    ATTENTION_CHOICES,
+    COMPONENTS,
+    LAYER_CHOICES,
+    LAYOUT_CHOICES,
+    MEMORY_CHOICES,
+    PRECISION_CHOICES,
+    AIMConfig,
+    Execution,
+)
 from aim_adapters.errors import AIMError, ConfigError
 
 PROPERTY = settings(deadline=None, max_examples=50)
@@ -36,7 +46,6 @@ def configs(draw: st.DrawFn) -> AIMConfig:
         head_dropout=draw(rates),
         train_norm=draw(st.booleans()),
         tubelet_size=tubelet,
-        attention=draw(st.sampled_from(ATTENTION_CHOICES)),
         input_layout=draw(st.sampled_from(LAYOUT_CHOICES)),
     )
 
@@ -57,7 +66,6 @@ def test_defaults_are_those_of_the_paper() -> None:
         "head_dropout": 0.0,
         "train_norm": True,
         "tubelet_size": 1,
-        "attention": "auto",
         "input_layout": "auto",
     }
 
@@ -94,7 +102,6 @@ def test_num_frames_has_no_default() -> None:
         ("head_dropout", 0.999),
         ("train_norm", False),
         ("tubelet_size", 2),
-        *(("attention", choice) for choice in ATTENTION_CHOICES),
         *(("input_layout", choice) for choice in LAYOUT_CHOICES),
     ],
 )
@@ -148,9 +155,6 @@ def test_edges_of_each_domain_are_taken(name: str, value: object) -> None:
         ("layers", (0, 1.0), "got (0, 1.0)", "a non-empty list of block indices"),
         ("layers", (True,), "got (True,)", "a non-empty list of block indices"),
         ("layers", ("0",), "got ('0',)", "a non-empty list of block indices"),
-        ("attention", "flash", "got 'flash'", "'auto', 'triton', 'sdpa', 'eager'"),
-        ("attention", None, "got None", "'auto', 'triton', 'sdpa', 'eager'"),
-        ("attention", ["auto"], "got ['auto']", "'auto', 'triton', 'sdpa', 'eager'"),
         ("input_layout", "THWC", "got 'THWC'", "'auto', 'BTCHW', 'BCTHW'"),
         ("input_layout", 5, "got 5", "'auto', 'BTCHW', 'BCTHW'"),
     ],
@@ -334,3 +338,57 @@ def test_absent_fields_take_their_defaults() -> None:
 def test_what_is_not_a_config_is_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         AIMConfig.from_json(text)
+
+
+@pytest.mark.parametrize("attention", ["auto", "triton", "flash", None])
+def test_attention_that_earlier_versions_wrote_is_left_out(attention: Any) -> None:
+    fields = {**AIMConfig(4, scale=1.5).to_dict(), "attention": attention}
+    assert AIMConfig.from_dict(fields) == AIMConfig(4, scale=1.5)
+    assert AIMConfig.from_json(json.dumps(fields)) == AIMConfig(4, scale=1.5)
+    assert "attention" in fields  # the caller's stays as it is
+    with pytest.raises(TypeError, match="attention"):
+        AIMConfig(4, attention="auto")  # type: ignore[call-arg]
+
+
+# How a model runs
+
+
+def test_execution_is_chosen_for_each_block_by_default() -> None:
+    assert dataclasses.asdict(Execution()) == {
+        "attention": "auto", "fused": "auto", "memory": "fast", "frozen_precision": "auto",
+    }  # fmt: skip
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Execution().memory = "low"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("attention", choice) for choice in ATTENTION_CHOICES),
+        *(("fused", choice) for choice in ("auto", True, False)),
+        *(("memory", choice) for choice in MEMORY_CHOICES),
+        *(("frozen_precision", choice) for choice in PRECISION_CHOICES),
+    ],
+)
+def test_every_way_to_run_is_taken(name: str, value: object) -> None:
+    assert getattr(Execution(**{name: value}), name) == value  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("attention", "flash", "must be one of 'auto', 'triton', 'sdpa', 'eager', got 'flash'"),
+        ("attention", None, "must be one of 'auto', 'triton', 'sdpa', 'eager', got None"),
+        ("attention", ["auto"], "must be one of 'auto', 'triton', 'sdpa', 'eager', got ['auto']"),
+        ("fused", "modules", "must be 'auto', True or False, got 'modules'"),
+        ("fused", 1, "must be 'auto', True or False, got 1"),
+        ("fused", None, "must be 'auto', True or False, got None"),
+        ("memory", "tiny", "must be one of 'fast', 'balanced', 'low', got 'tiny'"),
+        ("memory", ["low"], "must be one of 'fast', 'balanced', 'low', got ['low']"),
+        ("frozen_precision", "int8", "must be one of 'auto', 'fp8', got 'int8'"),
+        ("frozen_precision", None, "must be one of 'auto', 'fp8', got None"),
+    ],
+)
+def test_other_ways_to_run_are_refused(name: str, value: object, expected: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"{name} {expected}")):
+        Execution(**{name: value})  # type: ignore[arg-type]

@@ -36,7 +36,7 @@ def test_base_is_neither_a_value_nor_a_runtime_error() -> None:
     assert errors.AIMError.__bases__ == (Exception,)
 
 
-@pytest.mark.parametrize("name", ["AIMError", "CheckpointError", "UnsupportedKernelError", "UnsupportedModelError"])
+@pytest.mark.parametrize("name", ["AIMError", *PARENTS])
 def test_public_errors_are_the_same_classes(name: str) -> None:
     assert getattr(aim, name) is getattr(errors, name)
 

@@ -8,43 +8,26 @@ from typing import Any
 import pytest
 import torch
 from timm.models.swin_transformer import SwinTransformer
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
 import aim_adapters as aim
-from aim_adapters import attention
-from aim_adapters.attention import BlockAttention
+from aim_adapters import execution
 from aim_adapters.errors import ConfigError, StateError
 from aim_adapters.ops.temporal_attention import Case, api
-from tests.backbones.contract import scramble, wake
+from tests.tiny import FRAMES as T
+from tests.tiny import base, trained, video
 
-T = 4
 ON_CPU = "as fast as SDPA on a CPU for the frames of a clip"
 FITS = "reads and writes what the projections do, without a copy"
 
 
-def vit(**arguments: Any) -> nn.Module:
-    return VisionTransformer(
-        img_size=16, patch_size=8, **{"embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5, **arguments}
-    )
-
-
-def wrapped(**arguments: Any) -> nn.Module:
-    torch.manual_seed(0)
-    return wake(aim.wrap_image_model(scramble(vit()), T, **arguments)).eval()
-
-
 def by_modules(**arguments: Any) -> nn.Module:
     """Return a model whose blocks call the operator of temporal attention, instead of a fused branch."""
-    model = wrapped(**arguments)
+    model = trained(**arguments)
     aim.set_execution(model, fused=False)
     return model
-
-
-def video() -> Tensor:
-    return torch.randn(2, T, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture
@@ -71,7 +54,7 @@ def cases(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
         seen.append(Case("cuda", dtype, head_dim, num_frames, missing=None))
         return seen[-1]
 
-    monkeypatch.setattr(attention, "case_of", case_of)
+    monkeypatch.setattr(execution, "case_of", case_of)
     return seen
 
 
@@ -88,14 +71,14 @@ def test_the_implementation_that_was_set_is_the_one_that_runs(before: str, name:
         assert aim.set_attention(model, name) is None  # type: ignore[arg-type, func-returns-value]
         torch.testing.assert_close(model(video()), expected, rtol=1e-5, atol=1e-6)
     assert ran == [name] * 3
-    assert aim.list_adapters(model)["default"].attention == name
+    assert model.aim.execution.attention == name
 
 
 def test_a_name_that_cannot_run_changes_nothing(no_triton: None) -> None:
-    model = wrapped(attention="eager")
+    model = trained(attention="eager")
     with pytest.raises(aim.UnsupportedKernelError, match=r"attention='triton' was asked for, but .*; use 'auto'"):
         aim.set_attention(model, "triton")
-    with pytest.raises(ConfigError, match=r"'auto', 'triton', 'sdpa' or 'eager', got 'flash'"):
+    with pytest.raises(ConfigError, match="'auto', 'triton', 'sdpa' or 'eager', got 'flash'"):
         aim.set_attention(model, "flash")  # type: ignore[arg-type]
     assert aim.explain_attention(model)[0].implementation == "eager"
 
@@ -103,9 +86,9 @@ def test_a_name_that_cannot_run_changes_nothing(no_triton: None) -> None:
 @pytest.mark.parametrize("call", [lambda model: aim.set_attention(model, "sdpa"), aim.explain_attention])
 def test_models_that_are_not_wrapped_or_several_are_refused(call: Any) -> None:
     with pytest.raises(StateError, match="is not wrapped"):
-        call(vit())
+        call(base())
     with pytest.raises(StateError, match="several wrapped models"):
-        call(nn.ModuleList([wrapped(), wrapped()]))
+        call(nn.ModuleList([trained(), trained()]))
     with pytest.raises(TypeError, match=r"torch\.nn\.Module"):
         call("model")
 
@@ -124,22 +107,18 @@ def test_a_compiled_model_takes_the_new_choice() -> None:
     assert (plain, eager) == (0, 6)
 
 
-def test_the_choice_belongs_to_the_adapter_that_runs(ran: list[str]) -> None:
+def test_the_choice_holds_for_every_adapter(ran: list[str]) -> None:
     model = by_modules()
     aim.add_adapter(model, "other", aim.AIMConfig(num_frames=T))
     aim.set_attention(model, "sdpa")
-    assert {name: config.attention for name, config in aim.list_adapters(model).items()} == {
-        "default": "sdpa",
-        "other": "auto",
-    }
     aim.set_adapter(model, "other")
     with torch.no_grad():
         model(video())
-    assert ran == ["eager"] * 3
+    assert ran == ["sdpa"] * 3
 
 
 def test_copies_keep_their_own_choice() -> None:
-    model = wrapped()
+    model = trained()
     other = copy.deepcopy(model)
     aim.set_attention(other, "sdpa")
     assert [aim.explain_attention(each)[0].implementation for each in (model, other)] == ["eager", "sdpa"]
@@ -148,29 +127,31 @@ def test_copies_keep_their_own_choice() -> None:
 # Explaining
 
 
-def test_prints_neighbors_that_do_the_same_in_one_line(no_triton: None, capsys: pytest.CaptureFixture[str]) -> None:
-    model = wrapped(layers=[1, 2])
+def test_shows_neighbors_that_do_the_same_in_one_line(no_triton: None, capsys: pytest.CaptureFixture[str]) -> None:
+    model = trained(layers=[1, 2])
     rows = aim.explain_attention(model)
     assert rows == [
-        BlockAttention(0, "-", "does not attend over time"),
-        BlockAttention(1, "eager", ON_CPU),
-        BlockAttention(2, "eager", ON_CPU),
+        aim.BlockAttention(0, "-", "does not attend over time"),
+        aim.BlockAttention(1, "eager", ON_CPU),
+        aim.BlockAttention(2, "eager", ON_CPU),
     ]
-    assert capsys.readouterr().out == (
-        f"blocks  attention  reason\n0       -          does not attend over time\n1-2     eager      {ON_CPU}\n"
+    assert repr(rows) == (
+        "blocks  implementation  reason\n"
+        "0       -               does not attend over time\n"
+        f"1-2     eager           {ON_CPU}"
     )
     aim.set_attention(model, "sdpa")
-    aim.explain_attention(model)
-    assert "1-2     sdpa       asked for by name\n" in capsys.readouterr().out
+    assert repr(aim.explain_attention(model)).endswith("\n1-2     sdpa            asked for by name")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_says_what_each_block_of_a_gpu_would_run(cases: list[Case]) -> None:
-    assert {row[1:] for row in aim.explain_attention(wrapped())} == {("triton", FITS)}
+    assert {row[1:] for row in aim.explain_attention(trained())} == {("triton", FITS)}
     assert set(cases) == {Case("cuda", torch.float32, 16, T, missing=None)}
     for model, reason in (
-        (wrapped().double(), "got torch.float64"),
-        (aim.wrap_image_model(vit(), 130), "up to 128 frames, got 130"),
-        (aim.wrap_image_model(vit(embed_dim=144, num_heads=1), T), "heads up to 128 wide, got 144"),
+        (trained().double(), "got torch.float64"),
+        (aim.wrap_image_model(base(), 130), "up to 128 frames, got 130"),
+        (aim.wrap_image_model(base(embed_dim=144, num_heads=1), T), "heads up to 128 wide, got 144"),
     ):
         (row, *_) = aim.explain_attention(model)
         assert row.implementation == "sdpa"
@@ -178,8 +159,8 @@ def test_says_what_each_block_of_a_gpu_would_run(cases: list[Case]) -> None:
 
 
 def test_a_name_that_does_not_fit_the_model_is_an_error(cases: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
-    model = wrapped().double()
-    monkeypatch.setattr(attention, "choose", lambda *args: api.choose(*args) if len(args) > 1 else None)
+    model = trained().double()
+    monkeypatch.setattr(execution, "choose", lambda *args: api.choose(*args) if len(args) > 1 else None)
     aim.set_attention(model, "triton")
     with pytest.raises(aim.UnsupportedKernelError, match=r"got torch\.float64; use 'auto'"):
         aim.explain_attention(model)
@@ -189,7 +170,7 @@ def test_a_name_that_does_not_fit_the_model_is_an_error(cases: list[Case], monke
     ("weights", "expected"), [(torch.float32, torch.bfloat16), (torch.float64, torch.float64)], ids=str
 )
 def test_autocast_counts(cases: list[Case], weights: torch.dtype, expected: torch.dtype) -> None:
-    model = wrapped().to(weights)
+    model = trained().to(weights)
     seen: list[torch.dtype] = []
     model.blocks[0].attn.qkv.register_forward_hook(lambda module, args, out: seen.append(out.dtype))  # type: ignore
     with torch.autocast("cpu", torch.bfloat16):
@@ -208,13 +189,13 @@ def test_swin_attends_over_time_where_windows_are_not_shifted(cases: list[Case])
 
 
 def test_without_temporal_adapters_nothing_attends_over_time() -> None:
-    rows = aim.explain_attention(wrapped(components=("spatial",)))
+    rows = aim.explain_attention(trained(components=("spatial",)))
     assert [row.implementation for row in rows] == ["-"] * 3
 
 
 @pytest.mark.parametrize("holder", ["compiled", "checkpointed", "inside", "disabled", "meta"])
 def test_finds_the_blocks_whatever_holds_the_model(holder: str) -> None:
-    model = wrapped()
+    model = trained()
     held: Any = model
     if holder == "compiled":
         held = torch.compile(model, backend="eager")

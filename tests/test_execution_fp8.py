@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import aim_adapters as aim
+from aim_adapters.config import Execution
 from aim_adapters.errors import ConfigError, UnsupportedKernelError
 from tests.backbones.contract import scramble, wake
 
@@ -44,16 +45,17 @@ def run(model: nn.Module, clips: Tensor) -> Tensor:
 
 def test_is_chosen_by_itself() -> None:
     model = wrapped()
-    assert model.aim.products == "auto"
+    assert model.aim.execution.frozen_precision == "auto"
     aim.set_execution(model, frozen_precision="fp8")
     aim.set_execution(model, memory="low")
-    assert (model.aim.branches, model.aim.memory, model.aim.products) == ("auto", "low", "fp8")
-    with pytest.raises(ConfigError, match=r"products must be 'auto', 'fp8' or None, got 'int8'"):
+    chosen = Execution(memory="low", frozen_precision="fp8")
+    assert model.aim.execution == chosen
+    with pytest.raises(ConfigError, match="frozen_precision must be one of 'auto', 'fp8', got 'int8'"):
         aim.set_execution(model, memory="fast", frozen_precision="int8")  # type: ignore[arg-type]
-    assert (model.aim.memory, model.aim.products) == ("low", "fp8")
-    assert copy.deepcopy(model).aim.products == "fp8"
+    assert model.aim.execution == chosen
+    assert copy.deepcopy(model).aim.execution == chosen
     aim.set_execution(model, frozen_precision="auto")
-    assert model.aim.products == "auto"
+    assert model.aim.execution == Execution(memory="low")
 
 
 def test_holds_for_every_adapter() -> None:
@@ -63,7 +65,7 @@ def test_holds_for_every_adapter() -> None:
     aim.add_adapter(model, "after", aim.AIMConfig(num_frames=T))
     for name in ("before", "after", "default"):
         aim.set_adapter(model, name)
-        assert model.aim.products == "fp8"
+        assert model.aim.execution.frozen_precision == "fp8"
 
 
 @runs_fp8
@@ -80,8 +82,8 @@ def test_is_near(memory: Any) -> None:
     model, clips = wrapped(drop_path=0.2).train(), video()
     trained = [p for p in model.parameters() if p.requires_grad]
     found = []
-    for products in ("auto", "fp8"):
-        aim.set_execution(model, memory=memory, frozen_precision=products)  # type: ignore[arg-type]
+    for precision in ("auto", "fp8"):
+        aim.set_execution(model, memory=memory, frozen_precision=precision)  # type: ignore[arg-type]
         torch.manual_seed(3)  # stochastic depth
         out = run(model, clips)
         gradients = torch.autograd.grad(F.cross_entropy(out, torch.arange(4, device=DEVICE)), trained)
@@ -110,9 +112,9 @@ def test_stores_nothing_and_sees_new_weights() -> None:
 @runs_fp8
 def test_learns_as_well() -> None:
     curves = []
-    for products in ("auto", "fp8"):
+    for precision in ("auto", "fp8"):
         model = wrapped().train()
-        aim.set_execution(model, frozen_precision=products)  # type: ignore[arg-type]
+        aim.set_execution(model, frozen_precision=precision)  # type: ignore[arg-type]
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
         curve = []
         for _ in range(12):
@@ -154,7 +156,9 @@ def test_needs_a_gpu(no_triton: None) -> None:
 def test_needs_fused_branches() -> None:
     model = wrapped()
     aim.set_execution(model, frozen_precision="fp8", fused=False)
-    with pytest.raises(UnsupportedKernelError, match=r"products='fp8' was asked for, but .* asked for by name; use"):
+    with pytest.raises(
+        UnsupportedKernelError, match=r"frozen_precision='fp8' was asked for, but .* asked for by name; use"
+    ):
         run(model, video())
 
 

@@ -43,7 +43,7 @@ def test_embedding_is_interpolated_linearly() -> None:
     assert resize_temporal_embedding(ramp.bfloat16(), 8).dtype == torch.bfloat16
 
 
-def test_bias_is_interpolated_and_keeps_its_centre_and_ends() -> None:
+def test_bias_is_interpolated_and_keeps_its_center_and_ends() -> None:
     table = torch.randn(7, 2)  # T = 4
     for frames in (2, 3, 8):
         resized = resize_temporal_bias(table, frames)
@@ -63,12 +63,16 @@ def test_relative_bias_reads_query_minus_key() -> None:
 def test_set_num_frames_announces_and_resizes(make: Any) -> None:
     model = make(4)
     before = {key: tensor.clone() for key, tensor in aim.adapter_state_dict(model).items()}
-    with pytest.warns(UserWarning, match="temporal (embedding|bias) interpolated from 4 to 8 frames"):
+    old = {id(p) for p in aim.trainable_parameters(model)}
+    what = "temporal (embedding|bias) interpolated from 4 to 8 frames; an optimizer made before holds dead parameters"
+    with pytest.warns(UserWarning, match=f"{what}: make it anew") as caught:
         aim.set_num_frames(model, 8)
+    assert [warning.filename for warning in caught] == [__file__]
     after = aim.adapter_state_dict(model)
     changed = {key for key in before if before[key].shape != after[key].shape}
     assert changed == {key for key in before if "temporal_embedding" in key or "temporal_bias" in key}
     assert changed
+    assert len(changed) == len({id(p) for p in aim.trainable_parameters(model)} - old)  # those an optimizer has not
     assert all(torch.equal(before[key], after[key]) for key in before if key not in changed)
     assert model(torch.randn(2, 8, 3, 16, 16)).shape == (2, 5)
     assert {id(p) for p in aim.trainable_parameters(model)} == {id(p) for p in model.parameters() if p.requires_grad}

@@ -124,3 +124,11 @@ def test_wrong_weight_decay(decay: Any) -> None:
 def test_canonical_path() -> None:
     name = "module._orig_mod.blocks.3._checkpoint_wrapped_module.aim.temporal.up_proj.weight"
     assert canonical_path(name) == "blocks.3.aim.temporal.up_proj.weight"
+
+
+def test_several_models_train_together() -> None:
+    pair = nn.ModuleList([wrapped("vit_tiny_patch16_224"), wrapped("vit_tiny_patch16_224")])
+    alone = len(aim.trainable_parameters(pair[0]))
+    assert len(aim.trainable_parameters(pair)) == 2 * alone
+    assert sum(len(group["params"]) for group in aim.adapter_param_groups(pair, weight_decay=0.1)) == 2 * alone
+    assert aim.count_parameters(pair).trainable == 2 * aim.count_parameters(pair[0]).trainable

@@ -17,6 +17,7 @@ from torch import nn
 import aim_adapters as aim
 from aim_adapters.backbones import read_anatomy
 from tests.backbones.contract import Case, Contract, process_group
+from tests.tiny import base
 
 __all__ = ["process_group"]
 
@@ -118,3 +119,16 @@ def test_models_by_name_are_read(name: str) -> None:
     assert anatomy.image_mean is not None
     aim.wrap_image_model(model, 8)
     assert {p.device.type for p in aim.trainable_parameters(model)} == {"meta"}
+
+
+def test_a_layer_in_place_of_the_packed_projection_is_called() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    model = base()
+    model.blocks[0].attn.qkv.__class__ = Doubled
+    attention = model.blocks[0].attn
+    h = torch.randn(2, 5, 32)
+    q, k, v = read_anatomy(model).blocks[0][1].project_qkv(attention, h)
+    assert torch.equal(torch.stack([q, k, v], 2).flatten(2), attention.qkv(h))

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import aim_adapters as aim
-from aim_adapters.checkpoint.agreement import require_reasonable, require_same_base, require_same_meaning
 from aim_adapters.anatomy import fingerprint
 from aim_adapters.backbones import read_anatomy
+from aim_adapters.checkpoint.agreement import require_reasonable, require_same_base, require_same_meaning
 from aim_adapters.config import AIMConfig
 from aim_adapters.errors import CheckpointError
-from tests.test_checkpoint import FRAMES, base, wrapped
+from tests.tiny import FRAMES, base, wrapped
 
 # The base
 
@@ -96,7 +96,7 @@ def require_meaning(settings: AIMConfig, *, strict: bool = True, **arguments: An
         {},
         {"layers": (0, 1, 2)},
         {"layers": (-1, 1, -3)},
-        {"drop_path": 0.5, "head_dropout": 0.5, "attention": "eager", "input_layout": "BCTHW"},
+        {"drop_path": 0.5, "head_dropout": 0.5, "input_layout": "BCTHW"},
         {"num_classes": 0},  # shows in the tensors' names, as this model has a classification layer
         {"bottleneck": 0.5, "train_norm": False},  # show in their shapes and names
     ],

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 
 import aim_adapters as aim
 from aim_adapters.checkpoint.card import make_card, section_marks, write_card
-from aim_adapters.errors import ConfigError
-from aim_adapters.storage.files import CARD_NAME
-from aim_adapters.parameters import ParameterCount
 from aim_adapters.checkpoint.snapshot import take_snapshot
-from tests.test_checkpoint import base, trained
+from aim_adapters.core import only_root
+from aim_adapters.errors import ConfigError
+from aim_adapters.parameters import ParameterCount
+from aim_adapters.storage.files import CARD_NAME
+from tests.tiny import base, trained
 
 BEGIN, END = section_marks(None)
 COUNT = ParameterCount(10_966_672, 96_764_560)

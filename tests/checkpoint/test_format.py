@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from aim_adapters.checkpoint.format import open_checkpoint
 from aim_adapters.config import AIMConfig
 from aim_adapters.errors import CheckpointError
 from aim_adapters.storage.files import CONFIG_NAME, WEIGHTS_NAME
-from aim_adapters.checkpoint.format import open_checkpoint, settings_of
 
 CONFIG: dict[str, Any] = {
     "library_name": "aim-adapters",
@@ -45,21 +45,32 @@ def write(directory: Path, config: Any, *, beside: Any = None) -> Path:
 
 
 def read(directory: Path, *, strict: bool = True) -> dict[str, Any]:
-    with open_checkpoint(directory, strict=strict) as (config, file):
-        assert file.metadata["aim_config"]
-        return config
+    with open_checkpoint(directory, strict=strict) as checkpoint:
+        assert checkpoint.directory == directory and checkpoint.file.metadata["aim_config"]
+        return checkpoint.config
+
+
+def settings_of(directory: Path, *, strict: bool = True) -> AIMConfig:
+    with open_checkpoint(directory, strict=strict) as checkpoint:
+        return checkpoint.settings()
 
 
 def assert_refused(directory: Path, match: str, *, strict: bool = True) -> None:
     with pytest.raises(CheckpointError, match=match) as caught:
-        settings_of(read(directory, strict=strict), directory)
+        settings_of(directory, strict=strict)
     assert len(str(caught.value)) < 1500
 
 
 def test_config_and_settings_are_read(tmp_path: Path) -> None:
-    config = read(write(tmp_path, CONFIG, beside=CONFIG))
-    assert config == CONFIG
-    assert settings_of(config, tmp_path) == AIMConfig(num_frames=4)
+    write(tmp_path, CONFIG, beside=CONFIG)
+    assert read(tmp_path) == CONFIG
+    assert settings_of(tmp_path) == AIMConfig(num_frames=4)
+
+
+@pytest.mark.parametrize("attention", ["auto", "triton", "flash", None, 3])
+def test_attention_that_earlier_versions_saved_says_nothing(attention: Any, tmp_path: Path) -> None:
+    write(tmp_path, {**CONFIG, "attention": attention})
+    assert settings_of(tmp_path) == AIMConfig(num_frames=4)
 
 
 def test_fields_that_say_nothing_may_be_missing_or_null(tmp_path: Path) -> None:
@@ -102,7 +113,7 @@ def test_any_value_in_place_of_any_other_is_taken_or_refused(
         warnings.filterwarnings("ignore", "the config in .* has unknown keys", UserWarning)
         try:
             read_back = read(tmp_path, strict=strict)
-            taken = settings_of(read_back, tmp_path)
+            taken = settings_of(tmp_path, strict=strict)
         except CheckpointError as error:
             assert str(tmp_path) in str(error)
             assert len(str(error)) < 1500

@@ -24,20 +24,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import aim_adapters as aim
-from aim_adapters.adapters import add_adapter
 from aim_adapters.errors import CheckpointError, ConfigError
 from aim_adapters.storage.files import CONFIG_NAME, WEIGHTS_NAME, WeightsFile
 from benchmarks.checks.fuzz_checkpoint import OUR_WARNINGS, Loading, checkpoint_file, mutate
 from tests.backbones.contract import assert_same, snapshot
+from tests.checkpoint.cases import header, rewrite
 from tests.memory import at_most
-from tests.test_checkpoint import FRAMES, base, header, rewrite, run, trained, wrapped
+from tests.tiny import FRAMES, base, run, trained, wrapped
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="needs POSIX files")
 
 
 def with_two() -> nn.Module:
     model = wrapped()
-    add_adapter(model, "second", aim.AIMConfig(num_frames=2, components=("joint",)))
+    aim.add_adapter(model, "second", aim.AIMConfig(num_frames=2, components=("joint",)))
     return model
 
 
@@ -50,17 +50,6 @@ STRICTNESS = pytest.mark.parametrize("strict", [True, False])
 IN_ONE_DIRECTORY = settings(
     deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return aim.save_adapters(trained(), tmp_path_factory.mktemp("good"))
-
-
-@pytest.fixture
-def saved(good: Path, tmp_path: Path) -> Path:
-    """Return a checkpoint of a model wrapped with the defaults."""
-    return Path(shutil.copytree(good, tmp_path / "saved"))
 
 
 @pytest.fixture(params=STARTS)

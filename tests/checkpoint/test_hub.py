@@ -14,18 +14,22 @@ import pytest
 import timm
 import torch
 import yaml
+from huggingface_hub import HfApi
 from safetensors.torch import load
 from timm.models import save_for_hf
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 import aim_adapters as aim
 from aim_adapters.checkpoint.card import section_marks
+from aim_adapters.checkpoint.hub import push_to_hub
 from aim_adapters.errors import CheckpointError, ConfigError, StateError
 from aim_adapters.storage.files import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
-from aim_adapters.checkpoint.hub import push_to_hub
-from tests.backbones.contract import assert_same, snapshot, wake
+from tests.backbones.contract import assert_same, process_group, snapshot, wake
 from tests.loopback_hub import LoopbackHub
-from tests.test_checkpoint import FRAMES, base, run, trained, wrapped
+from tests.tiny import FRAMES, base, run, trained, wrapped
+
+__all__ = ["process_group"]
 
 REPO = "me/aim-tiny"
 TOKEN = "hf_secret"
@@ -69,14 +73,15 @@ def test_wrong_arguments_are_refused_before_the_hub_is_asked(
     def ask(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("the Hub was asked")
 
-    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", ask)
+    monkeypatch.setattr(HfApi, "create_repo", ask)
     with pytest.raises(error, match=match):
         push_to_hub(**{"model": trained(), "repo_id": REPO, **arguments})
 
 
-def test_process_that_does_not_write_pushes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aim_adapters.checkpoint.hub.take_snapshot", lambda model, wrapped, **arguments: None)
-    assert push_to_hub(trained(), REPO) == ""
+def test_process_that_does_not_write_pushes_nothing(process_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fully_shard(trained())
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    assert push_to_hub(model, REPO) == ""
 
 
 # The Hub: each function below runs in another process

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import aim_adapters as aim
-from aim_adapters.storage import files
 from aim_adapters.errors import CheckpointError
+from aim_adapters.storage import files
 from aim_adapters.storage.files import CONFIG_NAME, WEIGHTS_NAME
-from tests.test_checkpoint import base, trained
+from tests.tiny import base, trained
 
 KILLS, MOST_KILLS = 24, 300
 

@@ -19,8 +19,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import aim_adapters as aim
 from aim_adapters.errors import CheckpointError
-from tests.backbones.contract import process_group
-from tests.test_checkpoint import base, run, trained, wrapped
+from tests.backbones.contract import assert_same, process_group, snapshot
+from tests.tiny import base, run, trained, wrapped
 
 __all__ = ["process_group"]
 
@@ -147,3 +147,45 @@ def test_what_is_no_state_dict_is_refused_before_anything_is_copied(spoil: Calla
     with pytest.raises(CheckpointError, match=match):
         aim.load_adapter_state_dict(model, spoil(state))
     assert all(torch.equal(tensor, before[key]) for key, tensor in aim.adapter_state_dict(model).items())
+
+
+def test_state_is_detached_and_shares_memory() -> None:
+    model = trained()
+    state = aim.adapter_state_dict(model)
+    assert not any(tensor.requires_grad for tensor in state.values())
+    state["temporal_embedding"].fill_(3)
+    assert (model.aim.temporal_embedding == 3).all()
+
+
+def test_refused_state_dict_changes_nothing() -> None:
+    model = wrapped()
+    state = aim.adapter_state_dict(trained())
+    for wrong in (
+        {**state, "extra": torch.zeros(1)},
+        {**state, "norm.weight": torch.zeros(3)},
+        {**state, "norm.bias": torch.zeros(32, dtype=torch.int32)},
+        {**state, "norm.bias": [0.0] * 32},
+        {key: tensor for key, tensor in state.items() if key != "norm.bias"},
+    ):
+        before = snapshot(model)
+        with pytest.raises(CheckpointError, match=r"extra|norm\."):
+            aim.load_adapter_state_dict(model, wrong)  # type: ignore[arg-type]
+        assert_same(before, snapshot(model))
+
+
+def test_report_is_named_and_empty_when_all_is_well() -> None:
+    model = wrapped()
+    report = aim.load_adapter_state_dict(model, aim.adapter_state_dict(trained()))
+    assert report == ((), (), ())
+    assert report._fields == ("missing", "unexpected", "mismatched")
+    assert torch.equal(run(model), run(trained()))
+
+
+def test_tensors_are_cast_and_copied() -> None:
+    model, state = wrapped(), {key: t.double() for key, t in aim.adapter_state_dict(trained()).items()}
+    parameters = [id(p) for p in aim.trainable_parameters(model)]
+    aim.load_adapter_state_dict(model, state)
+    for tensor in state.values():
+        tensor.zero_()
+    assert [id(p) for p in aim.trainable_parameters(model)] == parameters
+    assert torch.equal(run(model), run(trained()))

@@ -26,6 +26,7 @@ from aim_adapters.storage.files import CONFIG_NAME, WEIGHTS_NAME
 from tests.alignment import is_aligned, run_aligned
 from tests.backbones.contract import scramble, wake
 from tests.backbones.test_build import OPEN_CLIP, TIMM, TOWER, mapped, open_clip_folder, timm_folder
+from tests.checkpoint.cases import watch_opens
 from tests.loopback_hub import LoopbackHub
 
 FRAMES = 4
@@ -87,6 +88,12 @@ def test_model_is_the_one_that_was_saved(checkpoint: Path, base: Path, trained: 
         n: p.requires_grad for n, p in trained.named_parameters()
     }
     assert load_video_model(str(checkpoint), base_model=f"local-dir:{base}") is not model
+
+
+def test_source_is_opened_once(checkpoint: Path, base: Path) -> None:
+    with watch_opens(checkpoint) as opened:
+        load_video_model(checkpoint, base_model=base)
+        assert opened() == {CONFIG_NAME: 1, WEIGHTS_NAME: 1}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")

@@ -1,4 +1,4 @@
-"""The modules around the blocks do what the image model's own do."""
+"""What lies around the blocks: averaged frames in front of the head, the trained norm."""
 
 from __future__ import annotations
 
@@ -8,13 +8,34 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import aim_adapters as aim
 from aim_adapters.core.mixins import PatchProduct
 from aim_adapters.core.patching import patch
-from tests.core.cases import (
-    block_of,
-)
+from tests.core.cases import block_of
+from tests.tiny import FRAMES as T
+from tests.tiny import base, video, wrapped
 
-# Patches
+
+def test_features_are_those_the_image_model_pools() -> None:
+    model = base().eval()
+    with torch.no_grad():
+        frames = model.forward_head(model.forward_features(video().flatten(0, 1)), pre_logits=True)
+        aim.wrap_image_model(model, T, num_classes=0)
+        torch.testing.assert_close(model(video()), frames.unflatten(0, (2, T)).mean(1), rtol=1e-5, atol=1e-6)
+
+
+def test_head_dropout_acts_in_training_only() -> None:
+    model, clips = wrapped(head_dropout=0.5), video()
+    assert not torch.equal(model.train()(clips), model(clips))
+    assert torch.equal(model.eval()(clips), model(clips))
+
+
+def test_hooks_of_norm_and_head_fire_once() -> None:
+    model, seen = base(), []
+    for module in (model.norm, model.head):
+        module.register_forward_hook(lambda module, args, out: seen.append(tuple(out.shape)))
+    aim.wrap_image_model(model, T)(video())
+    assert seen == [(2 * T, 5, 32), (2, 5)]
 
 
 class Doubled(nn.Module):

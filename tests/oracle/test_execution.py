@@ -23,7 +23,7 @@ T = 8
 LABELS = torch.tensor([1, 3, 0, 2])  # of the clips of a batch
 BATCHES = range(6)
 Oracle = Callable[[Weights, Tensor], Tensor]
-WAYS = pytest.mark.parametrize(("branches", "memory"), WAYS_TO_RUN)
+WAYS = pytest.mark.parametrize(("fused", "memory"), WAYS_TO_RUN)
 
 
 def vit_with_layer_scale() -> tuple[nn.Module, Oracle]:
@@ -104,7 +104,7 @@ def errors(model: nn.Module, name: str, batches: Iterable[int] = (0,)) -> dict[s
 
 @WAYS
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=str)
-def test_loss_and_every_gradient(name: str, branches: Any, memory: Any, dtype: torch.dtype, limit: float) -> None:
+def test_loss_and_every_gradient(name: str, fused: Any, memory: Any, dtype: torch.dtype, limit: float) -> None:
     model = wrapped(name).to(dtype)
     aim.set_execution(model, fused=fused, memory=memory)
     found = errors(model, name)
@@ -120,9 +120,9 @@ def test_low_precision_errs_no_more_than_twice_what_eager_does(name: str, dtype:
     assert not {key: (found[key], allowed[key]) for key in found if found[key] > 2 * allowed[key]}
 
 
-@pytest.mark.parametrize("branches", ["auto", "modules"])
+@pytest.mark.parametrize("fused", ["auto", False])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_what_is_computed_again_is_the_same_to_the_bit(name: str, branches: Any, autocast: bool) -> None:
+def test_what_is_computed_again_is_the_same_to_the_bit(name: str, fused: Any, autocast: bool) -> None:
     model, runs = wrapped(name).float(), []
     for memory in ("fast", "balanced", "low"):
         aim.set_execution(model, fused=fused, memory=memory)  # type: ignore[arg-type]
@@ -151,7 +151,7 @@ def train(parameters: Iterable[Tensor], losses: Callable[[], Tensor]) -> list[fl
 
 def train_model(
     name: str,
-    branches: Any,
+    fused: Any,
     memory: Any,
     *,
     dtype: torch.dtype = torch.float32,
@@ -180,8 +180,8 @@ def train_oracle(name: str) -> list[float]:
 
 
 @WAYS
-def test_ten_steps_follow_the_oracle(name: str, branches: Any, memory: Any) -> None:
-    assert train_model(name, branches, memory) == pytest.approx(train_oracle(name), rel=1e-4)
+def test_ten_steps_follow_the_oracle(name: str, fused: Any, memory: Any) -> None:
+    assert train_model(name, fused, memory) == pytest.approx(train_oracle(name), rel=1e-4)
 
 
 def test_ten_steps_with_drop_path_are_the_same_in_every_mode(name: str) -> None:
@@ -192,9 +192,7 @@ def test_ten_steps_with_drop_path_are_the_same_in_every_mode(name: str) -> None:
 
 
 @WAYS
-def test_ten_steps_with_rounded_weights_follow_those_with_exact_ones(name: str, branches: Any, memory: Any) -> None:
-    rounded, held_wide = (
-        train_model(name, branches, memory, autocast=True, held=held) for held in (torch.bfloat16, None)
-    )
+def test_ten_steps_with_rounded_weights_follow_those_with_exact_ones(name: str, fused: Any, memory: Any) -> None:
+    rounded, held_wide = (train_model(name, fused, memory, autocast=True, held=held) for held in (torch.bfloat16, None))
     assert rounded == pytest.approx(held_wide, rel=0.02)
     assert rounded == pytest.approx(train_oracle(name), rel=0.02)

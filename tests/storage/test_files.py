@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from aim_adapters.storage import files
 from aim_adapters.errors import CheckpointError
+from aim_adapters.storage import files
 from aim_adapters.storage.files import open_weights, parse_json, read_json, replace_text, write_weights
 from benchmarks.checks.fuzz_checkpoint import check_reading, mutate, small_file
 from tests.alignment import is_aligned

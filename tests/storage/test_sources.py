@@ -9,11 +9,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 from aim_adapters.errors import CheckpointError
 from aim_adapters.storage.files import CONFIG_NAME, WEIGHTS_NAME
-from aim_adapters.storage.sources import locate, require_repo_id, require_token
+from aim_adapters.storage.sources import HubOptions, locate, require_repo_id, require_token
 from tests.loopback_hub import LoopbackHub
 
 TOKEN = "hf_secret"
@@ -33,25 +34,29 @@ def checkpoint(tmp_path: Path) -> Path:
     return directory
 
 
-def refuse(match: str, source: Any, **arguments: Any) -> None:
+def find(source: Any, **options: Any) -> Path:
+    return locate(source, HubOptions(**options))
+
+
+def refuse(match: str, source: Any, **options: Any) -> None:
     with pytest.raises(CheckpointError, match=match):
-        locate(source, **arguments)
+        find(source, **options)
 
 
 # Directories
 
 
 def test_directory_is_found_by_path_name_and_weights(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert locate(checkpoint) == locate(str(checkpoint)) == locate(checkpoint / WEIGHTS_NAME) == checkpoint
-    assert locate(str(checkpoint / WEIGHTS_NAME)) == checkpoint
-    assert locate(checkpoint, subfolder="last") == locate(str(checkpoint), subfolder="last") == checkpoint / "last"
+    assert find(checkpoint) == find(str(checkpoint)) == find(checkpoint / WEIGHTS_NAME) == checkpoint
+    assert find(str(checkpoint / WEIGHTS_NAME)) == checkpoint
+    assert find(checkpoint, subfolder="last") == find(str(checkpoint), subfolder="last") == checkpoint / "last"
     monkeypatch.chdir(checkpoint)
-    assert locate(".") == locate(WEIGHTS_NAME) == Path()
+    assert find(".") == find(WEIGHTS_NAME) == Path()
 
 
 def test_directory_goes_before_a_repository_of_that_name(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(checkpoint.parents[1])
-    assert locate("user/repo") == Path("user/repo")
+    assert find("user/repo") == Path("user/repo")
 
 
 def test_revision_of_a_directory_is_refused(checkpoint: Path) -> None:
@@ -91,7 +96,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def download(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("the Hub was asked")
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
 
 
 def test_other_files_are_refused(checkpoint: Path) -> None:
@@ -109,7 +114,7 @@ def test_forcing_a_download_without_one_is_refused(no_network: None) -> None:
 @pytest.mark.parametrize("source", [None, 3, b"out", {"a": 1}])
 def test_what_is_no_path_is_refused(source: Any) -> None:
     with pytest.raises(TypeError, match="source must be a path or the id of a repository"):
-        locate(source)
+        find(source)
 
 
 # Names that lead elsewhere
@@ -138,19 +143,43 @@ def test_link_out_of_the_directory_is_refused(checkpoint: Path, tmp_path: Path) 
     refuse("is a link out of", checkpoint, subfolder="out")
     refuse("is a link out of", checkpoint, subfolder="up")
     refuse("holds no folder 'loop'", checkpoint, subfolder="loop")
-    assert locate(checkpoint, subfolder="in") == checkpoint / "in"
+    assert find(checkpoint, subfolder="in") == checkpoint / "in"
 
 
 def test_directory_may_be_a_link_itself(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(checkpoint)
-    assert locate(tmp_path / "link", subfolder="last") == tmp_path / "link" / "last"
+    assert find(tmp_path / "link", subfolder="last") == tmp_path / "link" / "last"
 
 
 @pytest.mark.parametrize("token", ["", " ", "hf_secret\n", "hf secret", "hf_sécret", "hf_\0secret", b"hf_secret", 5])
 def test_token_that_no_header_carries_is_refused_unquoted(token: Any, no_network: None) -> None:
     with pytest.raises(CheckpointError, match="the token is empty or holds") as caught:
-        locate("user/repo", token=token)
+        find("user/repo", token=token)
     assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"subfolder": "../x"}, "subfolder must be a relative path of plain names"),
+        ({"subfolder": 3}, "subfolder must be a relative path of plain names"),
+        ({"revision": "a//b"}, "revision must be a relative path of plain names"),
+        ({"token": "hf secret"}, "the token is empty or holds"),
+        ({"local_files_only": True, "force_download": True}, "local_files_only=True forbids that; pass one"),
+    ],
+)
+def test_options_are_checked_when_asked(options: dict[str, Any], match: str) -> None:
+    chosen = HubOptions(**options)
+    with pytest.raises(CheckpointError, match=match):
+        chosen.validate()
+
+
+def test_options_of_every_kind_pass_and_never_show_the_token() -> None:
+    HubOptions().validate()
+    options = HubOptions("refs/pr/1", "runs/last", TOKEN, Path("cache"), local_files_only=True)
+    options.validate()
+    assert TOKEN not in repr(options)
+    assert "refs/pr/1" in repr(options)
 
 
 def test_plain_tokens_and_ids_pass() -> None:
@@ -169,21 +198,21 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 def files_are_fetched_once(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.add("me/fetched", FILES)
-    directory = locate("me/fetched")
+    directory = find("me/fetched")
     assert contents(directory) == FILES
     asked = hub.asked("GET /me/fetched")
     assert len(asked) == 3 and all(request.headers["user-agent"].startswith("aim-adapters/") for request in asked)
     hub.requests.clear()
-    assert locate("me/fetched") == directory
+    assert find("me/fetched") == directory
     assert [(request.method, Path(request.path).name) for request in hub.requests] == [("HEAD", CONFIG_NAME)]
 
 
 def files_come_from_one_commit(hub: LoopbackHub, tmp_path: Path) -> None:
     repo = hub.add("me/moving", FILES)
     hub.before[f" {WEIGHTS_NAME}"] = lambda: repo.commit({WEIGHTS_NAME: b"newer", CONFIG_NAME: b"newer"})
-    assert contents(locate("me/moving")) == FILES
+    assert contents(find("me/moving")) == FILES
     assert len(repo.commits) == 2
-    assert contents(locate("me/moving"))[WEIGHTS_NAME] == b"newer"
+    assert contents(find("me/moving"))[WEIGHTS_NAME] == b"newer"
 
 
 def revisions_are_followed(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -192,58 +221,58 @@ def revisions_are_followed(hub: LoopbackHub, tmp_path: Path) -> None:
     for branch in ("main", "v1", "refs/pr/1", "try/this"):
         repo.commit({CONFIG_NAME: b"{}", WEIGHTS_NAME: branch.encode()}, branch=branch)
     for branch in ("main", "v1", "refs/pr/1", "try/this"):
-        assert (locate("me/revised", revision=branch) / WEIGHTS_NAME).read_bytes() == branch.encode()
-    assert contents(locate("me/revised", revision=first)) == FILES
+        assert (find("me/revised", revision=branch) / WEIGHTS_NAME).read_bytes() == branch.encode()
+    assert contents(find("me/revised", revision=first)) == FILES
 
 
 def subfolders_are_followed(hub: LoopbackHub, tmp_path: Path) -> None:
     repo = hub.add("me/nested", {"a/b/" + name: content for name, content in FILES.items()})
     first = repo.branches["main"]
     repo.commit({f"a/b/{WEIGHTS_NAME}": b"newer"})
-    directory = locate("me/nested", subfolder="a/b", revision=first)
+    directory = find("me/nested", subfolder="a/b", revision=first)
     assert (directory.name, contents(directory)[WEIGHTS_NAME]) == ("b", FILES[WEIGHTS_NAME])
-    assert contents(locate("me/nested", subfolder="a/b"))[WEIGHTS_NAME] == b"newer"
+    assert contents(find("me/nested", subfolder="a/b"))[WEIGHTS_NAME] == b"newer"
     refuse(f"holds no {WEIGHTS_NAME}.*do they lie in a subfolder", "me/nested")
 
 
 def weights_alone_are_enough(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.add("me/bare", {WEIGHTS_NAME: b"bare"})
-    directory = locate("me/bare")
+    directory = find("me/bare")
     assert contents(directory) == {WEIGHTS_NAME: b"bare"}
-    assert locate("me/bare", local_files_only=True) == directory
+    assert find("me/bare", local_files_only=True) == directory
 
 
 def download_is_counted_where_it_can_be(hub: LoopbackHub, tmp_path: Path) -> None:
     repo = hub.add("me/counted", FILES)
-    locate("me/counted")
+    find("me/counted")
     assert len(hub.asked("HEAD /me/counted/resolve/" + repo.branches["main"] + "/config.json")) == 1
     hub.add("me/uncounted", {name: content for name, content in FILES.items() if name != "config.json"})
     hub.faults[" config.json"] = "403"
     for _ in range(2):
-        assert CONFIG_NAME in contents(locate("me/uncounted"))
+        assert CONFIG_NAME in contents(find("me/uncounted"))
     assert len([request for request in hub.asked("HEAD /me/uncounted") if request.path.endswith("/config.json")]) == 1
 
 
 def cache_can_be_anywhere(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.add("me/cached", FILES)
     refuse("not in the cache, and the Hub is not asked", "me/cached", cache_dir=tmp_path, local_files_only=True)
-    directory = locate("me/cached", cache_dir=str(tmp_path))
+    directory = find("me/cached", cache_dir=str(tmp_path))
     assert directory.is_relative_to(tmp_path)
     hub.repos.clear()
-    assert contents(locate("me/cached", cache_dir=tmp_path, local_files_only=True)) == FILES
+    assert contents(find("me/cached", cache_dir=tmp_path, local_files_only=True)) == FILES
     refuse("not in the cache", "me/cached", local_files_only=True)
 
 
 def offline_mode_takes_the_cache(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.add("me/offline", FILES)
-    directory = locate("me/offline")
+    directory = find("me/offline")
     hub.requests.clear()
     code = """if True:
-        from aim_adapters.storage.sources import locate
-        print(locate("me/offline"))
+        from aim_adapters.storage import HubOptions, locate
+        print(locate("me/offline", HubOptions()))
         for arguments in ({}, {"force_download": True}):
             try:
-                locate("me/other", **arguments)
+                locate("me/other", HubOptions(**arguments))
             except RuntimeError as error:
                 print(error)
     """
@@ -266,7 +295,7 @@ def missing_things_are_named(hub: LoopbackHub, tmp_path: Path) -> None:
     refuse("of me/full at v9: the repository has no such revision", "me/full", revision="v9")
     for repo_id in ("me/none", "me/private", "me/gated", "me/full"):
         with pytest.raises(CheckpointError, match=f"^there is no directory '{repo_id}' here, and no repo") as caught:
-            locate(repo_id)
+            find(repo_id)
         assert isinstance(caught.value.__cause__, OSError)
 
 
@@ -301,22 +330,22 @@ def misbehavior_is_an_error_and_passes(hub: LoopbackHub, tmp_path: Path) -> None
         refuse(f"{name} of {repo_id}", repo_id)
         hub.faults = {}
         resumed = kind == "other length"  # older versions of the client go on with what came
-        assert contents(locate(repo_id, force_download=resumed)) == FILES
+        assert contents(find(repo_id, force_download=resumed)) == FILES
 
 
 def damaged_cache_is_found_and_cleared(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.add("me/damaged", FILES)
-    blob = (locate("me/damaged") / WEIGHTS_NAME).resolve()
+    blob = (find("me/damaged") / WEIGHTS_NAME).resolve()
     blob.write_bytes(b"x" + FILES[WEIGHTS_NAME][1:])
     refuse(f"{WEIGHTS_NAME} of me/damaged is damaged.*try again", "me/damaged", local_files_only=True)
-    assert contents(locate("me/damaged")) == FILES
+    assert contents(find("me/damaged")) == FILES
 
 
 def download_can_be_forced(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.add("me/forced", FILES)
-    locate("me/forced")
+    find("me/forced")
     hub.requests.clear()
-    assert contents(locate("me/forced", force_download=True)) == FILES
+    assert contents(find("me/forced", force_download=True)) == FILES
     assert {Path(request.path).name for request in hub.asked("GET /me/forced")} == {CONFIG_NAME, WEIGHTS_NAME}
     hub.repos["me/forced"].gated = True
     refuse("the repository is gated", "me/forced", force_download=True)
@@ -325,12 +354,12 @@ def download_can_be_forced(hub: LoopbackHub, tmp_path: Path) -> None:
 def mirrors_may_have_tags_of_their_own(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.add("me/mirrored", FILES)
     hub.faults[" " + WEIGHTS_NAME] = "mirror etag"
-    assert contents(locate("me/mirrored")) == FILES
+    assert contents(find("me/mirrored")) == FILES
 
 
 def token_is_sent_and_never_shown(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.add("me/private", FILES, private=True)
-    locate("me/private", token=TOKEN, cache_dir=tmp_path)
+    find("me/private", token=TOKEN, cache_dir=tmp_path)
     assert {request.headers["authorization"] for request in hub.requests} == {f"Bearer {TOKEN}"}
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
     for token in (TOKEN, None):  # given, and of the machine
@@ -338,7 +367,7 @@ def token_is_sent_and_never_shown(hub: LoopbackHub, tmp_path: Path) -> None:
             hub.faults[" " + CONFIG_NAME] = fault
             os.environ["HF_TOKEN"] = TOKEN
             with pytest.raises(CheckpointError) as caught:
-                locate(f"me/quoting-{fault}", token=token)
+                find(f"me/quoting-{fault}", token=token)
             del os.environ["HF_TOKEN"]
             assert hub.requests[-1].headers["authorization"] == f"Bearer {TOKEN}"
             assert TOKEN not in "".join(traceback.format_exception(caught.value)) + repr(caught.value)

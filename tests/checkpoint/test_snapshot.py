@@ -1,0 +1,149 @@
+"""What a checkpoint says of itself: written in full, said again, and refused where it cannot be true."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aim_adapters as aim
+from aim_adapters.anatomy import fingerprint
+from aim_adapters.backbones import read_anatomy
+from aim_adapters.errors import ConfigError
+from aim_adapters.storage import CONFIG_NAME
+from tests.checkpoint.cases import names, rewrite
+from tests.tiny import base, trained, wrapped
+
+
+def test_config_is_written_in_full(tmp_path: Path) -> None:
+    model = base("vit_x.in1k")
+    identity = fingerprint(model, read_anatomy(model))
+    aim.wrap_image_model(model, 4, 0.5, 0.75, num_classes=3, layers=[0, -1], drop_path=0.1, tubelet_size=2)
+    labels = ["zoom in", "zoom out", "still"]
+    aim.save_adapters(model, tmp_path, base_model_revision="abc", frame_stride=16, labels=labels)
+    assert json.loads((tmp_path / CONFIG_NAME).read_text(encoding="utf-8")) == {
+        "library_name": "aim-adapters",
+        "peft_type": "AIM",
+        "format_version": 1,
+        "aim_version": aim.__version__,
+        "num_frames": 4,
+        "bottleneck": 0.5,
+        "scale": 0.75,
+        "num_classes": 3,
+        "components": ["temporal", "spatial", "joint"],
+        "layers": [0, -1],
+        "temporal_input_adapter": False,
+        "drop_path": 0.1,
+        "head_dropout": 0.0,
+        "train_norm": True,
+        "tubelet_size": 2,
+        "input_layout": "auto",
+        "base_model_name_or_path": "vit_x.in1k",
+        "base_model_library": "timm",
+        "base_model_revision": "abc",
+        "base_model_arguments": dict(read_anatomy(base("vit_x.in1k")).build_arguments),
+        "base_fingerprint": identity,
+        "clip": {
+            "frames": 4,
+            "stride": 16,
+            "size": [16, 16],
+            "mean": [0.5, 0.25, 0.125],
+            "std": [1.0, 0.5, 0.25],
+            "labels": labels,
+        },
+    }
+
+
+def test_what_a_checkpoint_says_is_said_again_when_it_is_saved_again(tmp_path: Path) -> None:
+    labels = list("abcde")
+    first = aim.save_adapters(
+        trained(), tmp_path / "first", base_model_name_or_path="vit", base_model_revision="abc", frame_stride=16,
+        labels=labels,
+    )  # fmt: skip
+    model, other = base(), wrapped()
+    aim.load_adapters(model, first)
+    aim.load_adapters(other, first, name="added")
+    before = json.loads((first / CONFIG_NAME).read_text(encoding="utf-8"))
+    for again in (
+        aim.save_adapters(model, tmp_path / "again"),
+        aim.save_adapters(copy.deepcopy(model), tmp_path / "copied"),
+        aim.save_adapters(other, tmp_path / "added", name="added"),
+    ):
+        assert json.loads((again / CONFIG_NAME).read_text(encoding="utf-8")) == before
+    aim.save_adapters(model, tmp_path / "changed", frame_stride=4, labels=labels[::-1], base_model_name_or_path="x")
+    after = json.loads((tmp_path / "changed" / CONFIG_NAME).read_text(encoding="utf-8"))
+    assert (after["base_model_name_or_path"], after["clip"]["stride"], after["clip"]["labels"]) == (
+        "x",
+        4,
+        labels[::-1],
+    )
+    # A model that was wrapped for a purpose of its own and starts from these weights has its own classes.
+    aim.load_adapters(other, first)
+    aim.save_adapters(other, tmp_path / "own")
+    assert json.loads((tmp_path / "own" / CONFIG_NAME).read_text(encoding="utf-8"))["clip"]["labels"] is None
+
+
+def test_adapter_that_takes_other_weights_says_what_those_say(tmp_path: Path) -> None:
+    first = aim.save_adapters(trained(), tmp_path / "first", frame_stride=16, labels=list("abcde"))
+    second = aim.save_adapters(trained(), tmp_path / "second", frame_stride=8, labels=list("vwxyz"))
+    model = base()
+    aim.load_adapters(model, first)
+    aim.load_adapters(model, second)
+    again = aim.save_adapters(model, tmp_path / "again") / CONFIG_NAME
+    assert again.read_bytes() == (second / CONFIG_NAME).read_bytes()
+    rewrite(first, tensors=lambda tensors: tensors.pop("head.bias"))
+    aim.load_adapters(model, first, strict=False)
+    clip = json.loads((aim.save_adapters(model, tmp_path / "mixed") / CONFIG_NAME).read_text(encoding="utf-8"))["clip"]
+    assert (clip["stride"], clip["labels"]) == (None, None)
+
+
+def test_name_of_one_library_is_not_given_out_as_one_of_another(saved: Path, tmp_path: Path) -> None:
+    rewrite(saved, config=lambda config: config.update(base_model_library="open_clip", base_model_name_or_path="V:x"))
+    model = base("vit_x.in1k")
+    aim.load_adapters(model, saved)
+    config = json.loads((aim.save_adapters(model, tmp_path / "again") / CONFIG_NAME).read_text(encoding="utf-8"))
+    assert (config["base_model_library"], config["base_model_name_or_path"]) == ("timm", "vit_x.in1k")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"base_model_name_or_path": Path("base")}, {"labels": 5}, {"labels": set("abcde")}, {"labels": iter("abcde")}],
+)
+def test_what_cannot_be_written_is_refused(arguments: dict[str, Any], saved: Path) -> None:
+    before = {name: (saved / name).read_bytes() for name in names(saved)}
+    with pytest.raises(ConfigError):
+        aim.save_adapters(trained(), saved, **arguments)
+    assert {name: (saved / name).read_bytes() for name in names(saved)} == before
+
+
+def test_what_is_not_known_is_null(saved: Path) -> None:
+    config = json.loads((saved / CONFIG_NAME).read_text(encoding="utf-8"))
+    assert [config[key] for key in ("base_model_name_or_path", "base_model_revision")] == [None, None]
+    assert config["clip"] == {
+        "frames": 4, "stride": None, "size": [16, 16], "mean": None, "std": None, "labels": None,
+    }  # fmt: skip
+
+
+def test_name_that_is_given_goes_before_the_librarys(tmp_path: Path) -> None:
+    aim.save_adapters(trained("vit_x.in1k"), tmp_path, base_model_name_or_path="my/fork")
+    assert json.loads((tmp_path / CONFIG_NAME).read_text(encoding="utf-8"))["base_model_name_or_path"] == "my/fork"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "labels", "message"),
+    [
+        ({"num_classes": 3}, ["a", "b"], "got 2 labels for a model with 3 classes"),
+        ({"num_classes": 5}, "abcde", "labels must be a sequence of names"),
+        ({}, ["a"] * 6, "got 6 labels for a model with 5 classes"),
+        ({"num_classes": 0}, ["a"], "got 1 labels for a model with no classification layer"),
+    ],
+)
+def test_labels_of_the_wrong_number_are_refused(
+    arguments: dict[str, Any], labels: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        aim.save_adapters(trained(**arguments), tmp_path / "out", labels=labels)
+    assert not (tmp_path / "out").exists()
