@@ -26,8 +26,8 @@ from torchvision.models import SwinTransformer, VisionTransformer, Weights, Weig
 from torchvision.models._api import BUILTIN_MODELS
 
 from aim_adapters.backbones import Backbone, BaseRequest, build_base, read_anatomy, register_backbone
-from aim_adapters.backbones import _registered as registered
 from aim_adapters.backbones._assign import read_once
+from aim_adapters.backbones.registry import _registered as registered
 from aim_adapters.errors import CheckpointError, ConfigError, UnsupportedModelError
 from tests.alignment import is_aligned, run_aligned
 from tests.backbones.contract import scramble

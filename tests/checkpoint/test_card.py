@@ -290,17 +290,17 @@ def test_code_runs_as_written(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "call"),
+    ("library", "arguments", "call"),
     [
-        ({"architecture": "CLIPModel"}, "model.get_image_features(video)"),
-        ({"architecture": "ViTForImageClassification"}, "model(video)"),
-        ({"part": "model"}, "model.encode_image(video)"),
-        ({"part": "visual"}, "model(video)"),
-        ({"architecture": "Siglip2Model"}, "# call it with what its image processor makes"),
+        ("transformers", {"architecture": "CLIPModel"}, "model.get_image_features(video)"),
+        ("transformers", {"architecture": "ViTForImageClassification"}, "model(video)"),
+        ("open_clip", {"part": "model"}, "model.encode_image(video)"),
+        ("open_clip", {"part": "visual"}, "model(video)"),
+        ("transformers", {"architecture": "Siglip2Model"}, "# call it with what its image processor makes"),
     ],
 )
-def test_code_calls_whole_models_by_the_right_name(arguments: dict[str, Any], call: str) -> None:
-    assert call in code(card(config(base_model_arguments=arguments)))[0]
+def test_code_calls_whole_models_by_the_right_name(library: str, arguments: dict[str, Any], call: str) -> None:
+    assert call in code(card(config(base_model_library=library, base_model_arguments=arguments)))[0]
 
 
 # Merging
@@ -418,7 +418,7 @@ def test_section_of_another_folder_is_never_part_of_ours() -> None:
 
 
 def test_comment_in_code_is_no_title() -> None:
-    patched = config(base_model_arguments={"architecture": "Siglip2Model"})
+    patched = config(base_model_library="transformers", base_model_arguments={"architecture": "Siglip2Model"})
     text = card(existing=card(patched, subfolder="a"), subfolder="b")
     text = card(patched, existing=text, subfolder="b")
     assert card(patched, existing=text, subfolder="a") == text

@@ -24,7 +24,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from aim_adapters.backbones import read_anatomy
+from aim_adapters.backbones.registry import read_anatomy
 
 
 def read_once(create: Callable[[], nn.Module]) -> nn.Module:

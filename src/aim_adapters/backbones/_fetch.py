@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from aim_adapters.backbones import BaseRequest
+from aim_adapters.backbones.descriptor import BaseRequest
 from aim_adapters.errors import ConfigError
 from aim_adapters.storage import explained
 
@@ -93,8 +93,8 @@ def checked_arguments(request: BaseRequest, kinds: Mapping[str, Kind]) -> dict[s
     return checked
 
 
-def hub_id(name: str) -> str | None:
-    """Return the repository on the Hub that a name stands for: ``hf-hub:user/name`` or ``user/name``."""
+def repository(name: str) -> str | None:
+    """Return the repository on the Hub to fetch a model from: ``hf-hub:user/name`` or ``user/name``; else None."""
     name = name.removeprefix("hf-hub:")
     return name if "/" in name else None
 

@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 
 from aim_adapters.anatomy import Attend, BlockAnatomy, Parts
-from aim_adapters.backbones import BaseRequest
 from aim_adapters.backbones._assign import read_once
 from aim_adapters.backbones._attention import num_heads, project_out, project_packed, project_qkv, softmax_scale
-from aim_adapters.backbones._fetch import Kind, checked_arguments, fetch, hub_id
+from aim_adapters.backbones._fetch import Kind, checked_arguments, fetch, repository
 from aim_adapters.backbones._parts import placed_parts
+from aim_adapters.backbones.descriptor import BaseRequest, prefixed_hub_id
 from aim_adapters.errors import ConfigError
 
 
@@ -66,6 +66,14 @@ def _name(cfg: dict[str, Any]) -> dict[str, str | None]:
     return {"model_name": name, "model_revision": revision}
 
 
+def hub_id(name: str) -> str | None:
+    """Return the repository that a name of timm stands for: an entry of its registry with a tag, or a repository."""
+    repo_id = prefixed_hub_id(name)
+    if repo_id is not None or "/" in name:
+        return repo_id or name
+    return f"timm/{name}" if "." in name else None  # without a tag, no weights are named
+
+
 def build(request: BaseRequest) -> nn.Module:
     """Build a timm model from a name in its registry, a repository on the Hub, or a directory.
 
@@ -81,7 +89,7 @@ def build(request: BaseRequest) -> nn.Module:
     import timm
 
     arguments = checked_arguments(request, _ARGUMENTS)
-    repo_id, directory, name = hub_id(request.name), request.directory, request.name
+    repo_id, directory, name = repository(request.name), request.directory, request.name
     if directory is None and repo_id is not None:
         directory = fetch(request, repo_id, "config.json").parent
     source: dict[str, Any] = {}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from aim_adapters.backbones import BaseRequest
 from aim_adapters.backbones._assign import read_once
 from aim_adapters.backbones._fetch import Kind, checked_arguments, fetch_state
+from aim_adapters.backbones.descriptor import BaseRequest
 from aim_adapters.errors import ConfigError
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
-from aim_adapters.backbones import BaseRequest
 from aim_adapters.backbones._assign import warn_random
 from aim_adapters.backbones._attention import num_heads, project_out, project_qkv, softmax_scale
 from aim_adapters.backbones._fetch import Kind, checked_arguments
 from aim_adapters.backbones._parts import plain_parts
+from aim_adapters.backbones.descriptor import BaseRequest, prefixed_hub_id
 from aim_adapters.errors import ConfigError, UnsupportedModelError
 
 
@@ -152,6 +152,23 @@ def identity(model: Any, *, classes: bool = False) -> dict[str, Any]:
         "model_name": name if name and not Path(name).exists() else None,
         "build_arguments": arguments,
     }
+
+
+def hub_id(name: str) -> str:
+    """Return the repository that a name stands for: every name that transformers loads is one."""
+    return prefixed_hub_id(name) or name
+
+
+def call(arguments: Mapping[str, Any]) -> str | None:
+    """Return the code that is called with a video, or None for towers that read patches cut beforehand.
+
+    Args:
+        arguments: The model's ``build_arguments``.
+    """
+    architecture = arguments.get("architecture")
+    if architecture in ("Siglip2Model", "Siglip2VisionModel", "Siglip2ForImageClassification"):
+        return None
+    return "model.get_image_features" if architecture in ("CLIPModel", "SiglipModel") else "model"
 
 
 def build(request: BaseRequest) -> nn.Module:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
-from aim_adapters.backbones import Backbone, BaseRequest, read_anatomy
 from aim_adapters.backbones._assign import read_once
 from aim_adapters.backbones._attention import (
     inverse_root_scale,
@@ -22,8 +21,10 @@ from aim_adapters.backbones._attention import (
     refuse_masks,
     require_plain_multi_head,
 )
-from aim_adapters.backbones._fetch import Kind, checked_arguments, fetch, hub_id
+from aim_adapters.backbones._fetch import Kind, checked_arguments, fetch, repository
 from aim_adapters.backbones._parts import plain_parts
+from aim_adapters.backbones.descriptor import Backbone, BaseRequest
+from aim_adapters.backbones.registry import read_anatomy
 from aim_adapters.backbones.timm_vit import reads_class_token
 from aim_adapters.errors import ConfigError, UnsupportedModelError
 
@@ -153,7 +154,7 @@ def build(request: BaseRequest) -> nn.Module:
     import open_clip
 
     arguments = checked_arguments(request, _ARGUMENTS)
-    repo_id = hub_id(request.name)
+    repo_id = repository(request.name)
     options: dict[str, Any] = {}
     name, _, tag = request.name.partition(":")
     if request.directory is not None or repo_id is not None:
@@ -189,6 +190,11 @@ def build(request: BaseRequest) -> nn.Module:
     model: Any = read_once(create) if request.pretrained else create()
     built: nn.Module = model.visual if arguments.get("part") == "visual" else model
     return built
+
+
+def _call(arguments: Mapping[str, Any]) -> str:
+    """Return the code that is called with a video: a whole model calls its image tower by another name."""
+    return "model.encode_image" if arguments.get("part") == "model" else "model"
 
 
 def _fetch_folder(request: BaseRequest, repo_id: str) -> Path:
@@ -272,4 +278,5 @@ BACKBONE = Backbone(
     describes="open_clip VisionTransformer and timm ViT towers, alone or inside CLIP and CustomTextCLIP",
     read=read,
     build=build,
+    call=_call,
 )

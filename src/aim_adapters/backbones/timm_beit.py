@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy, require_type
-from aim_adapters.backbones import Backbone
-from aim_adapters.backbones._timm import block_anatomy, build, facts, final_norm
+from aim_adapters.backbones._timm import block_anatomy, build, facts, final_norm, hub_id
+from aim_adapters.backbones.descriptor import Backbone
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
@@ -41,4 +41,6 @@ def _attend(block: Any, h: Tensor, shared_rel_pos_bias: Tensor | None = None) ->
 
 _BLOCK = block_anatomy(_attend, scales=("gamma_1", "gamma_2"))
 
-BACKBONE = Backbone(name="timm_beit", library="timm", describes="timm Beit (BEiT, BEiT v2)", read=read, build=build)
+BACKBONE = Backbone(
+    name="timm_beit", library="timm", describes="timm Beit (BEiT, BEiT v2)", read=read, build=build, hub_id=hub_id
+)

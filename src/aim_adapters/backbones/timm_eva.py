@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
-from aim_adapters.backbones import Backbone
 from aim_adapters.backbones._attention import refuse_masks
-from aim_adapters.backbones._timm import block_anatomy, build, facts, final_norm, post_norm
+from aim_adapters.backbones._timm import block_anatomy, build, facts, final_norm, hub_id, post_norm
+from aim_adapters.backbones.descriptor import Backbone
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
@@ -58,4 +58,5 @@ BACKBONE = Backbone(
     describes="timm Eva (EVA, EVA-02, DINOv3, Perception Encoder, rotary ViT)",
     read=read,
     build=build,
+    hub_id=hub_id,
 )

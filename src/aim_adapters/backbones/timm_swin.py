@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, BlockParts, HeadAnatomy, Windows, require_type
-from aim_adapters.backbones import Backbone
 from aim_adapters.backbones._parts import windowed_parts
 from aim_adapters.backbones._swin import block_anatomy
-from aim_adapters.backbones._timm import build, facts
+from aim_adapters.backbones._timm import build, facts, hub_id
+from aim_adapters.backbones.descriptor import Backbone
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
@@ -61,5 +61,5 @@ def _parts(block: Any, anatomy: BlockAnatomy) -> BlockParts:
 
 
 BACKBONE = Backbone(
-    name="timm_swin", library="timm", describes="timm Swin Transformer v1 and v2", read=read, build=build
+    name="timm_swin", library="timm", describes="timm Swin Transformer v1 and v2", read=read, build=build, hub_id=hub_id
 )

@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
-from aim_adapters.backbones import Backbone
 from aim_adapters.backbones._attention import refuse_masks
 from aim_adapters.backbones._parts import plain_parts
-from aim_adapters.backbones._timm import block_anatomy, build, facts, final_norm, post_norm
+from aim_adapters.backbones._timm import block_anatomy, build, facts, final_norm, hub_id, post_norm
+from aim_adapters.backbones.descriptor import Backbone
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
@@ -64,4 +64,5 @@ BACKBONE = Backbone(
     describes="timm VisionTransformer with Block (ViT, DeiT, CLIP, SigLIP, DINOv2)",
     read=read,
     build=build,
+    hub_id=hub_id,
 )

@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, BlockParts, HeadAnatomy, Windows, require_type
-from aim_adapters.backbones import Backbone
 from aim_adapters.backbones._parts import windowed_parts
 from aim_adapters.backbones._swin import block_anatomy
 from aim_adapters.backbones._torchvision import build
+from aim_adapters.backbones.descriptor import Backbone
 from aim_adapters.errors import UnsupportedModelError
 
 

@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
-from aim_adapters.backbones import Backbone
 from aim_adapters.backbones._attention import (
     inverse_root_scale,
     num_heads,
@@ -18,6 +17,7 @@ from aim_adapters.backbones._attention import (
 )
 from aim_adapters.backbones._parts import plain_parts
 from aim_adapters.backbones._torchvision import build
+from aim_adapters.backbones.descriptor import Backbone
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:

@@ -8,8 +8,16 @@ from typing import Any
 from torch import nn
 
 from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy
-from aim_adapters.backbones import Backbone
-from aim_adapters.backbones._transformers import attend_self_attn, block_anatomy, build, identity, read_tower
+from aim_adapters.backbones._transformers import (
+    attend_self_attn,
+    block_anatomy,
+    build,
+    call,
+    hub_id,
+    identity,
+    read_tower,
+)
+from aim_adapters.backbones.descriptor import Backbone
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
@@ -70,4 +78,6 @@ BACKBONE = Backbone(
     describes="CLIP, SigLIP and SigLIP 2 of transformers",
     read=read,
     build=build,
+    hub_id=hub_id,
+    call=call,
 )

@@ -7,9 +7,9 @@ import dataclasses
 from torch import nn
 
 from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy
-from aim_adapters.backbones import Backbone
 from aim_adapters.backbones._parts import placed_parts
-from aim_adapters.backbones._transformers import attend_attention, block_anatomy, build, read_tower
+from aim_adapters.backbones._transformers import attend_attention, block_anatomy, build, call, hub_id, read_tower
+from aim_adapters.backbones.descriptor import Backbone
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
@@ -61,4 +61,6 @@ BACKBONE = Backbone(
     describes="DINOv2 and DINOv3 ViT of transformers",
     read=read,
     build=build,
+    hub_id=hub_id,
+    call=call,
 )

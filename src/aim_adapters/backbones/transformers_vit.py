@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy
-from aim_adapters.backbones import Backbone
-from aim_adapters.backbones._transformers import attend_attention, block_anatomy, build, read_tower
+from aim_adapters.backbones._transformers import attend_attention, block_anatomy, build, call, hub_id, read_tower
+from aim_adapters.backbones.descriptor import Backbone
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
@@ -46,5 +46,11 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
 _BLOCK = block_anatomy(attend_attention, attention="attention", norms=("layernorm_before", "layernorm_after"))
 
 BACKBONE = Backbone(
-    name="transformers_vit", library="transformers", describes="ViT and DeiT of transformers", read=read, build=build
+    name="transformers_vit",
+    library="transformers",
+    describes="ViT and DeiT of transformers",
+    read=read,
+    build=build,
+    hub_id=hub_id,
+    call=call,
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from aim_adapters.backbones import BaseFacts, base_facts
 from aim_adapters.errors import CheckpointError, ConfigError, warn
 from aim_adapters.parameters import ParameterCount
 from aim_adapters.storage import file_mode, replace_text, require_repo_id
@@ -17,13 +18,6 @@ from aim_adapters.storage import file_mode, replace_text, require_repo_id
 _FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 _TASK = "video-classification"
 _PAPER = "https://arxiv.org/abs/2302.03024"
-# Whole image-text models are not called by their own name; some image towers read patches cut beforehand.
-_CALLS = {
-    "CLIPModel": "model.get_image_features",
-    "SiglipModel": "model.get_image_features",
-    "model": "model.encode_image",
-}
-_PATCHED = ("Siglip2Model", "Siglip2VisionModel", "Siglip2ForImageClassification")
 _CITATION = """```bibtex
 @inproceedings{yang2023aim,
   title = {{AIM}: Adapting Image Models for Efficient Video Action Recognition},
@@ -74,7 +68,8 @@ def make_card(
     """
     datasets, tags = _strings("datasets", datasets), _strings("tags", tags)
     results = _results(metrics or {}, datasets)
-    metadata = _metadata(config, license=license, datasets=datasets, tags=tags)
+    base = _base_facts(config)
+    metadata = _metadata(config, base, license=license, datasets=datasets, tags=tags)
     if results:
         metadata["model-index"] = _model_index(repo_id or "aim-adapters", datasets[0], results)
     text = existing or ""
@@ -87,7 +82,7 @@ def make_card(
     source = [json.dumps(repo_id or "."), *(f"{name}={json.dumps(value)}" for name, value in where.items() if value)]
     facts = _facts(config, parameters, gmacs) | {f"{name} on {datasets[0]}": f"{x:g}" for name, x in results.items()}
     begin, end = section_marks(subfolder)
-    body = _body(config, facts, ", ".join(source), level="##" if titled else "#")
+    body = _body(config, base, facts, ", ".join(source), level="##" if titled else "#")
     section = "\n".join((begin, body, end)).replace("\n", line)
     if ours.search(rest):
         return mark + front + ours.sub(lambda match: section, rest, count=1)
@@ -149,12 +144,12 @@ def _results(metrics: Mapping[str, float], datasets: Sequence[str]) -> dict[str,
 
 
 def _metadata(
-    config: Mapping[str, Any], *, license: str | None, datasets: list[str], tags: list[str]
+    config: Mapping[str, Any], base: BaseFacts, *, license: str | None, datasets: list[str], tags: list[str]
 ) -> dict[str, Any]:
-    library, base = config.get("base_model_library"), _hub_id(config)
+    library = config.get("base_model_library")
     fields = {
-        "base_model": base,
-        "base_model_relation": "adapter" if base else None,
+        "base_model": base.hub_id,
+        "base_model_relation": "adapter" if base.hub_id else None,
         "datasets": datasets or None,
         "library_name": "aim-adapters",
         "license": license,
@@ -245,21 +240,15 @@ def _merged_results(theirs: Any, ours: list[dict[str, Any]]) -> list[Any]:
         ) from error
 
 
-def _hub_id(config: Mapping[str, Any]) -> str | None:
-    """Return the repository of the base model, where its name says which one that is."""
-    library, name = config.get("base_model_library"), _base_name(config) or ""
-    scheme, _, rest = name.partition(":")
-    if scheme in ("hf-hub", "hf_hub"):
-        name = rest.partition("@")[0]
-    elif library == "timm" and "." in name and "/" not in name:
-        name = f"timm/{name}"
-    elif library not in ("timm", "transformers") or (library == "timm" and "/" not in name):
-        return None
+def _base_facts(config: Mapping[str, Any]) -> BaseFacts:
+    """Return what is known about the base model; of its repository only what can be one."""
+    library, arguments = config.get("base_model_library") or "", config.get("base_model_arguments", {})
+    facts = base_facts(library, _base_name(config) or "", arguments)
     try:
-        require_repo_id(name)
+        require_repo_id(facts.hub_id or "")
     except CheckpointError:
-        return None
-    return name
+        return facts._replace(hub_id=None)
+    return facts
 
 
 def _base_name(config: Mapping[str, Any]) -> str | None:
@@ -297,10 +286,10 @@ def _classes(config: Mapping[str, Any]) -> int | None:
     return len(labels) if labels else config["num_classes"]
 
 
-def _body(config: Mapping[str, Any], facts: Mapping[str, str], source: str, *, level: str) -> str:
-    name, hub_id = _base_name(config), _hub_id(config)
+def _body(config: Mapping[str, Any], base: BaseFacts, facts: Mapping[str, str], source: str, *, level: str) -> str:
+    name = _base_name(config)
     shown = f"`{_plain(name.removeprefix('hf-hub:'))}`" if name else "an image model"
-    linked = f"[{shown}](https://huggingface.co/{hub_id})" if hub_id else shown
+    linked = f"[{shown}](https://huggingface.co/{base.hub_id})" if base.hub_id else shown
     purpose = "a video classifier" if _classes(config) else "a video model"
     rows = "\n".join(f"| {_plain(fact)} | {_plain(value)} |" for fact, value in facts.items())
     load, onto_own = f"model = aim.load_video_model({source})", f"aim.load_adapters(model, {source})"
@@ -326,7 +315,7 @@ import aim_adapters as aim
 import torch
 
 {load}
-{_call(config)}
+{_call(config, base)}
 ```{other}
 
 {level}# Citation
@@ -334,11 +323,10 @@ import torch
 {_CITATION}"""
 
 
-def _call(config: Mapping[str, Any]) -> str:
+def _call(config: Mapping[str, Any], base: BaseFacts) -> str:
     """Return the lines of code that make a clip and run the model."""
-    clip, layout, arguments = config["clip"], config["input_layout"], config.get("base_model_arguments", {})
-    part = arguments.get("architecture") or arguments.get("part")
-    if part in _PATCHED:
+    clip, layout = config["clip"], config["input_layout"]
+    if base.call is None:
         return "# call it with what its image processor makes of the frames of all clips"
     sizes = {"frames": config["num_frames"], "channels": len(clip["mean"] or "RGB")}
     if layout == "BCTHW":
@@ -350,4 +338,4 @@ def _call(config: Mapping[str, Any]) -> str:
     shape, names = ", ".join(map(str, sizes.values())), ", ".join(sizes)
     return f"""video = torch.rand({shape})  # [{names}]; normalize yours
 with torch.no_grad():
-    output = {_CALLS.get(part, "model")}(video)"""
+    output = {base.call}(video)"""

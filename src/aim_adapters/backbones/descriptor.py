@@ -1,0 +1,78 @@
+"""What a family of image transformers states about itself, and the request for one of its models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from aim_adapters.anatomy import BackboneAnatomy
+
+
+@dataclass(frozen=True)
+class BaseRequest:
+    """An image model to build, and how its files may be fetched.
+
+    Name, revision and arguments may come from a file that somebody else wrote: they never name a path, and ``build``
+    checks the arguments.
+
+    Args:
+        name: The model's name in its library: an entry of its registry, or a repository on the Hub; ``""`` when only
+            a directory is known.
+        directory: Directory that holds the model; it takes the place of what name and revision would fetch.
+        revision: Revision of the weights. A library without revisions refuses it.
+        arguments: `BackboneAnatomy.build_arguments` of the model.
+        pretrained: False: keep the library's random initialization and fetch no weights.
+        cache_dir: Where downloads are kept; None: huggingface_hub's cache.
+        token: Access token for the Hub, as huggingface_hub takes it.
+        local_files_only: Fetch nothing.
+        force_download: Fetch files that are in the cache again.
+    """
+
+    name: str
+    directory: Path | None = None
+    revision: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: bool = True
+    cache_dir: str | os.PathLike[str] | None = None
+    token: str | bool | None = field(default=None, repr=False)
+    local_files_only: bool = False
+    force_download: bool = False
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The descriptor of a family of image transformers.
+
+    Args:
+        name: Name of the family, unique.
+        library: Top-level package of the models, or ``""`` for models of no library.
+        describes: The models of the family, in a phrase.
+        read: ``(model) -> BackboneAnatomy``, or None when the model is not of this family. A model of this family
+            that cannot be adapted exactly raises `UnsupportedModelError`.
+        build: ``(BaseRequest) -> image model``, for every model of the library; None if models cannot be rebuilt from
+            a name.
+        hub_id: ``(name) -> repository on the Hub``, or None when the name is that of no repository; for every model
+            of the library. Model cards link to it. By default only names ``hf-hub:user/name`` are repositories.
+        call: ``(build arguments) -> code`` that is called with a video: ``"model"``, or the method to call instead.
+            None when a model that was built with these arguments reads more than a video. Model cards show it. By
+            default every model of the library is called itself.
+    """
+
+    name: str
+    library: str
+    describes: str
+    read: Callable[[nn.Module], BackboneAnatomy | None]
+    build: Callable[[BaseRequest], nn.Module] | None = None
+    hub_id: Callable[[str], str | None] | None = None
+    call: Callable[[Mapping[str, Any]], str | None] | None = None
+
+
+def prefixed_hub_id(name: str) -> str | None:
+    """Return the repository of a name ``hf-hub:user/name``, at any revision; None for other names."""
+    scheme, _, rest = name.partition(":")
+    return rest.partition("@")[0] if scheme in ("hf-hub", "hf_hub") else None

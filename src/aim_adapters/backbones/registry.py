@@ -1,0 +1,203 @@
+"""The families that are known: built-in ones, found by their file, and those that others register.
+
+A built-in descriptor is imported when a model of its library is read, built or described, never before, and no
+descriptor imports its library before it has to: importing this package imports none of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from aim_adapters.anatomy import BackboneAnatomy
+from aim_adapters.backbones.descriptor import Backbone, BaseRequest, prefixed_hub_id
+from aim_adapters.errors import ConfigError, UnsupportedModelError
+
+# Libraries that built-in families describe; a descriptor's file is named after its library.
+_LIBRARIES = ("open_clip", "timm", "torchvision", "transformers")
+_ROOM = __name__.rpartition(".")[0]
+ENTRY_POINT_GROUP = "aim_adapters.backbones"
+
+_registered: dict[str, Backbone] = {}
+_entry_points_loaded = False
+
+
+def register_backbone(backbone: Backbone) -> Backbone:
+    """Add a family of image transformers; tried before the built-in ones, the newest first.
+
+    Args:
+        backbone: The family's descriptor.
+
+    Returns:
+        The same descriptor.
+
+    Raises:
+        ConfigError: It is not a Backbone, or its name is taken.
+        UnsupportedModelError: A backbone that an installed package announces cannot be imported.
+    """
+    _load_entry_points()
+    return _add(backbone)
+
+
+def _add(backbone: Backbone) -> Backbone:
+    if not isinstance(backbone, Backbone):
+        raise ConfigError(f"register_backbone takes an aim_adapters.Backbone, got {type(backbone).__name__}")
+    if backbone.name in [*_built_in_names(), *_registered]:
+        raise ConfigError(f"a backbone named {backbone.name!r} exists already; names must be unique")
+    _registered[backbone.name] = backbone
+    return backbone
+
+
+def list_backbones() -> list[str]:
+    """Return the names of all families, the built-in ones first.
+
+    Raises:
+        UnsupportedModelError: A backbone that an installed package announces cannot be imported.
+    """
+    _load_entry_points()
+    return [*_built_in_names(), *_registered]
+
+
+def read_anatomy(model: nn.Module) -> BackboneAnatomy:
+    """Read the anatomy of a model.
+
+    Args:
+        model: An image model, not wrapped.
+
+    Raises:
+        UnsupportedModelError: No descriptor knows the model, the one that does cannot adapt it exactly, or a backbone
+            that an installed package announces cannot be imported.
+    """
+    _load_entry_points()
+    built_in = [_built_in(name) for name in _built_in_names() if _library(name) in sys.modules]
+    for backbone in [*reversed(_registered.values()), *built_in]:
+        anatomy = backbone.read(model)
+        if anatomy is not None:
+            return dataclasses.replace(anatomy, **getattr(model, "aim_source", {}))
+    name = f"{type(model).__module__}.{type(model).__qualname__}"
+    raise UnsupportedModelError(
+        f"{name} is not an image transformer that can be adapted{_block_hint(model)}. Supported families: "
+        f"{', '.join(list_backbones())}, the nearest is {_nearest(name)}; describe another one with "
+        "aim_adapters.register_backbone"
+    )
+
+
+def build_base(library: str, request: BaseRequest) -> nn.Module:
+    """Build an image model by name.
+
+    Args:
+        library: The library it comes from, as in `BackboneAnatomy.library`.
+        request: Which model.
+
+    Returns:
+        The model, which remembers the name it was built by.
+
+    Raises:
+        UnsupportedModelError: No family of that library can be built from a name, or a backbone that an installed
+            package announces cannot be imported.
+        As the library: it does not know the name, or cannot fetch or read the files.
+    """
+    _load_entry_points()
+    for backbone in _of_library(library):
+        if backbone.build is not None:
+            model = backbone.build(request)
+            pinned = {} if request.revision is None else {"model_revision": request.revision}
+            model.aim_source = {"model_name": request.name or None, **pinned}  # type: ignore[assignment]
+            return model
+    raise UnsupportedModelError(f"models of {library or 'no library'} cannot be built from a name")
+
+
+class BaseFacts(NamedTuple):
+    """What a model card says about an image model.
+
+    Attributes:
+        hub_id: What its name means as a repository on the Hub, or None.
+        call: Code that is called with a video, ``"model"`` or a method of it; None if the model reads more than that.
+    """
+
+    hub_id: str | None
+    call: str | None
+
+
+def base_facts(library: str, name: str, arguments: Mapping[str, Any]) -> BaseFacts:
+    """Return what the descriptors of a library know about one of its models; the library may be missing.
+
+    Args:
+        library: The library it comes from, as in `BackboneAnatomy.library`.
+        name: Its name there.
+        arguments: Its `BackboneAnatomy.build_arguments`.
+    """
+    # A broken package is reported where its models would be read; it must not keep anyone from saving.
+    with suppress(UnsupportedModelError):
+        _load_entry_points()
+    backbones = list(_of_library(library))
+    hub_id = next((backbone.hub_id for backbone in backbones if backbone.hub_id), prefixed_hub_id)
+    call = next((backbone.call for backbone in backbones if backbone.call), None)
+    return BaseFacts(hub_id(name), call(arguments) if call else "model")
+
+
+def _of_library(library: str) -> Iterator[Backbone]:
+    """Return the families of a library, those that others registered first; the library is not imported."""
+    yield from (backbone for backbone in reversed(_registered.values()) if backbone.library == library)
+    yield from (_built_in(name) for name in _built_in_names() if _library(name) == library)
+
+
+def _built_in_names() -> list[str]:
+    files = pkgutil.iter_modules(importlib.import_module(_ROOM).__path__)
+    return sorted(file.name for file in files if file.name.startswith(_LIBRARIES))
+
+
+def _library(name: str) -> str:
+    """Return the package of a built-in family without importing its descriptor: names are ``library_family``."""
+    return next(library for library in _LIBRARIES if name.startswith(library))
+
+
+def _built_in(name: str) -> Backbone:
+    descriptor: Backbone = importlib.import_module(f"{_ROOM}.{name}").BACKBONE
+    return descriptor
+
+
+def _load_entry_points() -> None:
+    global _entry_points_loaded
+    if _entry_points_loaded:
+        return
+    _entry_points_loaded = True  # while they load, too: a package may register its backbone when it is imported
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            backbone = point.load()
+        except ImportError as error:
+            _entry_points_loaded = False
+            raise UnsupportedModelError(
+                f"the backbone {point.name!r} that an installed package announces cannot be imported: {error}; "
+                "repair or remove that package"
+            ) from error
+        if backbone not in _registered.values():
+            _add(backbone)
+
+
+def _nearest(name: str) -> str:
+    """Return the family most like a model's class: of its kind and library, of its kind, or a plain ViT."""
+    families, library = list_backbones(), name.partition(".")[0]
+    same_kind = [family for family in families if family.rpartition("_")[2] in name.lower()]
+    same_library = [family for family in same_kind if family.startswith(library)]
+    plain = [family for family in (f"{library}_vit", "timm_vit") if family in families]
+    return (same_library or same_kind or plain)[0]
+
+
+def _block_hint(model: nn.Module) -> str:
+    """Return a note that names the repeated module: what an author of a descriptor looks for first."""
+    for module in model.modules():
+        if isinstance(module, (nn.Sequential, nn.ModuleList)) and len(module) > 1:
+            kinds = {type(child) for child in module}
+            if len(kinds) == 1:
+                kind = kinds.pop()
+                return f" (its repeated block is {kind.__module__}.{kind.__qualname__})"
+    return ""
