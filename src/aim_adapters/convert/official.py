@@ -1,0 +1,210 @@
+"""Take over checkpoints of the AIM reference implementation: run them, and publish them in our format."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from aim_adapters.anatomy import BackboneAnatomy
+from aim_adapters.backbones import read_anatomy
+from aim_adapters.checkpoint import LoadReport, load_adapter_state_dict, save_adapters
+from aim_adapters.convert.base import fill, find_roles, require_same_shapes, require_same_values, split
+from aim_adapters.convert.formula import Formula, require_same_function
+from aim_adapters.convert.layout import Reference, infer_config, read_reference
+from aim_adapters.convert.reading import read_tensors
+from aim_adapters.core import require_memory, require_wrappable
+from aim_adapters.errors import CheckpointError, ConfigError, warn
+from aim_adapters.wrapping import unwrap_image_model, wrap_with_config
+
+Source = str | os.PathLike[str] | Mapping[str, Any]
+
+
+def load_official_checkpoint(
+    model: nn.Module,
+    source: Source,
+    *,
+    backbone: Literal["verify", "fill"] = "verify",
+    strict: bool = True,
+    num_classes: int | None = None,
+    scale: float | None = None,
+    drop_path: float = 0.2,
+    head_dropout: float = 0.5,
+    head_width: int = 64,
+) -> LoadReport:
+    """Wrap an image model as a checkpoint of the AIM reference says, and load its adapters and its classifier.
+
+    For the files that the reference publishes for CLIP ViT-B/16 and ViT-L/14 (Kinetics-400 and -700,
+    Something-Something v2, Diving-48; 8, 16 and 32 frames), and those its code writes for ImageNet ViT and Swin:
+    mmaction checkpoints ``{"state_dict": {"backbone.…": …, "cls_head.fc_cls.…": …}}``, or that state dict. Frames,
+    bottleneck, components, input adapters, classes and tubelets are read from the shapes.
+
+    The model may be held by any library. Its weights must be those that the reference adapted, and it must compute
+    the same: activation, epsilons, pooling and order are held to the reference's formulas on one image. The final norm
+    in the file is the trained one, so the model's own is neither compared nor filled. On any error the model is as it
+    was, and not wrapped.
+
+    Args:
+        model: The image model, not wrapped. For CLIP it needs QuickGELU: timm's
+            ``vit_base_patch16_clip_quickgelu_224.openai``, open_clip's ``ViT-B-16-quickgelu`` (its ``visual``).
+        source: Path of the ``.pth`` file, which is read without running code in it, or a state dict.
+        backbone: ``"verify"``: the model has its pre-trained weights, and those in the file are compared with them
+            (a file without any is loaded, with a warning). ``"fill"``: write those in the file into the model, all
+            but the final norm and the classification layer.
+        strict: Refuse keys that are unknown, and adapters that are missing or misshapen; otherwise report them.
+        num_classes: ``None``: the classes of the file. ``0``: features, for models without a place for a
+            classification layer; ``head.weight`` and ``head.bias`` are then reported as unexpected.
+        scale: Factor on the joint adapter, which no shape tells. ``None``: 0.5 as in the paper, but 1 for files with
+            input adapters, as the reference's configs for Something-Something v2 have it.
+        drop_path: Highest stochastic depth rate when training goes on.
+        head_dropout: Dropout rate in front of the classifier when training goes on.
+        head_width: Width of an attention head in a ViT, which no shape tells.
+
+    Returns:
+        What did not load; nothing, unless ``strict=False`` or ``num_classes=0``.
+
+    Raises:
+        CheckpointError: The file is damaged, foreign, or not for this model.
+        ConfigError: An argument is wrong.
+        StateError: The model is wrapped already, compiled, sharded or distributed, or has no weights (meta device).
+        UnsupportedModelError: The model cannot be adapted.
+        TypeError: ``model`` is not a module, or ``source`` neither a path nor a mapping.
+    """
+    if backbone not in ("verify", "fill"):
+        raise ConfigError(f"backbone must be 'verify' or 'fill', got {backbone!r}")
+    if isinstance(head_width, bool) or not isinstance(head_width, int) or head_width < 1:
+        raise ConfigError(f"head_width must be an integer >= 1, got {head_width!r}")
+    require_wrappable(model)
+    require_memory(model.parameters())
+    reference = read_reference(read_tensors(source))
+    if strict and reference.unknown:
+        raise CheckpointError(
+            f"{len(reference.unknown)} keys have no meaning in a {reference.layout.name} of the reference: "
+            f"{', '.join(repr(key[:100]) for key in reference.unknown[:5])}; pass strict=False to leave them out"
+        )
+    anatomy = read_anatomy(model)
+    _require_place(model, anatomy, num_classes)
+    config = infer_config(
+        reference,
+        anatomy.block_widths,
+        scale=scale,
+        num_classes=num_classes,
+        drop_path=drop_path,
+        head_dropout=head_dropout,
+    )
+    root = model.get_submodule(anatomy.root)
+    values = _checked_backbone(root, anatomy, reference, backbone, head_width)
+    left = [key for key in reference.adapters if num_classes == 0 and key.startswith("head.")]
+    adapters = {key: tensor for key, tensor in reference.adapters.items() if key not in left}
+    try:
+        wrap_with_config(model, config)
+    except ConfigError as error:
+        raise CheckpointError(f"the checkpoint's settings do not fit this model: {error}") from error
+    done = False
+    try:
+        report = load_adapter_state_dict(model, adapters, strict)
+        if backbone == "fill":
+            fill(root, values)
+        done = True
+    finally:
+        if not done:
+            unwrap_image_model(model)
+    return report._replace(unexpected=(*report.unexpected, *left, *reference.unknown))
+
+
+def convert_official_checkpoint(
+    model: nn.Module,
+    source: Source,
+    directory: str | os.PathLike[str],
+    *,
+    base_model_name_or_path: str | None = None,
+    base_model_revision: str | None = None,
+    frame_stride: int | None = None,
+    labels: Sequence[str] | None = None,
+    scale: float | None = None,
+) -> Path:
+    """Write a checkpoint of the AIM reference in our format, for `load_adapters`, `load_video_model` and the Hub.
+
+    Args:
+        model: The pre-trained image model that the checkpoint adapts, whose weights are verified against it, as by
+            `load_official_checkpoint`. It is left as it was, and not wrapped.
+        source: Path of the ``.pth`` file, or a state dict.
+        directory: Where to write; made if it does not exist.
+        base_model_name_or_path: Name of the base model; by default the one its library knows.
+        base_model_revision: Revision of the base model's weights.
+        frame_stride: Frames from one sampled frame to the next (Kinetics: 16, 8 and 4 for 8, 16 and 32 frames).
+        labels: Names of the classes in the order of the outputs.
+        scale: Factor on the joint adapter, as for `load_official_checkpoint`.
+
+    Returns:
+        The directory.
+
+    Raises:
+        CheckpointError: As `load_official_checkpoint`; or ``directory`` is a file.
+        ConfigError: An argument is wrong.
+        StateError: The model is wrapped already, compiled, sharded or distributed, or has no weights (meta device).
+        UnsupportedModelError: The model cannot be adapted.
+        TypeError: ``model`` is not a module, or ``source`` neither a path nor a mapping.
+    """
+    load_official_checkpoint(model, source, scale=scale)
+    try:
+        return save_adapters(
+            model,
+            directory,
+            base_model_name_or_path=base_model_name_or_path,
+            base_model_revision=base_model_revision,
+            frame_stride=frame_stride,
+            labels=labels,
+        )
+    finally:
+        unwrap_image_model(model)
+
+
+def _require_place(model: nn.Module, anatomy: BackboneAnatomy, num_classes: int | None) -> None:
+    """Refuse models that have no place for what the checkpoint trained."""
+    name = type(model).__name__
+    if anatomy.whole_model:
+        raise CheckpointError(f"this {name} compares images with text; pass its image tower, model.{anatomy.root}")
+    if anatomy.norm is None:
+        raise CheckpointError(
+            f"{name} does not read a final norm's [class] token, as the reference does; pass the bare image tower of "
+            "the same weights (transformers: CLIPVisionModel) with num_classes=0"
+        )
+    if num_classes is None and anatomy.pooled_outputs and not anatomy.heads:
+        raise CheckpointError(
+            f"{name} has no place for a classification layer; pass num_classes=0, which makes its pooler_output the "
+            "features that the checkpoint's 'cls_head.fc_cls' reads, or use the same weights in timm or open_clip"
+        )
+
+
+def _checked_backbone(
+    root: nn.Module, anatomy: BackboneAnatomy, reference: Reference, backbone: str, head_width: int
+) -> dict[str, Tensor]:
+    """Return the image model's tensors by the names of the root's parameters, once the model is known to fit them."""
+    roles = find_roles(root, anatomy)
+    base = reference.base
+    if not base:
+        if backbone == "fill":
+            raise CheckpointError("backbone='fill', but the checkpoint holds no backbone; pass 'verify'")
+        warn(
+            "the checkpoint holds adapters only, so the weights of the model could not be compared with those they "
+            "were trained on"
+        )
+        base = {role: torch.cat([root.get_parameter(name).detach() for name in names]) for role, names in roles.items()}
+    require_same_shapes(root, roles, base, reference.layout.models)
+    values = split(root, roles, base)
+    trained = {key: tensor for key, tensor in reference.adapters.items() if key.startswith("norm.")}
+    for key, tensor in trained.items():
+        if list(tensor.shape) != [anatomy.output_width]:
+            raise CheckpointError(f"{key} must be [{anatomy.output_width}] for this model, got {list(tensor.shape)}")
+    formula = Formula(
+        reference.layout, {key: t.to("cpu", torch.float32) for key, t in (base | trained).items()}, head_width
+    )
+    require_same_function(root, anatomy, roles, values, formula)
+    if reference.base and backbone == "verify":
+        require_same_values(root, values)
+    return values
