@@ -27,5 +27,5 @@ def average_frames(x: Tensor, num_frames: int) -> Tensor:
     Returns:
         One row per clip, ``[B, ...]``.
     """
-    clips: Tensor = x.unflatten(0, (-1, num_frames)).mean(1)
+    clips: Tensor = x.unflatten(0, (-1, num_frames)).mean(1)  # [B, T, ...] averaged to [B, ...]
     return clips

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -73,9 +74,9 @@ def resize_temporal_embedding(embedding: Tensor, num_frames: int) -> Tensor:
     Returns:
         ``[1, num_frames, D]`` in the dtype of ``embedding``.
     """
-    by_width = embedding.float().transpose(1, 2)  # [1, D, T]
+    by_width = rearrange(embedding.float(), "1 t d -> 1 d t")
     resized = F.interpolate(by_width, size=num_frames, mode="linear", align_corners=False)
-    return resized.transpose(1, 2).to(embedding.dtype)
+    return rearrange(resized, "1 d t -> 1 t d").to(embedding.dtype)
 
 
 def resize_temporal_bias(table: Tensor, num_frames: int) -> Tensor:
@@ -90,9 +91,9 @@ def resize_temporal_bias(table: Tensor, num_frames: int) -> Tensor:
     Returns:
         ``[2*num_frames-1, H]`` in the dtype of ``table``.
     """
-    by_head = table.float().T.unsqueeze(0)  # [1, H, 2T-1]
+    by_head = rearrange(table.float(), "distance h -> 1 h distance")
     if num_frames == 1:
         resized = by_head[..., by_head.shape[-1] // 2, None]  # distance 0 alone
     else:
         resized = F.interpolate(by_head, size=2 * num_frames - 1, mode="linear", align_corners=True)
-    return resized.squeeze(0).T.to(table.dtype)
+    return rearrange(resized, "1 h distance -> distance h").to(table.dtype)

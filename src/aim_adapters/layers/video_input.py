@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from einops import rearrange
 from torch import Tensor
 
 from aim_adapters.errors import InputError
@@ -38,7 +39,8 @@ def flatten_video(
             )
         flat = video
     elif video.ndim == 5:
-        flat = _channels_second(video, num_frames, channels, layout, f"with {wanted}, {got}").flatten(0, 1)
+        axes = _axes(video, num_frames, channels, layout, f"with {wanted}, {got}")
+        flat = rearrange(video, f"{axes} -> (b t) c h w")
     else:
         raise InputError(f"a video must be [B, T, C, H, W], [B, C, T, H, W] or [B*T, C, H, W] with {wanted}, {got}")
     if tubelet_size == 1:
@@ -64,14 +66,14 @@ def flatten_patches(patches: Tensor, *, num_frames: int) -> Tensor:
         found = patches.dtype if isinstance(patches, Tensor) else type(patches).__name__
         raise InputError(f"patches must be a floating-point tensor, got {found}")
     if patches.ndim == 4 and patches.shape[1] == num_frames:
-        return patches.flatten(0, 1)
+        return rearrange(patches, "b t n p -> (b t) n p")
     if patches.ndim == 3 and patches.shape[0] % num_frames == 0:
         return patches
     raise InputError(f"patches must be [B, T, N, P] or [B*T, N, P] with {num_frames} frames, got {list(patches.shape)}")
 
 
-def _channels_second(video: Tensor, num_frames: int, channels: int, layout: str, what: str) -> Tensor:
-    """Return ``[B, T, C, H, W]``."""
+def _axes(video: Tensor, num_frames: int, channels: int, layout: str, what: str) -> str:
+    """Return the names of a video's five dimensions."""
     frames_first = video.shape[1] == num_frames and video.shape[2] == channels
     frames_second = video.shape[1] == channels and video.shape[2] == num_frames
     if layout == "auto" and frames_first and frames_second:
@@ -80,8 +82,8 @@ def _channels_second(video: Tensor, num_frames: int, channels: int, layout: str,
             "input_layout='BTCHW' or 'BCTHW', or pass flat frames [B*T, C, H, W]"
         )
     if frames_first and layout in ("auto", "BTCHW"):
-        return video
+        return "b t c h w"
     if frames_second and layout in ("auto", "BCTHW"):
-        return video.transpose(1, 2)
+        return "b c t h w"
     names = "[B, T, C, H, W] or [B, C, T, H, W]" if layout == "auto" else f"[{', '.join(layout)}]"
     raise InputError(f"a video must be {names} {what}")
