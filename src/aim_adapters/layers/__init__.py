@@ -1,4 +1,4 @@
-"""The trainable layers that AIM adds to an image transformer, and what turns videos into frames and back."""
+"""The trainable layers that AIM adds to an image transformer, and the steps from videos to frames and back to clips."""
 
 from aim_adapters.layers.adapter import Adapter, drop_path, keep_clips
 from aim_adapters.layers.head import average_frames, new_classifier

@@ -1,4 +1,4 @@
-"""Provide the bottleneck adapter and the stochastic depth of its branches."""
+"""The bottleneck adapter, and stochastic depth per clip."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from aim_adapters.layers.linear import zero_linear
 
 
 class Adapter(nn.Module):
-    """Map tokens through a bottleneck: ``up(gelu(down(x)))``, plus ``x`` when ``skip``.
+    """The bottleneck adapter of AIM (Figure 2a): ``up(gelu(down(x)))``, plus ``x`` if ``skip``.
 
-    Zero at the start (identity with ``skip``), as the up-projection starts at zero. Figure 2a of the paper;
-    exact GELU, both projections with bias, ``down`` with PyTorch's default initialization.
+    The up-projection starts at zero, so a new adapter returns zero, or ``x`` if ``skip``. The GELU is exact, both
+    projections have a bias, and ``down`` has PyTorch's default initialization.
 
     Args:
         dim: Width D of the tokens.
         width: Width of the bottleneck.
-        skip: Add the input to the output.
+        skip: Whether the input is added to the output.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
     """
@@ -35,7 +35,7 @@ class Adapter(nn.Module):
         """Return the adapted tokens.
 
         Args:
-            x: Tokens ``[..., D]``.
+            x: Tokens ``[..., D]``, in the dtype of the parameters or under autocast.
 
         Returns:
             Tokens ``[..., D]``.
@@ -45,28 +45,28 @@ class Adapter(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Return the dtype of its parameters."""
+        """The dtype of the parameters."""
         return self.up_proj.weight.dtype
 
     def extra_repr(self) -> str:
-        """Return the setting that the children do not show."""
+        """Return the setting that the printed layers do not show."""
         return f"skip={self.skip}"
 
 
 def drop_path(branch: Tensor, *, rate: float, num_frames: int, training: bool) -> Tensor:
     """Drop a residual branch for whole clips (stochastic depth).
 
-    One draw per clip: the frames of a clip are kept or dropped together. The reference draws along its
-    token axis instead, by an oversight of its ``[N, B*T, D]`` layout.
+    The frames of a clip are kept or dropped together. The reference draws one number per token position instead, an
+    oversight due to its ``[N, B*T, D]`` layout.
 
     Args:
-        branch: Branch ``[B*T, ...]``.
+        branch: The branch's output ``[B*T, ...]``, floating point.
         rate: Probability of dropping a clip's branch, in [0, 1).
-        num_frames: T.
-        training: Identity when False.
+        num_frames: Frames per clip T.
+        training: False: return ``branch`` as it is.
 
     Returns:
-        Branch ``[B*T, ...]``, kept clips divided by ``1 - rate``.
+        ``[B*T, ...]``: zero for dropped clips, divided by ``1 - rate`` for the others.
     """
     if not training or rate == 0.0:
         return branch
@@ -77,10 +77,13 @@ def drop_path(branch: Tensor, *, rate: float, num_frames: int, training: bool) -
 
 
 def keep_clips(out: Tensor, rate: float) -> Tensor:
-    """Draw the factor of each clip's branch, 0 or ``1 / (1 - rate)``, into a tensor.
+    """Fill a tensor with the random factor of each clip's branch: 0, or ``1 / (1 - rate)`` where it is kept.
 
     Args:
-        out: Floating point, one element a clip; overwritten.
+        out: Floating point, one element per clip; overwritten.
         rate: Probability of dropping a clip's branch, in [0, 1).
+
+    Returns:
+        ``out``.
     """
     return out.bernoulli_(1.0 - rate).div_(1.0 - rate)

@@ -1,4 +1,4 @@
-"""Provide the end of a video model: frames averaged, then one linear layer per clip."""
+"""The end of a video model: the average over frames, and the classification layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from aim_adapters.layers.linear import zero_linear
 def new_classifier(
     dim: int, num_classes: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
 ) -> nn.Linear:
-    """Make a classification layer as the reference does: weights N(0, 0.01), bias 0."""
+    """Return a new classification layer, initialized as the reference's: weights N(0, 0.01²), bias 0.
+
+    Args:
+        dim: Width D of the features.
+        num_classes: Number of classes K.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+    """
     layer = zero_linear(dim, num_classes, device=device, dtype=dtype)
     nn.init.normal_(layer.weight, std=0.01)
     return layer
@@ -21,8 +28,8 @@ def average_frames(x: Tensor, num_frames: int) -> Tensor:
     """Average over the frames of each clip.
 
     Args:
-        x: One row per frame, ``[B*T, ...]``.
-        num_frames: T.
+        x: One row per frame, ``[B*T, ...]``, floating point.
+        num_frames: Frames per clip T.
 
     Returns:
         One row per clip, ``[B, ...]``.

@@ -1,4 +1,4 @@
-"""Make linear layers whose values are chosen, not drawn at random first and thrown away."""
+"""Linear layers that start at zero."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from torch import nn
 def zero_linear(
     in_features: int, out_features: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
 ) -> nn.Linear:
-    """Return a linear layer with weight and bias zero.
+    """Return a linear layer whose weight and bias are zero.
 
-    ``nn.Linear`` always draws random weights; for the wide layers of a large model that is most of the time that
-    wrapping takes, and it moves the random state for nothing.
+    ``nn.Linear`` always draws random weights. For the wide layers of a large model that takes most of the time of
+    wrapping, and it advances the random number generator for nothing.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
     """
     layer = nn.Linear(1, 1, device="cpu")
     layer.in_features, layer.out_features = in_features, out_features

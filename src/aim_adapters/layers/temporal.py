@@ -1,4 +1,4 @@
-"""Provide the trained position of a frame in its clip: an embedding, or a bias relative to another frame."""
+"""Temporal positions: an embedding of each frame, or a bias for the distance between two frames."""
 
 from __future__ import annotations
 
@@ -11,12 +11,23 @@ from torch import Tensor, nn
 def new_temporal_embedding(
     num_frames: int, dim: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
 ) -> nn.Parameter:
-    """Make the temporal embedding ``[1, T, D]``: trained, zero at the start."""
+    """Return a new temporal embedding ``[1, T, D]``, zero at the start.
+
+    Args:
+        num_frames: Frames per clip T.
+        dim: Width D of the tokens.
+        device: Device of the parameter.
+        dtype: Dtype of the parameter.
+    """
     return nn.Parameter(torch.zeros(1, num_frames, dim, device=device, dtype=dtype))
 
 
 def is_temporal(key: str) -> bool:
-    """Tell by its key whether a tensor holds temporal positions, and so depends on the number of frames."""
+    """Return whether a tensor holds temporal positions, and so depends on the number of frames.
+
+    Args:
+        key: Its key in a checkpoint.
+    """
     return key.rpartition(".")[2] in ("temporal_embedding", "temporal_bias")
 
 
@@ -24,8 +35,8 @@ def add_temporal_embedding(x: Tensor, embedding: Tensor) -> Tensor:
     """Add each frame's embedding to all its tokens, [class] included.
 
     Args:
-        x: Tokens ``[B*T, ..., D]``.
-        embedding: ``[1, T, D]``; cast to the dtype of ``x``.
+        x: Tokens ``[B*T, ..., D]``, floating point.
+        embedding: Temporal embedding ``[1, T, D]``; cast to the dtype of ``x``.
 
     Returns:
         Tokens ``[B*T, ..., D]`` in the dtype of ``x``.
@@ -39,9 +50,15 @@ def add_temporal_embedding(x: Tensor, embedding: Tensor) -> Tensor:
 def new_temporal_bias(
     num_frames: int, heads: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
 ) -> nn.Parameter:
-    """Make the table of relative biases along time ``[2T-1, H]``: trained, truncated normal with deviation 0.02.
+    """Return a new table of relative temporal biases ``[2T-1, H]``, truncated normal with standard deviation 0.02.
 
-    The reference draws the same and leaves it frozen, by an oversight.
+    The reference initializes it likewise but, by an oversight, leaves it frozen.
+
+    Args:
+        num_frames: Frames per clip T.
+        heads: Number of heads H.
+        device: Device of the parameter.
+        dtype: Dtype of the parameter.
     """
     table = nn.Parameter(torch.empty(2 * num_frames - 1, heads, device=device, dtype=dtype))
     nn.init.trunc_normal_(table, std=0.02)
@@ -49,27 +66,27 @@ def new_temporal_bias(
 
 
 def relative_temporal_bias(table: Tensor) -> Tensor:
-    """Spread a table of relative biases over pairs of frames.
+    """Return the temporal bias of each pair of frames.
 
     Args:
-        table: ``[2T-1, H]``; row ``T-1 + s - t`` is for query frame s and key frame t.
+        table: Relative temporal biases ``[2T-1, H]``; row ``T-1 + s - t`` is for query frame s and key frame t.
 
     Returns:
-        ``[H, T, T]``.
+        ``[H, T, T]`` in the dtype of ``table``: head, query frame, key frame.
     """
     frames = torch.arange((table.shape[0] + 1) // 2, device=table.device)
     distance = frames[:, None] - frames[None, :] + len(frames) - 1  # [T, T]
-    return table[distance].permute(2, 0, 1)
+    return table[distance].permute(2, 0, 1)  # [H, T, T]
 
 
 def resize_temporal_embedding(embedding: Tensor, num_frames: int) -> Tensor:
     """Interpolate a temporal embedding linearly to another number of frames.
 
-    Both numbers of frames are taken to cover the same time, each frame in the middle of its segment.
+    Old and new frames are taken to span the same time, each frame at the center of its segment.
 
     Args:
-        embedding: ``[1, T, D]``.
-        num_frames: The new T.
+        embedding: Temporal embedding ``[1, T, D]``.
+        num_frames: The new number of frames.
 
     Returns:
         ``[1, num_frames, D]`` in the dtype of ``embedding``.
@@ -80,20 +97,20 @@ def resize_temporal_embedding(embedding: Tensor, num_frames: int) -> Tensor:
 
 
 def resize_temporal_bias(table: Tensor, num_frames: int) -> Tensor:
-    """Interpolate a table of relative biases along time linearly to another number of frames.
+    """Interpolate a table of relative temporal biases linearly to another number of frames.
 
-    The farthest frames of the old clip become the farthest of the new one, and distance 0 stays distance 0.
+    The largest distance between old frames becomes the largest between new ones, and distance 0 stays distance 0.
 
     Args:
-        table: ``[2T-1, H]``.
-        num_frames: The new T.
+        table: Relative temporal biases ``[2T-1, H]``.
+        num_frames: The new number of frames.
 
     Returns:
         ``[2*num_frames-1, H]`` in the dtype of ``table``.
     """
     by_head = rearrange(table.float(), "distance h -> 1 h distance")
     if num_frames == 1:
-        resized = by_head[..., by_head.shape[-1] // 2, None]  # distance 0 alone
+        resized = by_head[..., by_head.shape[-1] // 2, None]  # distance 0 only
     else:
         resized = F.interpolate(by_head, size=2 * num_frames - 1, mode="linear", align_corners=True)
     return rearrange(resized, "1 h distance -> distance h").to(table.dtype)

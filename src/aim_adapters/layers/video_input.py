@@ -1,4 +1,4 @@
-"""Turn a video in any accepted layout into the flat frames that an image model reads."""
+"""Videos in any accepted layout, turned into the flat frames that an image model reads."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ def flatten_video(
 
     Args:
         video: Floating point, ``[B, T, C, H, W]``, ``[B, C, T, H, W]`` or already flat ``[B*T, C, H, W]``.
-        num_frames: T.
-        channels: C.
-        layout: ``"BTCHW"``, ``"BCTHW"``, or ``"auto"``: told apart by T and C.
-        tubelet_size: Consecutive frames to average. Averaging pixels equals a patch embedding repeated over these
-            frames and divided by their number, as it is linear in the pixels.
+        num_frames: Frames per clip T.
+        channels: Channels C.
+        layout: ``"BTCHW"``, ``"BCTHW"``, or ``"auto"``: inferred from T and C.
+        tubelet_size: Consecutive frames to average. The patch embedding is linear in the pixels, so this equals a patch
+            embedding repeated over these frames and divided by their number.
 
     Returns:
-        Images ``[B*T/tubelet_size, C, H, W]``.
+        Images ``[B*T/tubelet_size, C, H, W]`` in the dtype of ``video``.
 
     Raises:
-        InputError: The shape or dtype does not fit, or the layout is ambiguous.
+        InputError: ``video`` is not a floating-point tensor, its shape does not fit, or its layout is ambiguous.
     """
     if not isinstance(video, Tensor):
         raise InputError(f"a video must be a torch.Tensor, got {type(video).__name__}")
     if not video.is_floating_point():
         raise InputError(f"a video must be floating point and normalized, got {video.dtype}; convert it first")
-    got, wanted = (f"got {list(video.shape)}", f"{num_frames} frames and {channels} channels")
+    got, expected = (f"got {list(video.shape)}", f"{num_frames} frames and {channels} channels")
     if video.ndim == 4:
         if video.shape[1] != channels or video.shape[0] % num_frames:
             raise InputError(
-                f"flat frames must be [B*T, C, H, W] with {wanted} (B*T a multiple of {num_frames}), {got}"
+                f"flat frames must be [B*T, C, H, W] with {expected} (B*T a multiple of {num_frames}), {got}"
             )
         flat = video
     elif video.ndim == 5:
-        axes = _axes(video, num_frames, channels, layout, f"with {wanted}, {got}")
+        axes = _axes(video, num_frames, channels, layout, f"with {expected}, {got}")
         flat = rearrange(video, f"{axes} -> (b t) c h w")
     else:
-        raise InputError(f"a video must be [B, T, C, H, W], [B, C, T, H, W] or [B*T, C, H, W] with {wanted}, {got}")
+        raise InputError(f"a video must be [B, T, C, H, W], [B, C, T, H, W] or [B*T, C, H, W] with {expected}, {got}")
     if tubelet_size == 1:
         return flat
     averaged: Tensor = flat.unflatten(0, (-1, tubelet_size)).mean(1)  # [B*T/tubelet, C, H, W]
@@ -54,17 +54,17 @@ def flatten_patches(patches: Tensor, *, num_frames: int) -> Tensor:
 
     Args:
         patches: Floating point, ``[B, T, N, P]`` or already flat ``[B*T, N, P]``.
-        num_frames: T.
+        num_frames: Frames per clip T.
 
     Returns:
         Patches ``[B*T, N, P]``.
 
     Raises:
-        InputError: The shape or dtype does not fit.
+        InputError: ``patches`` is not a floating-point tensor, or its shape does not fit.
     """
     if not isinstance(patches, Tensor) or not patches.is_floating_point():
-        found = patches.dtype if isinstance(patches, Tensor) else type(patches).__name__
-        raise InputError(f"patches must be a floating-point tensor, got {found}")
+        got = patches.dtype if isinstance(patches, Tensor) else type(patches).__name__
+        raise InputError(f"patches must be a floating-point tensor, got {got}")
     if patches.ndim == 4 and patches.shape[1] == num_frames:
         return rearrange(patches, "b t n p -> (b t) n p")
     if patches.ndim == 3 and patches.shape[0] % num_frames == 0:
@@ -73,7 +73,7 @@ def flatten_patches(patches: Tensor, *, num_frames: int) -> Tensor:
 
 
 def _axes(video: Tensor, num_frames: int, channels: int, layout: str, what: str) -> str:
-    """Return the names of a video's five dimensions."""
+    """Return the names of a 5-D video's dimensions, as einops takes them."""
     frames_first = video.shape[1] == num_frames and video.shape[2] == channels
     frames_second = video.shape[1] == channels and video.shape[2] == num_frames
     if layout == "auto" and frames_first and frames_second:
