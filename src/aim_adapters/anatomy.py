@@ -1,6 +1,6 @@
-"""Say where things are in an image transformer, and how its attention is read.
+"""Records of where the parts of an image transformer are, and of how its attention is computed.
 
-A descriptor in ``backbones/`` fills these two records; everything else works from them alone.
+A descriptor in ``backbones/`` fills them in; everything else works from them alone.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ Parts = Callable[[Any, Any], "BlockParts"]
 
 
 class Windows(NamedTuple):
-    """Say which tokens of a frame attend to one another.
+    """The windows within which the tokens of a frame attend to one another (Swin).
 
     Attributes:
-        size: Height and width of a window.
-        shift: How far the windows are shifted, down and right; those at the edges are cut in parts.
-        bias: Added to the scores, ``[H, N, N]`` for the N tokens of a window.
-        always_shifted: Also where a window is as high or wide as the frame; else it is not shifted that way.
+        size: Height and width of a window, in tokens.
+        shift: How far the windows are shifted down and to the right, in tokens. Tokens that the shift brings together
+            from opposite borders do not attend to one another.
+        bias: Relative position bias ``[H, N, N]``, added to the scores of the N tokens of a window.
+        always_shifted: Shift also along a side of the frame that one window covers; False: such a side is not shifted.
     """
 
     size: tuple[int, int]
@@ -39,21 +40,22 @@ class Windows(NamedTuple):
 
 
 class AttentionParts(NamedTuple):
-    """Hold what a pre-norm attention branch is made of: ``gamma * (out(attention(qkv(norm(x)))))``.
+    """The weights and settings of a pre-norm attention branch, ``gamma * out(attention(qkv(norm(x))))``.
 
     Attributes:
-        norm_weight: Of the LayerNorm in front ``[D]``, or None.
-        norm_bias: ``[D]``, or None.
-        qkv_weight: ``[3*H*d, D]``; separate projections are put together.
-        qkv_bias: ``[3*H*d]``, or None.
-        out_weight: ``[D, H*d]``.
-        out_bias: ``[D]``, or None.
+        norm_weight: Weight of the LayerNorm ``[D]``, or None.
+        norm_bias: Bias of the LayerNorm ``[D]``, or None.
+        qkv_weight: Weight of the query, key and value projections ``[3*H*d, D]``, concatenated in this order.
+        qkv_bias: Their bias ``[3*H*d]``, or None.
+        out_weight: Weight of the output projection ``[D, H*d]``.
+        out_bias: Bias of the output projection ``[D]``, or None.
         gamma: LayerScale ``[D]``, or None.
-        eps: Of the LayerNorm.
-        heads: H.
-        scale: Factor on the scores.
-        plain: Among the tokens of a frame it is the softmax of scaled products alone: no positions, masks or windows.
-        windows: The windows, if these are all that it knows beside.
+        eps: Epsilon of the LayerNorm.
+        heads: Number of heads H.
+        scale: Factor on the scores ``q·kᵀ``.
+        plain: Spatial attention is ``softmax(scale · q·kᵀ) v`` over all tokens of a frame: no positions, masks or
+            windows.
+        windows: The windows of spatial attention, where they and their bias are all that it adds; else None.
     """
 
     norm_weight: Tensor | None
@@ -71,17 +73,17 @@ class AttentionParts(NamedTuple):
 
 
 class MlpParts(NamedTuple):
-    """Hold what a pre-norm MLP branch is made of: ``gamma * out(activation(in(norm(x))))``.
+    """The weights and settings of a pre-norm MLP branch, ``gamma * out(activation(in(norm(x))))``.
 
     Attributes:
-        norm_weight: Of the LayerNorm in front ``[D]``, or None.
-        norm_bias: ``[D]``, or None.
-        in_weight: ``[K, D]``.
-        in_bias: ``[K]``, or None.
-        out_weight: ``[D, K]``.
-        out_bias: ``[D]``, or None.
+        norm_weight: Weight of the LayerNorm ``[D]``, or None.
+        norm_bias: Bias of the LayerNorm ``[D]``, or None.
+        in_weight: Weight of the first linear layer ``[K, D]``.
+        in_bias: Bias of the first linear layer ``[K]``, or None.
+        out_weight: Weight of the second linear layer ``[D, K]``.
+        out_bias: Bias of the second linear layer ``[D]``, or None.
         gamma: LayerScale ``[D]``, or None.
-        eps: Of the LayerNorm.
+        eps: Epsilon of the LayerNorm.
         activation: ``"gelu"``, ``"gelu_tanh"``, ``"quick_gelu"``, ``"relu"`` or ``"silu"``.
     """
 
@@ -97,7 +99,12 @@ class MlpParts(NamedTuple):
 
 
 class BlockParts(NamedTuple):
-    """Hold what a block's branches are made of, or say why a branch is not made of such parts."""
+    """The weights and settings of a block's two branches.
+
+    Attributes:
+        attention: Those of the attention branch, or why it must run as modules, in words.
+        mlp: The same for the MLP branch.
+    """
 
     attention: AttentionParts | str
     mlp: MlpParts | str
@@ -105,35 +112,37 @@ class BlockParts(NamedTuple):
 
 @dataclass(frozen=True)
 class BlockAnatomy:
-    """Describe one kind of transformer block.
+    """The anatomy of one kind of transformer block.
 
-    A field that names a part holds the attribute's name on the block, or None; the part may be a module, a
-    parameter (a factor, as EVA's ``gamma_1``) or None. Use module-level functions: a wrapped model is pickled
-    with its anatomy.
+    A field that names a part holds the name of an attribute of the block, or None. That attribute may be a module, a
+    parameter to multiply by (EVA's ``gamma_1``) or None. Functions must be defined at module level: a wrapped model is
+    pickled with its anatomy.
 
     Args:
         attention: Attribute of the attention module.
         mlp: Attribute of the MLP.
         pre_attention: Part applied before attention (the norm of a pre-norm block).
         post_attention: Part applied to the attention's output (LayerScale, the norm of a post-norm block), or several
-            in order.
+            parts in order.
         pre_mlp: Part applied before the MLP; the joint adapter reads its output.
         post_mlp: Part applied to the MLP's output.
-        project_qkv: ``(attention, h) -> q, k, v``: tokens ``[B*T, N, D]`` to ``[B*T, N, H, d]`` (keys and values may
-            have fewer heads), after any query/key norm, one dtype, views of a packed projection where there is one.
-        project_out: ``(attention, o, h) -> out``: attention's output ``[B*T, N, H, d]`` to the shape of ``h``, which is
-            what the attention read.
-        attend: ``(block, h, *args, **kwargs) -> out``: the family's own spatial attention with the block's own
-            extra arguments; refuses the arguments it cannot honor.
-        softmax_scale: ``(attention) -> float``: factor on the attention's scores.
-        heads: ``(attention) -> int``: number of query heads.
-        project_packed: ``(attention, h) -> qkv``: the same as ``project_qkv`` as one tensor ``[B*T, N, 3, H, d]`` where
-            the family writes one, so that a kernel can return one gradient; or None, for one attention or for all.
-        fused_spatial: Run the spatial pass as ``project_out(sdpa(project_qkv(h)))`` instead of ``attend``: the same
-            numbers, where the family's own call would not always take a fused kernel.
+        project_qkv: ``(attention, h) -> q, k, v``: project tokens ``[B*T, N, D]`` to queries ``[B*T, N, H, d]`` and to
+            keys and values, which may have fewer heads. Any query/key norm is applied, all three have one dtype, and
+            they are views of a packed projection where there is one.
+        project_out: ``(attention, o, h) -> out``: project attended values ``[B*T, N, H, d]`` to the shape of ``h``, the
+            tokens that attention read.
+        attend: ``(block, h, *args, **kwargs) -> out``: the family's own spatial attention, with the further arguments
+            that the block's ``forward`` got. It refuses those it cannot honor.
+        softmax_scale: ``(attention) -> float``: factor on the scores ``q·kᵀ``.
+        heads: ``(attention) -> int``: number of query heads H.
+        project_packed: ``(attention, h) -> qkv``: what ``project_qkv`` returns as one tensor ``[B*T, N, 3, H, d]``, so
+            that a kernel can return one gradient. It returns None for an attention that does not pack its projections;
+            the field is None for a family that never does.
+        fused_spatial: Compute spatial attention as ``project_out(sdpa(project_qkv(h)))`` instead of ``attend``: the
+            same numbers, where the family's own call would not always take a fused kernel.
         temporal: The block also attends over time (Swin: only where windows are not shifted).
-        parts: ``(block, anatomy) -> BlockParts``: the block's branches as tensors, looked up at every call, so that a
-            layer that was replaced is seen; or None: a block runs as modules.
+        parts: ``(block, anatomy) -> BlockParts``: the weights of the block's branches, read at every call, so that a
+            replaced layer is noticed. None: these blocks always run as modules.
     """
 
     attention: str
@@ -155,13 +164,13 @@ class BlockAnatomy:
 
 @dataclass(frozen=True)
 class HeadAnatomy:
-    """Describe one output layer of the image model, in front of which frames are averaged.
+    """The anatomy of one output layer of the image model.
 
     Args:
-        path: Its path from the root.
-        name: Name of our layer in its place, and so its key in a checkpoint.
-        classifier: True: a linear classification layer, of which a copy trains. False: a fixed projection, applied
-            to each frame before averaging (it may not be linear).
+        path: Its path, relative to the root.
+        name: Name of the layer that takes its place in the video model, and so its key in a checkpoint.
+        classifier: True: a linear classification layer. Frames are averaged before it, and a copy of it trains. False:
+            a fixed projection. It may not be linear, so it is applied to each frame before frames are averaged.
     """
 
     path: str
@@ -171,44 +180,46 @@ class HeadAnatomy:
 
 @dataclass(frozen=True)
 class BackboneAnatomy:
-    """Describe one image transformer. Paths are dotted, relative to the root unless they say otherwise.
+    """The anatomy of one image transformer. Paths are dotted and relative to the root, unless they say otherwise.
 
     Args:
         family: Name of the descriptor that read the model.
-        root: Path from the model to the module whose input is images; ``""`` for the model itself.
+        root: Path, relative to the model, of the module whose input is images; ``""`` for the model itself.
         input_name: Name of the image argument of the root's ``forward``.
-        blocks: Every block in order: its path, and its anatomy.
+        blocks: Path and anatomy of every block, in order.
         block_widths: Width D of each block's tokens.
-        entry: Module where tokens enter the blocks; its input (``entry_side="input"``) or output gets the
-            temporal embedding. None: time enters each temporal attention as a relative bias instead (Swin).
-        entry_side: ``"input"`` or ``"output"``.
+        entry: Path of the module where tokens enter the blocks: the temporal embedding is added there. None: each
+            temporal attention has a relative bias along time instead (Swin).
+        entry_side: ``"input"`` or ``"output"``: the side of ``entry`` where the temporal embedding is added.
         norm: Path of the final norm, or None.
-        heads: Output layers; empty when the root's own output is averaged.
-        output_width: Width of what the classification layer reads.
+        heads: Output layers; empty where the root has none, so that its output is averaged over frames.
+        output_width: Width of the features that the classification layer reads.
         in_channels: Channels of an image.
         patch_size: Height and width of a patch in pixels.
-        prefix_tokens: Tokens in front of the patches ([class], registers, distillation).
-        hidden_when_headed: Attributes of the root that must read None while our own head is in place.
+        prefix_tokens: Number of tokens in front of the patches ([class], registers, distillation).
+        hidden_when_headed: Attributes of the root that must be None while a new classification layer is in place.
         refused_inputs: Arguments of the root that must stay None: masks, which have no meaning along time.
-        blocked_methods: Methods that would replace or bypass what is ours; they raise while wrapped.
+        blocked_methods: Methods of the root that would replace or bypass an adapted part; they raise while wrapped.
         library: Library the model comes from.
         model_name: Name under which that library rebuilds the base model, or None when unknown.
         model_revision: Revision of the weights under that name, or None when unknown.
-        build_arguments: What, beside the name, rebuilds the same architecture: values that JSON can hold.
-        image_size: Height and width of the images it was trained on, in pixels, if known.
-        image_mean: Mean per channel that images are normalized by, for pixels in [0, 1], if known.
-        image_std: The same for the standard deviation.
-        patch_inputs: Where the root reads patches cut beforehand (NaFlex) instead of images, the names of its further
-            inputs that have one row per frame.
-        pooled_outputs: Where the root returns a record of several outputs (transformers), the names of those that
-            are pooled over tokens: they are averaged over frames, and the others are left per frame.
-        relabel: ``(root, labels) -> old``: change what the model itself knows of its classes, to a number of them when
-            a new classification layer comes, and back to ``old`` when it goes; None where it knows nothing.
-        patch_conv: Path of the convolution that cuts an image into patches, if it is one.
-        class_token_only: ``(root) -> bool``, asked at every call: of what the last block returns, the root's own
-            ``forward`` reads the first token alone, for each frame by itself, so a block need not compute the others.
-            None: it does not.
-        whole_model: The root lies in a larger model (CLIP) that reads its output, so the output must stay as it is.
+        build_arguments: Arguments that, with the name, rebuild the same architecture; values that JSON can hold.
+        image_size: Height and width, in pixels, of the images that the model was trained on; None when unknown.
+        image_mean: Mean of each channel, for pixels in [0, 1], by which images are normalized; None when unknown.
+        image_std: Standard deviation of each channel, likewise.
+        patch_inputs: For a root that reads patches cut beforehand (NaFlex) instead of images: the names of its further
+            inputs with one row per frame.
+        pooled_outputs: For a root that returns a record of several outputs (transformers): the names of those pooled
+            over tokens. They are averaged over frames; the others keep one row per frame.
+        relabel: ``(root, labels) -> old``: change what the model itself records about its classes. ``labels`` is the
+            number of classes of a new classification layer, or an earlier ``old`` to restore. None: the model records
+            nothing.
+        patch_conv: Path of the convolution that cuts an image into patches; None where it is not a single convolution.
+        class_token_only: ``(root) -> bool``, asked at every call: whether the root's ``forward`` reads only the first
+            token of the last block's output, frame by frame, so that the block need not compute the others. None:
+            never.
+        whole_model: The root is part of a larger model (CLIP) that reads its output, so the output's width must not
+            change.
     """
 
     family: str
@@ -247,12 +258,15 @@ def apply_part(block: nn.Module, name: str | tuple[str, ...] | None, x: Tensor) 
 
     Args:
         block: The block.
-        name: Attribute on the block, several in order, or None.
+        name: Attribute of the block, several in order, or None.
         x: Tokens ``[..., D]``.
+
+    Returns:
+        Tokens ``[..., D]``.
     """
     if isinstance(name, tuple):
-        for each in name:
-            x = apply_part(block, each, x)
+        for part_name in name:
+            x = apply_part(block, part_name, x)
         return x
     part = None if name is None else getattr(block, name)
     if part is None:
@@ -262,7 +276,11 @@ def apply_part(block: nn.Module, name: str | tuple[str, ...] | None, x: Tensor) 
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Return whether calling a module does more than its class says: it has hooks, or a ``forward`` of its own."""
+    """Return whether calling a module does more than its class says: it has hooks, or its own ``forward``.
+
+    Args:
+        module: Any module.
+    """
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     return bool(hooks) or "forward" in module.__dict__  # transformers puts one there to record outputs
 
@@ -270,7 +288,13 @@ def has_hooks(module: nn.Module) -> bool:
 def require_type(block: nn.Module, attribute: str, expected: Sequence[type], *, where: str) -> None:
     """Refuse a part of a block that is not exactly of a known type.
 
-    Sub-classes are refused too: another attention under the same attribute names runs and is silently wrong.
+    Subclasses are refused too: a different attention with the same attribute names would run and be silently wrong.
+
+    Args:
+        block: The block, or another module.
+        attribute: Name of the part.
+        expected: The known types.
+        where: Path of ``block``, for messages.
 
     Raises:
         UnsupportedModelError: The part has another type.
@@ -287,12 +311,15 @@ def require_type(block: nn.Module, attribute: str, expected: Sequence[type], *, 
 def fingerprint(root: nn.Module, anatomy: BackboneAnatomy) -> str:
     """Return a hash over the roles and shapes of a base model.
 
-    It does not depend on the library that holds the weights: a packed projection and three separate ones have the
-    same number of elements.
+    It does not depend on the library that holds the weights: a packed projection has as many elements as three
+    separate ones.
 
     Args:
         root: The module that the anatomy describes.
         anatomy: Its anatomy.
+
+    Returns:
+        16 hexadecimal digits.
     """
     blocks = []
     for (path, block), width in zip(anatomy.blocks, anatomy.block_widths, strict=True):

@@ -1,6 +1,6 @@
-"""Define every error this package raises on purpose.
+"""The errors that this package raises on purpose, and its warnings.
 
-All are children of `AIMError`, and of the built-in error a caller would expect, so that both
+Every error derives from `AIMError` and from the built-in error that a caller would expect, so that both
 ``except aim.AIMError`` and ``except ValueError`` work.
 """
 
@@ -9,19 +9,19 @@ import warnings
 
 
 class AIMError(Exception):
-    """Base of every error raised on purpose by this package."""
+    """The base class of every error that this package raises on purpose."""
 
 
 class ConfigError(AIMError, ValueError):
-    """A setting that is wrong in itself, or does not fit the model."""
+    """A setting that is invalid, or does not fit the model."""
 
 
 class InputError(AIMError, ValueError):
-    """A video whose shape, layout or dtype the wrapped model cannot take."""
+    """A video whose shape, layout or dtype the wrapped model does not accept."""
 
 
 class StateError(AIMError, RuntimeError):
-    """A call that does not fit the state of the model: wrapping twice, unwrapping what is not wrapped."""
+    """A call that the model's state does not allow, such as wrapping it twice."""
 
 
 class UnsupportedModelError(AIMError, ValueError):
@@ -29,18 +29,18 @@ class UnsupportedModelError(AIMError, ValueError):
 
 
 class UnsupportedKernelError(AIMError, RuntimeError):
-    """An attention implementation that was asked for by name and cannot run here."""
+    """An implementation that was chosen by name and cannot run here."""
 
 
 class CheckpointError(AIMError, RuntimeError):
-    """A checkpoint that is damaged, foreign, or does not fit the model."""
+    """A checkpoint that is damaged, of another library, or does not fit the model."""
 
 
 def warn(message: str) -> None:
-    """Warn at the line outside this package that led here, however deep the call.
+    """Issue a warning that points at the line outside this package that led here, however deep the call.
 
     Args:
-        message: What to say.
+        message: Text of the warning.
     """
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:

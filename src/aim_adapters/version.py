@@ -1,3 +1,3 @@
-"""Hold the version, where every module may read it."""
+"""The version of this package."""
 
 __version__ = "0.1.0.dev0"
