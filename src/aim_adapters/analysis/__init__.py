@@ -1,4 +1,4 @@
-"""What a wrapped model costs."""
+"""The cost of a wrapped model in arithmetic."""
 
 from aim_adapters.analysis.complexity import FlopCount, count_flops
 

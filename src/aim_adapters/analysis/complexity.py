@@ -1,4 +1,4 @@
-"""Count the arithmetic of a wrapped model."""
+"""The arithmetic of a wrapped model's forward pass."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from aim_adapters.errors import ConfigError
 
 
 class FlopCount(NamedTuple):
-    """Arithmetic of one clip's forward pass: matrix products, convolutions and attention.
+    """The arithmetic of one clip's forward pass: matrix products, convolutions and attention.
 
     The "GFLOPs" of the paper's tables are multiply-accumulates times views: ``gmacs * views``.
+
+    Attributes:
+        gmacs: Multiply-accumulates, in 10⁹.
+        gflops: Floating-point operations, two per multiply-accumulate, in 10⁹.
     """
 
     gmacs: float
@@ -22,20 +26,21 @@ class FlopCount(NamedTuple):
 
 
 def count_flops(model: nn.Module, *, image_size: tuple[int, int] | int | None = None) -> FlopCount:
-    """Count what one clip costs in a forward pass, without running it.
+    """Count the arithmetic of one clip's forward pass, without running it.
 
     Args:
-        model: A wrapped model; of a whole CLIP model, the image tower is counted.
+        model: A wrapped model. In a whole CLIP model, only the image tower is counted.
         image_size: Height and width of a frame in pixels; by default the base model's own.
 
     Returns:
-        Multiply-accumulates and floating-point operations (two each), in 10⁹.
+        Multiply-accumulates and floating-point operations, in 10⁹.
 
     Raises:
+        TypeError: ``model`` is not a module.
         StateError: The model is not wrapped, or holds several wrapped models.
         ConfigError: ``image_size`` is not given and the base model does not know its own.
     """
-    # Not at the top: counting is rare, and these take longer to import than the rest of this package.
+    # Imported here: counting is rare, and these take longer to import than the rest of this package.
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
@@ -47,9 +52,9 @@ def count_flops(model: nn.Module, *, image_size: tuple[int, int] | int | None = 
         raise ConfigError(f"this {type(root).__name__} does not know its image size; pass image_size=(height, width)")
     height, width = (size, size) if isinstance(size, int) else size
     parameter = next(root.parameters())
-    shape = (state.config.num_frames, anatomy.in_channels, height, width)  # flat: one clip, no layout to guess
-    # Fused branches leave products out that the paper counts. The fused kernels of a CPU have no FLOP formula; the
-    # plain products they stand for have.
+    shape = (state.config.num_frames, anatomy.in_channels, height, width)  # one clip's flat frames: no layout to guess
+    # Branches run as modules, as fused ones skip products that the paper counts. Attention runs as matrix products:
+    # the fused kernels of a CPU have no FLOP formula.
     with (
         by_modules(state),
         torch.no_grad(),

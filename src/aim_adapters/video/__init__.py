@@ -1,4 +1,4 @@
-"""What works on whole videos."""
+"""Functions on whole videos."""
 
 from aim_adapters.video.features import extract_features
 

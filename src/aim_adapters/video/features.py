@@ -1,4 +1,4 @@
-"""Compute the features of a long video clip by clip, in memory that does not grow with its length."""
+"""The features of a long video, computed clip by clip in memory that does not grow with its length."""
 
 from __future__ import annotations
 
@@ -18,34 +18,35 @@ from aim_adapters.errors import ConfigError, InputError, StateError, Unsupported
 def extract_features(
     model: nn.Module, video: Tensor | Iterable[Tensor], *, stride: int | None = None, batch_size: int = 8
 ) -> Tensor:
-    """Return what the classification layer reads of every clip of a video.
+    """Return the features of every clip of a video: the input of the classification layer.
 
-    Clips of ``num_frames`` frames start every ``stride`` frames. If frames are left over behind the last of them, one
-    more clip ends with the last frame. Frames go to the model's device clip by clip, each of them once, also where
-    clips overlap; every clip is computed by itself. Neither a whole video nor its activations are ever there at once.
+    Clips of ``num_frames`` frames start every ``stride`` frames. If frames remain after the last of them, one more clip
+    ends with the last frame. Each frame is moved to the model's device once, also where clips overlap. Neither the
+    whole video nor its activations are in memory at once.
 
-    The model runs in evaluation mode and ``torch.inference_mode``; autocast is the caller's.
+    The model runs in evaluation mode and ``torch.inference_mode``; autocast is up to the caller.
 
     Args:
-        model: A wrapped model. Of a whole CLIP model, the image tower runs.
+        model: A wrapped model. In a whole CLIP model, only the image tower runs.
         video: One video's frames ``[S, C, H, W]``, S >= ``num_frames``, floating point and normalized, on any device.
-            Or an iterable, as a decoder's generator, of frames ``[C, H, W]`` or chunks of them ``[n, C, H, W]``: it is
-            read once and only as far as the next clips need. What it yields may be read later, so it must not write
-            into the same memory again.
+            Or an iterable (such as a decoder's generator) of frames ``[C, H, W]`` or chunks of frames ``[n, C, H, W]``.
+            It is read once, and only as far as the next clips need. It must not overwrite tensors it has yielded, which
+            may be read later.
         stride: Frames from the start of a clip to the start of the next; by default ``num_frames``.
-        batch_size: Clips computed at once.
+        batch_size: Number of clips computed at once.
 
     Returns:
-        ``[clips, D]``, on the model's device: features averaged over the frames of each clip. Where the image model has
-        no classification layer they are its output (an embedding), of a model of transformers ``image_embeds`` or
-        ``pooler_output``; where it has two, with a distillation token, the mean of what both read.
+        ``[clips, D]``, on the model's device: features averaged over the frames of each clip. If the image model has no
+        classification layer they are its output (an embedding; in transformers ``image_embeds`` or ``pooler_output``).
+        If it has two (with a distillation token), they are the mean of both layers' inputs.
 
     Raises:
+        TypeError: ``model`` is not a module.
         ConfigError: ``stride`` or ``batch_size`` is not an integer >= 1.
-        InputError: The frames' shape or dtype does not fit, or they are fewer than ``num_frames``.
+        InputError: The shape or dtype of the frames does not fit, or there are fewer than ``num_frames``.
         StateError: The model is not wrapped, holds several wrapped models, or its adapters are disabled.
         UnsupportedModelError: The model reads patches cut beforehand, keeps a classification layer that is not linear,
-            or returns nothing that is pooled over tokens.
+            or has no output pooled over tokens.
     """
     path, root, state = only_root(model)
     num_frames, anatomy = state.config.num_frames, state.anatomy
@@ -54,22 +55,25 @@ def extract_features(
     _require_features(root, state)
     frames = _Frames(video, anatomy.in_channels)
     called, device = model.get_submodule(outermost_path(path)), next(root.parameters()).device
-    clips, found = _clips(frames, num_frames, stride, device), []
+    clips, features = _clips(frames, num_frames, stride, device), []
     with _evaluating(called), torch.inference_mode(), without_classifiers(state):
         while batch := list(islice(clips, batch_size)):
             out = called(**{anatomy.input_name: torch.cat(batch)})
             # A copy: CUDA graphs write the next batch's output into the same memory.
-            found.append(_pooled(out, anatomy.pooled_outputs).clone())
-            del batch, out  # before the next frames come
-    return torch.cat(found)  # outside of inference mode, so that a probe can be trained on it
+            features.append(_pooled(out, anatomy.pooled_outputs).clone())
+            del batch, out  # freed before the next frames are read
+    return torch.cat(features)  # outside of inference mode, so that a probe can be trained on it
 
 
 class _Frames:
-    """Read frames in the order they come, as slices of what they come in.
+    """The frames of a video in order, as slices of the tensors that hold them.
 
     Args:
-        video: What `extract_features` takes.
-        channels: C.
+        video: As in `extract_features`.
+        channels: Channels C.
+
+    Raises:
+        InputError: ``video`` is neither the frames of one video nor an iterable.
     """
 
     def __init__(self, video: Any, channels: int) -> None:
@@ -83,10 +87,17 @@ class _Frames:
         self.rest: Tensor | None = None
 
     def take(self, count: int) -> Iterator[Tensor]:
-        """Yield the next ``count`` frames, fewer at the end, in slices ``[n, C, H, W]``."""
+        """Yield the next ``count`` frames, fewer at the end, in slices ``[n, C, H, W]``.
+
+        Args:
+            count: Number of frames.
+
+        Raises:
+            InputError: The shape or dtype of a frame does not fit.
+        """
         while count:
             if self.rest is None or not len(self.rest):
-                self.rest = None  # let go of it before the next is made
+                self.rest = None  # freed before the next chunk is made
                 if (chunk := next(self.chunks, None)) is None:
                     return
                 self.rest = self._checked(chunk)
@@ -113,9 +124,9 @@ def _clips(frames: _Frames, num_frames: int, stride: int, device: torch.device) 
     """Yield clips ``[T, C, H, W]`` on a device."""
 
     def moved(slices: Iterable[Tensor]) -> list[Tensor]:
-        return [each.to(device, non_blocking=True) for each in slices]
+        return [frames_slice.to(device, non_blocking=True) for frames_slice in slices]
 
-    fresh = min(stride, num_frames)  # what a clip has that the one in front of it does not have
+    fresh = min(stride, num_frames)  # frames of a clip that the previous one does not have
     first = moved(frames.take(num_frames))
     if (count := sum(map(len, first))) < num_frames:
         raise InputError(f"a clip has {num_frames} frames, got a video of {count}; repeat frames, or set_num_frames")
@@ -123,8 +134,8 @@ def _clips(frames: _Frames, num_frames: int, stride: int, device: torch.device) 
     del first
     while True:
         yield clip
-        # Of frames between clips the last are kept, as the video may end there.
-        single = (frame for each in frames.take(stride - fresh) for frame in each.split(1))
+        # The last of the frames between two clips are kept: the video may end there.
+        single = (frame for frames_slice in frames.take(stride - fresh) for frame in frames_slice.split(1))
         between = deque(single, maxlen=num_frames)
         new = moved(frames.take(fresh))
         count = sum(map(len, new))
@@ -142,10 +153,10 @@ def _pooled(out: Any, pooled_outputs: tuple[str, ...]) -> Tensor:
         out = out[0]
     if isinstance(out, Tensor):
         return out
-    # The mean over several classification layers comes first, then the last step of pooling that there is.
+    # First the mean over several classification layers, else the output that was pooled last.
     for name in ("logits", *reversed(pooled_outputs)):
-        if isinstance(found := getattr(out, name, None), Tensor):
-            return found
+        if isinstance(pooled := getattr(out, name, None), Tensor):
+            return pooled
     raise UnsupportedModelError(
         f"this model returns a {type(out).__name__} without {' or '.join(pooled_outputs)}: it pools nothing over "
         "tokens; load it with its pooling layer"
@@ -153,7 +164,7 @@ def _pooled(out: Any, pooled_outputs: tuple[str, ...]) -> Tensor:
 
 
 def _require_features(root: nn.Module, state: RootState) -> None:
-    """Refuse a model that has no features, or would return something else."""
+    """Refuse a model that has no features, or would return something else instead."""
     anatomy = state.anatomy
     if not state.enabled:
         raise StateError("extract_features: adapters are disabled; leave disable_adapters first")
@@ -162,18 +173,18 @@ def _require_features(root: nn.Module, state: RootState) -> None:
             f"this {type(root).__name__} reads patches cut beforehand, not frames; call it on the patches of each clip"
         )
     for head in anatomy.heads:
-        own = root.get_submodule(head.path)
+        layer = root.get_submodule(head.path)
         kept = head.classifier and state.config.num_classes is None and state.classifier(head.name) is None
-        if kept and not isinstance(own, nn.Identity):
+        if kept and not isinstance(layer, nn.Identity):
             raise UnsupportedModelError(
-                f"the classification layer {head.path!r} is a {type(own).__name__}, not one linear layer, and runs on "
-                "each frame; wrap the model with num_classes=0 for features"
+                f"the classification layer {head.path!r} is a {type(layer).__name__}, not one linear layer, and runs "
+                "on each frame; wrap the model with num_classes=0 for features"
             )
 
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode for a while, and each of its modules back as it was."""
+    """Put a model in evaluation mode inside the block, and restore the mode of each module after it."""
     training = [module for module in model.modules() if module.training]
     try:
         model.eval()
