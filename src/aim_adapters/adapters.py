@@ -1,7 +1,7 @@
-"""Keep several adapters on one image model, and choose which of them runs.
+"""Several adapters on one image model, of which one runs.
 
-The adapter that runs lies in the blocks, under the names that one adapter alone has. The others rest whole below the
-root, frozen, in their own sizes: frames, widths, adapted blocks and classes may differ.
+The adapter that runs is inside the blocks, under the same names as if it were the only one. The others are kept whole
+and frozen in a container of the root. Each has its own settings: frames, widths, adapted blocks and classes may differ.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def list_adapters(model: nn.Module) -> dict[str, AIMConfig]:
 
 
 def set_adapter(model: nn.Module, name: str) -> None:
-    """Choose the adapter that runs; the other rests, with its parameters frozen until it runs again.
+    """Choose the adapter that runs; the one that ran becomes idle, with its parameters frozen until it runs again.
 
-    Each adapter remembers which of its parameters train. A compiled model does not compile again for an adapter of the
+    Each adapter remembers which of its parameters train. A compiled model is not compiled again for an adapter with the
     same settings. An optimizer keeps the parameters it was given.
 
     Args:
         model: A wrapped model.
-        name: One of `list_adapters`.
+        name: Name of an adapter in `list_adapters`.
 
     Raises:
         ConfigError: There is no adapter of this name.
@@ -80,12 +80,12 @@ def set_adapter(model: nn.Module, name: str) -> None:
 
 
 def add_adapter(model: nn.Module, name: str, config: AIMConfig) -> None:
-    """Add a fresh adapter beside those that a wrapped model has; `set_adapter` makes it run.
+    """Add a new, untrained adapter to a wrapped model; it is idle until `set_adapter` makes it run.
 
     Args:
         model: A wrapped model.
-        name: Its name: any but a taken one, without dots, and none that every module has as an attribute.
-        config: Its settings.
+        name: Name of the new adapter: not taken, without dots, and not the name of an attribute of ``nn.Module``.
+        config: Settings of the new adapter.
 
     Raises:
         ConfigError: The name cannot be used, or the settings do not fit the model.
@@ -96,16 +96,16 @@ def add_adapter(model: nn.Module, name: str, config: AIMConfig) -> None:
 
 
 def delete_adapter(model: nn.Module, name: str) -> None:
-    """Drop an adapter that does not run.
+    """Delete an idle adapter.
 
     Args:
         model: A wrapped model.
-        name: Its name.
+        name: Name of the adapter.
 
     Raises:
         ConfigError: There is no adapter of this name.
-        StateError: It is the one that runs; or the model is not wrapped, holds several wrapped models, or is sharded or
-            distributed.
+        StateError: It is the adapter that runs; or the model is not wrapped, holds several wrapped models, or is
+            sharded or distributed.
     """
     wrapped = only_root(model)
     require_local(model, "delete_adapter", _LOCAL)
@@ -118,16 +118,18 @@ def delete_adapter(model: nn.Module, name: str) -> None:
 def average_adapters(
     model: nn.Module, names: Sequence[str], *, into: str, weights: Sequence[float] | None = None
 ) -> None:
-    """Add an adapter whose parameters are the weighted mean of others' (a model soup, Wortsman et al. 2022).
+    """Add an adapter whose parameters are the weighted mean of other adapters' (a model soup, Wortsman et al. 2022).
+
+    The mean is computed in float64.
 
     Args:
         model: A wrapped model.
-        names: Two or more adapters of the same settings, and so of the same shapes.
+        names: Two or more adapters with the same settings.
         into: Name of the new adapter, as in `add_adapter`.
-        weights: One number >= 0 for each of them, divided by their sum; by default all equal.
+        weights: One number >= 0 per adapter, divided by their sum; by default all equal.
 
     Raises:
-        ConfigError: A name is unknown, the new one cannot be used, the settings differ, or the weights do not fit.
+        ConfigError: A name is unknown, ``into`` cannot be used, the settings differ, or the weights do not fit.
         StateError: As for `add_adapter`.
     """
     if isinstance(names, str) or not isinstance(names, Sequence) or len(names) < 2 or None in names:
@@ -135,9 +137,9 @@ def average_adapters(
     wrapped = only_root(model)
     adapters = [wrapped.find(name) for name in names]
     tensors, first = [adapter.tensors for adapter in adapters], adapters[0].state
-    for state, others in adapters:
+    for state, own_tensors in adapters:
         differs = any(getattr(state.config, field) != getattr(first.config, field) for field in MEANING)
-        if differs or _shapes(others) != _shapes(tensors[0]):
+        if differs or _shapes(own_tensors) != _shapes(tensors[0]):
             raise ConfigError(
                 f"{state.name!r} differs from {first.name!r} in its settings: {state.config} against {first.config}"
             )
@@ -145,24 +147,27 @@ def average_adapters(
     average = build_beside(model, wrapped, into, first.config)
     with torch.no_grad():
         for key, target in average.declared().items():
-            mean = sum(share * each[key].to(torch.float64) for share, each in zip(shares, tensors, strict=True))
+            mean = sum(share * source[key].to(torch.float64) for share, source in zip(shares, tensors, strict=True))
             target.copy_(torch.as_tensor(mean))
     if all(adapter.state.origin == first.origin for adapter in adapters):
-        average.state.origin = first.origin  # one base, one way to make clips, one list of classes
+        average.state.origin = first.origin  # they share base model, clip contract and labels
     wrapped.state.shelve(average)
 
 
 def build_beside(
     model: nn.Module, wrapped: WrappedModel, name: str, config: AIMConfig, *, on_meta: bool = False
 ) -> AdapterSet:
-    """Build another adapter for a wrapped model, which stays as it is; it rests until it is chosen.
+    """Build an idle adapter for a wrapped model, without adding it.
 
     Args:
         model: A wrapped model.
-        wrapped: What `only_root` found in it.
+        wrapped: Result of `only_root` for it.
         name: Name of the new adapter.
-        config: Its settings.
-        on_meta: Build new layers on the meta device, for tensors that come from a file.
+        config: Settings of the new adapter.
+        on_meta: Build new layers on the meta device, to be filled with tensors from a file.
+
+    Returns:
+        The adapter, all of its parameters frozen.
 
     Raises:
         As `add_adapter`.
@@ -181,14 +186,17 @@ def build_beside(
 
 
 def require_name(name: str) -> None:
-    """Refuse what cannot be the name of an adapter.
+    """Refuse an invalid name of an adapter.
+
+    Args:
+        name: The name.
 
     Raises:
-        ConfigError: It is no string, has dots, or is an attribute that every module has.
+        ConfigError: It is not a string, is empty, has dots, or is an attribute of ``nn.Module``.
     """
     if not isinstance(name, str) or not name or "." in name or hasattr(nn.Module(), name):
         raise ConfigError(
-            f"an adapter's name must be a string without dots that is no attribute of a module, got {name!r}"
+            f"an adapter's name must be a string without dots that is not an attribute of a module, got {name!r}"
         )
 
 
@@ -198,9 +206,9 @@ def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
 
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
     try:
-        given = [1.0] * count if weights is None else [float(weight) for weight in weights]
+        numbers = [1.0] * count if weights is None else [float(weight) for weight in weights]
     except (TypeError, ValueError):
-        given = []
-    if len(given) != count or not all(0 <= weight < math.inf for weight in given) or not sum(given) > 0:
+        numbers = []
+    if len(numbers) != count or not all(0 <= number < math.inf for number in numbers) or not sum(numbers) > 0:
         raise ConfigError(f"weights must be {count} finite numbers >= 0, not all of them 0, got {weights!r}")
-    return [weight / sum(given) for weight in given]
+    return [number / sum(numbers) for number in numbers]

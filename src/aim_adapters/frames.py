@@ -1,4 +1,4 @@
-"""Change the number of frames of a wrapped model."""
+"""The number of frames of a wrapped model, and how it is changed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from aim_adapters.layers import is_temporal, resize_temporal_bias, resize_tempor
 def set_num_frames(model: nn.Module, num_frames: int) -> None:
     """Change the number of frames per clip, interpolating the temporal embedding or biases linearly.
 
-    Everything else of a wrapped model does not depend on the number of frames. The resized parameters are new objects,
-    so an optimizer that was made before holds dead ones: make it anew. A warning says so, and what was interpolated.
+    Nothing else in a wrapped model depends on the number of frames. The resized parameters are new objects: an
+    optimizer made before still holds the old ones, so create a new one. A warning says this, and what was interpolated.
 
     Args:
         model: A wrapped model.
-        num_frames: Frames per input clip, >= 1; a multiple of the tubelet size.
+        num_frames: Frames per input clip, >= 1 and a multiple of the tubelet size.
 
     Raises:
         ConfigError: ``num_frames`` is not such a number.
@@ -50,12 +50,15 @@ def set_num_frames(model: nn.Module, num_frames: int) -> None:
 
 
 def resize_temporal(key: str, tensor: Tensor, num_frames: int) -> Tensor:
-    """Interpolate a tensor that depends on the number of frames.
+    """Interpolate a temporal embedding or bias to another number of frames.
 
     Args:
-        key: Its key, which tells what it is.
-        tensor: ``[1, T, D]`` or ``[2T-1, H]``.
-        num_frames: The new T, as attention sees it.
+        key: Its key in a checkpoint, which tells the two apart.
+        tensor: Temporal embedding ``[1, T, D]`` or relative temporal biases ``[2T-1, H]``.
+        num_frames: The new T, after tubelets.
+
+    Returns:
+        The resized tensor, detached, in the dtype of ``tensor``.
 
     Raises:
         CheckpointError: The tensor has another number of dimensions.

@@ -1,4 +1,4 @@
-"""Name, count and group the parameters that train."""
+"""The parameters that train: their names, numbers and groups for an optimizer."""
 
 from __future__ import annotations
 
@@ -13,14 +13,23 @@ from aim_adapters.layers import is_temporal
 
 
 class ParameterCount(NamedTuple):
-    """Numbers of parameters that take part in the video model; what our copies bypass does not count."""
+    """The numbers of active parameters of a video model.
+
+    Attributes:
+        trainable: Parameters that train.
+        total: All active parameters; the frozen norm and head that a trained copy replaces are not counted.
+    """
 
     trainable: int
     total: int
 
 
 def declared_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return every parameter of the adapters that run, with its key in a checkpoint, of every wrapped model inside."""
+    """Return the parameters of the adapters that run in ``model``, each with its key in a checkpoint.
+
+    Args:
+        model: Any module.
+    """
     return [
         (key, tensor)
         for state in states(model)
@@ -36,6 +45,7 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
         model: A wrapped model, itself possibly wrapped by DDP, FSDP2 or ``torch.compile``.
 
     Raises:
+        TypeError: ``model`` is not a module.
         StateError: The model is not wrapped.
     """
     find_roots(model)
@@ -47,12 +57,13 @@ def adapter_param_groups(model: nn.Module, weight_decay: float) -> list[dict[str
 
     Args:
         model: A wrapped model.
-        weight_decay: Decay of the first group, >= 0 (the paper: 0.05).
+        weight_decay: Weight decay of the first group, >= 0 (0.05 in the paper).
 
     Returns:
-        One or two groups ``{"params": [...], "weight_decay": ...}``; frozen parameters are in none.
+        One or two groups ``{"params": [...], "weight_decay": ...}``, without frozen parameters.
 
     Raises:
+        TypeError: ``model`` is not a module.
         StateError: The model is not wrapped.
         ConfigError: ``weight_decay`` is negative or not a number.
     """
@@ -73,29 +84,29 @@ def adapter_param_groups(model: nn.Module, weight_decay: float) -> list[dict[str
 def count_parameters(model: nn.Module) -> ParameterCount:
     """Count the active parameters of a wrapped model.
 
-    Active: the image model's, except those in whose place our copies run, and ours. So the frozen norm and head
-    that a trained copy replaces are not counted twice, as in the paper's tables, and of several adapters only the one
-    that runs counts.
+    These are the image model's, without the frozen norm and head that a trained copy replaces, and those of the adapter
+    that runs. The paper's tables count in the same way.
 
     Args:
         model: A wrapped model.
 
     Raises:
+        TypeError: ``model`` is not a module.
         StateError: The model is not wrapped.
     """
-    bypassed = [f"{found.path}.{name}" for found in find_roots(model) for name in found.state.bypassed]
+    bypassed = [f"{wrapped.path}.{name}" for wrapped in find_roots(model) for name in wrapped.state.bypassed]
     ours = [parameter for _, parameter in declared_parameters(model)]
     trainable = sum(parameter.numel() for parameter in ours if parameter.requires_grad)
     return ParameterCount(trainable, sum(map(Tensor.numel, ours)) + _count_base(model, bypassed))
 
 
 def count_adapter(model: nn.Module, wrapped: WrappedModel, adapter: FoundAdapter) -> ParameterCount:
-    """Count the parameters that are active when one adapter runs, whether it does or not, as if all of it trained.
+    """Count the parameters that are active while a given adapter runs, all of its own counted as trainable.
 
     Args:
         model: A wrapped model with one root.
-        wrapped: What `only_root` found in it.
-        adapter: One of its adapters.
+        wrapped: Result of `only_root` for it.
+        adapter: One of its adapters, which may be idle.
     """
     ours = sum(tensor.numel() for tensor in adapter.tensors.values() if isinstance(tensor, nn.Parameter))
     bypassed = [f"{wrapped.path}.{name}" for name in adapter.state.bypassed]
@@ -103,8 +114,8 @@ def count_adapter(model: nn.Module, wrapped: WrappedModel, adapter: FoundAdapter
 
 
 def _count_base(model: nn.Module, bypassed: Iterable[str]) -> int:
-    """Count the image model's parameters, except those in whose place copies run."""
-    ours = {id(p) for each in model.modules() if isinstance(each, AIMState) for p in each.parameters()}
+    """Count the image model's parameters, except those that a trained copy replaces."""
+    ours = {id(p) for module in model.modules() if isinstance(module, AIMState) for p in module.parameters()}
     skipped = {canonical_path(name.lstrip(".")) for name in bypassed}
     return sum(
         p.numel() for name, p in model.named_parameters() if id(p) not in ours and canonical_path(name) not in skipped
@@ -118,6 +129,7 @@ def print_trainable_parameters(model: nn.Module) -> None:
         model: A wrapped model.
 
     Raises:
+        TypeError: ``model`` is not a module.
         StateError: The model is not wrapped.
     """
     count = count_parameters(model)

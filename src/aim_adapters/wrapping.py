@@ -1,6 +1,6 @@
-"""Turn an image transformer into a video model in place, and back.
+"""Image transformers turned into video models in place, and back.
 
-Everything is validated and every new part is built before the first change, so a wrap that fails changes nothing.
+All checks are made and all new modules are built before the first change, so a failed wrap changes nothing.
 """
 
 from __future__ import annotations
@@ -57,36 +57,37 @@ def wrap_image_model(
 ) -> ModelT:
     """Turn a pre-trained image transformer into a video model, in place (AIM, ICLR 2023).
 
-    The image model's own parameters are frozen and never changed; adapters, temporal embedding, a copy of the final
-    norm and the classification layer train. At the start the video model equals the image model averaged over
-    frames. The model then takes ``[B, T, C, H, W]``, ``[B, C, T, H, W]`` or flat ``[B*T, C, H, W]`` and returns what
-    it returned for an image, once per clip.
+    The image model's own parameters are frozen and never changed. What trains are the adapters, the temporal embedding,
+    a copy of the final norm, and the classification layer. Before training, the video model equals the image model
+    averaged over frames. Its input is a floating-point video ``[B, T, C, H, W]``, ``[B, C, T, H, W]`` or flat
+    ``[B*T, C, H, W]``, normalized as the image model's; its output is the image model's, once per clip.
 
     Args:
         model: A supported image transformer (see `list_backbones`), or a CLIP model that holds one.
         num_frames: Frames per input clip, T >= 1.
-        bottleneck: Width of an adapter as a share of the model's width (Table 8).
+        bottleneck: Width of an adapter as a fraction of the model's width (Table 8).
         scale: Factor on the joint adapter (Eq. 5).
-        num_classes: ``None``: a trainable copy of the model's own classification layer if it has one; ``K``: a new
-            layer with K outputs; ``0``: features.
+        num_classes: ``None``: a trainable copy of the model's own classification layer, if it has one. ``K``: a new
+            layer with K outputs. ``0``: no layer; the model returns features.
         components: Which of ``"temporal"``, ``"spatial"``, ``"joint"`` to add (Table 1).
-        layers: ``"all"``, ``"bottom_half"``, ``"top_half"``, ``"alternate"`` or block indices (Table 7). Below the
-            first adapted block nothing records a graph: the temporal embedding enters there.
-        temporal_input_adapter: Add an adapter with an inner skip in front of temporal attention (SSv2).
-        drop_path: Highest stochastic depth rate, in [0, 1), rising linearly with depth.
-        head_dropout: Dropout rate in front of the classification layer, in [0, 1).
-        train_norm: Train a copy of the final norm.
+        layers: ``"all"``, ``"bottom_half"``, ``"top_half"``, ``"alternate"`` or block indices (Table 7). The temporal
+            embedding is added before the first adapted block, so no gradients are computed below it.
+        temporal_input_adapter: Add an adapter with a skip connection before temporal attention (used for SSv2).
+        drop_path: Stochastic depth rate of the last block, in [0, 1); rates rise linearly with depth.
+        head_dropout: Dropout rate before the classification layer, in [0, 1).
+        train_norm: Whether a copy of the final norm trains.
         tubelet_size: Consecutive input frames averaged before the patch embedding.
-        attention: ``"auto"``, ``"triton"``, ``"sdpa"`` or ``"eager"``: implementation of temporal attention.
-        input_layout: ``"auto"``, ``"BTCHW"`` or ``"BCTHW"``: how 5-D input is read.
+        attention: Implementation of temporal attention: ``"auto"``, ``"triton"``, ``"sdpa"`` or ``"eager"``.
+        input_layout: Layout of 5-D input: ``"auto"``, ``"BTCHW"`` or ``"BCTHW"``.
 
     Returns:
         The same object.
 
     Raises:
         TypeError: ``model`` is not a module.
-        ConfigError: A setting is wrong, or does not fit the model.
-        StateError: The model is wrapped already, or was compiled, sharded or wrapped by another library before.
+        ConfigError: A setting is invalid, or does not fit the model.
+        StateError: The model is wrapped already, compiled, sharded or distributed, or the call is made under
+            ``torch.inference_mode``.
         UnsupportedModelError: The model cannot be adapted exactly.
         UnsupportedKernelError: The named attention implementation cannot run.
     """
@@ -108,12 +109,15 @@ def wrap_image_model(
 
 
 def wrap_with_config(model: ModelT, config: AIMConfig, execution: Execution | None = None) -> ModelT:
-    """Wrap as `wrap_image_model` does, from a config.
+    """Wrap an image model as `wrap_image_model` does, with the settings of a config.
 
     Args:
         model: The image model.
         config: The settings.
-        execution: How blocks run; by default as chosen for each.
+        execution: How blocks run; by default the best choice for each block.
+
+    Returns:
+        The same object.
 
     Raises:
         As `wrap_image_model`.
@@ -129,7 +133,7 @@ def wrap_with_config(model: ModelT, config: AIMConfig, execution: Execution | No
 
 
 def make_record(model: nn.Module, anatomy: BackboneAnatomy) -> WrapRecord:
-    """Remember what a later unwrap has to put back.
+    """Return a record of what unwrapping has to restore.
 
     Args:
         model: The image model, not wrapped.
@@ -143,11 +147,11 @@ def make_record(model: nn.Module, anatomy: BackboneAnatomy) -> WrapRecord:
 
 
 def wrap_with_adapter(model: nn.Module, adapter: AdapterSet) -> None:
-    """Freeze an image model and put its first adapter in; undo everything if that fails half-way.
+    """Freeze an image model and install its first adapter; undo everything on an error.
 
     Args:
         model: The image model, not wrapped.
-        adapter: What was built for it.
+        adapter: The adapter that was built for it.
     """
     record = adapter.state.record
     done = False
@@ -165,17 +169,17 @@ def wrap_with_adapter(model: nn.Module, adapter: AdapterSet) -> None:
 
 
 def unwrap_image_model(model: ModelT) -> ModelT:
-    """Give back exactly the image model that was wrapped: types, keys, flags, outputs. Adapters are dropped.
+    """Restore exactly the image model that was wrapped: types, keys, flags and outputs. Adapters are deleted.
 
     Args:
-        model: The object that was given to `wrap_image_model`, or a plain module that holds it.
+        model: The object that was passed to `wrap_image_model`, or a module that contains it.
 
     Returns:
         The same object.
 
     Raises:
         TypeError: ``model`` is not a module.
-        StateError: It is not wrapped, holds several wrapped models, or is sharded or replicated.
+        StateError: It is not wrapped, holds several wrapped models, or is compiled, sharded or distributed.
     """
     path, _, state = only_root(model)
     require_bare(model, "unwrap_image_model", "gather the full state dict and load it into a fresh model")
@@ -193,9 +197,9 @@ def unwrap_image_model(model: ModelT) -> ModelT:
 
 
 def disable_adapters(model: nn.Module) -> AbstractContextManager[None]:
-    """Run the frozen image model itself inside a ``with`` block: frames on their own, outputs averaged over frames.
+    """Run the frozen image model inside a ``with`` block: each frame by itself, outputs averaged over frames.
 
-    Called without ``with``, it does nothing, and warns of that.
+    Without ``with``, the call does nothing and warns about it.
 
     Args:
         model: A wrapped model.
@@ -204,17 +208,18 @@ def disable_adapters(model: nn.Module) -> AbstractContextManager[None]:
         A context manager: ``with aim.disable_adapters(model): ...``
 
     Raises:
+        TypeError: ``model`` is not a module.
         StateError: The model is not wrapped.
     """
-    return _Disabled([found.state for found in find_roots(model)])
+    return _Disabled([wrapped.state for wrapped in find_roots(model)])
 
 
 class _Disabled(AbstractContextManager[None], ContextDecorator):
-    """Adapters that are disabled between `__enter__` and `__exit__`."""
+    """A context in which the adapters of some wrapped models are disabled."""
 
     def __init__(self, states: list[RootState]) -> None:
         self._states = states
-        self._before: list[list[bool]] = []  # one entry for each block that was entered and not left
+        self._before: list[list[bool]] = []  # one entry for each `with` that was entered and not left
         self._used = False
 
     def __call__(self, function: FunctionT) -> FunctionT:
