@@ -1,7 +1,7 @@
-"""Descriptors of the image transformers that can be adapted, one file a family, and the search for the right one.
+"""Descriptors of the image transformers that can be adapted, one file per family, and the registry that finds them.
 
-A file named after its library and family, such as ``timm_vit``, holds a ``BACKBONE`` and is found without being named
-anywhere. Other packages add families with `register_backbone` or the entry point group ``aim_adapters.backbones``.
+A file named after its library and family, such as ``timm_vit``, defines a ``BACKBONE`` and is found automatically.
+Other packages add families with `register_backbone` or the entry point group ``aim_adapters.backbones``.
 """
 
 from aim_adapters.backbones.descriptor import Backbone, BaseRequest

@@ -1,8 +1,8 @@
-"""Build a model so that its weights are read once: nothing is drawn at random, and nothing is copied.
+"""Construction of a model whose weights are read once: none are drawn at random first, none are copied.
 
-The library's own call builds and loads, so its mapping of names, resampling of positions and checks stay in force.
-Meanwhile parameters have no storage, and loading a state dict makes its tensors the parameters. Buffers are made as
-ever: many (rotary tables, positions in windows) are in no file.
+The library's own function builds and loads, so its mapping of names, resampling of positions and checks apply. While it
+runs, parameters have no storage, and loading a state dict makes its tensors the parameters. Buffers are made as usual:
+many (rotary tables, positions in windows) are in no file.
 
 A tensor of a mapped file begins wherever the one before it ends, not at a multiple of 64 bytes as PyTorch allocates.
 On some CPUs the last digit of a product of few rows or columns depends on that (docs/speed.md). Copying such tensors,
@@ -28,20 +28,23 @@ from aim_adapters.backbones.registry import read_anatomy
 
 
 def read_once(create: Callable[[], nn.Module]) -> nn.Module:
-    """Call a library's factory, letting the tensors it loads become the parameters.
+    """Call a library's function that builds a model; the tensors that it loads become the parameters.
 
     Args:
-        create: Builds the model and loads its weights.
+        create: Builds the model and loads its weights. It is called a second time, in the ordinary way, if the
+            constructor computes with its parameters (the stem of a hybrid), or some of them are not filled from a state
+            dict (a classification layer of another size).
 
     Returns:
-        What ``create`` returns. Where the constructor computes with its parameters (a hybrid's stem), or some are
-        filled otherwise than from a state dict, or not at all (a classification layer of another size), it is called
-        again in the ordinary way.
+        What ``create`` returns.
+
+    Raises:
+        As ``create``.
     """
     try:
         with _assigning():
             model = create()
-    except RuntimeError:  # also what is wrong with the weights, which is raised again
+    except RuntimeError:  # an error in the weights themselves is raised again by this call
         return create()
     names = [name for name, _ in model.named_parameters()]
     empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
@@ -54,11 +57,14 @@ def read_once(create: Callable[[], nn.Module]) -> nn.Module:
 
 
 def warn_random(model: nn.Module, names: list[str]) -> None:
-    """Warn about parameters that no file filled, unless they are a classification layer's.
+    """Warn about parameters that were filled from no file, other than those of a classification layer.
 
     Args:
         model: The image model.
-        names: The parameters' names.
+        names: Names of the parameters.
+
+    Raises:
+        UnsupportedModelError: The model cannot be adapted.
     """
     anatomy = read_anatomy(model)
     at = f"{anatomy.root}." if anatomy.root else ""
@@ -74,7 +80,7 @@ def warn_random(model: nn.Module, names: list[str]) -> None:
 
 @contextmanager
 def _assigning() -> Iterator[None]:
-    """Within the block, keep this thread's new parameters without storage until a state dict is loaded."""
+    """Keep new parameters of this thread without storage inside the block, until a state dict is loaded into them."""
     thread = threading.get_ident()
     hooked: dict[nn.Module, RemovableHandle] = {}
     assigned: set[int] = set()
@@ -88,29 +94,29 @@ def _assigning() -> Iterator[None]:
             return None
         return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
 
-    def assign(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any], *_: Any) -> None:
+    def assign(module: nn.Module, tensors: dict[str, Any], prefix: str, metadata: dict[str, Any], *_: Any) -> None:
         metadata["assign_to_params_buffers"] = True
         for name, target in [*module._parameters.items(), *module._buffers.items()]:
-            tensor = state.get(prefix + name)
+            tensor = tensors.get(prefix + name)
             if target is None or not isinstance(tensor, Tensor):
                 continue
-            # As copying would: the model's dtype, storage of its own.
+            # What copying would give: the model's dtype, and separate storage.
             tensor = tensor.to(target.dtype).contiguous()
-            state[prefix + name] = tensor.clone() if tensor.data_ptr() in assigned else tensor
+            tensors[prefix + name] = tensor.clone() if tensor.data_ptr() in assigned else tensor
             assigned.add(tensor.data_ptr())
 
-    handle = register_module_parameter_registration_hook(register)  # type: ignore[arg-type]  # it says None
+    handle = register_module_parameter_registration_hook(register)  # type: ignore[arg-type]  # its stub says None
     try:
         with _StayEmpty():
             yield
     finally:
         handle.remove()
-        for each in hooked.values():
-            each.remove()
+        for hook in hooked.values():
+            hook.remove()
 
 
 class _StayEmpty(TorchFunctionMode):
-    """Let factories treat parameters without storage as any others: make buffers beside them, move the model."""
+    """A mode in which code treats parameters without storage as any others: it makes buffers, and moves the model."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func == _DEVICE and args[0].is_meta:
@@ -120,6 +126,6 @@ class _StayEmpty(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-_DEVICE = torch.Tensor.device.__get__  # what reads the attribute
-# Moving, which is refused where there is no storage, and drawing from a truncated normal, slow where nothing is drawn.
+_DEVICE = torch.Tensor.device.__get__  # the getter of the attribute
+# Moving raises without storage; the steps of a truncated normal are slow even where there is nothing to draw.
 _IDLE = {Tensor.to, Tensor.uniform_, Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_}

@@ -1,4 +1,4 @@
-"""Read the kinds of attention that several families share. Each function gets the attention module first."""
+"""Projections and settings of the attention modules that several families share."""
 
 from __future__ import annotations
 
@@ -12,39 +12,42 @@ from aim_adapters.errors import UnsupportedModelError
 
 
 def refuse_masks(**masks: Any) -> None:
-    """Refuse attention masks handed to an adapted block: they have no meaning along time.
+    """Refuse attention masks passed to an adapted block: they have no meaning along time.
+
+    Args:
+        **masks: The masks by the name of their argument.
 
     Raises:
         UnsupportedModelError: A mask is not None or False.
     """
-    found = [name for name, mask in masks.items() if mask is not None and mask is not False]
-    if found:
+    passed = [name for name, mask in masks.items() if mask is not None and mask is not False]
+    if passed:
         raise UnsupportedModelError(
-            f"an attention mask was passed to an adapted block ({', '.join(found)}); it has no meaning along time: "
+            f"an attention mask was passed to an adapted block ({', '.join(passed)}); it has no meaning along time: "
             "call the model without it"
         )
 
 
 def num_heads(attn: Any) -> int:
-    """Return the number of query heads."""
+    """Return the number of query heads H of an attention module."""
     return int(attn.num_attention_heads if hasattr(attn, "num_attention_heads") else attn.num_heads)
 
 
 def softmax_scale(attn: Any) -> float:
-    """Return the factor on the scores, under the name that timm (``scale``) or transformers (``scaling``) uses."""
+    """Return the factor on the scores: the attribute ``scale`` (timm) or ``scaling`` (transformers) of an attention."""
     return float(attn.scaling if hasattr(attn, "scaling") else attn.scale)
 
 
 def project_qkv(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Project as timm and transformers do: one packed layer ``qkv``, or ``q_proj``, ``k_proj`` and ``v_proj``.
+    """Project tokens as timm and transformers do: by one packed layer, or by three.
 
     Args:
-        attn: The attention; biases may lie beside a packed layer as ``q_bias``, ``k_bias`` and ``v_bias``, and
-            queries and keys may have norms ``q_norm`` and ``k_norm``.
+        attn: The attention. Its layers are ``qkv``, with biases possibly in ``q_bias``, ``k_bias`` and ``v_bias``, or
+            ``q_proj``, ``k_proj`` and ``v_proj``. Queries and keys may have norms ``q_norm`` and ``k_norm``.
         h: Tokens ``[B*T, N, D]``.
 
     Returns:
-        Queries ``[B*T, N, H, d]``, keys and values ``[B*T, N, G, d]``.
+        Queries ``[B*T, N, H, d]``, and keys and values ``[B*T, N, G, d]`` with G heads, in the dtype of the values.
     """
     if getattr(attn, "qkv", None) is not None:
         q, k, v = _project_fused(attn, h).unbind(-3)
@@ -58,14 +61,15 @@ def project_qkv(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def project_packed(attn: Any, h: Tensor) -> Tensor | None:
-    """Project as `project_qkv` does, without taking the three apart; None where they are not written as one.
+    """Project tokens as `project_qkv` does, into one tensor.
 
     Args:
         attn: The attention.
         h: Tokens ``[B*T, N, D]``.
 
     Returns:
-        ``[B*T, N, 3, H, d]``.
+        Queries, keys and values ``[B*T, N, 3, H, d]``, or None for an attention without a packed layer, or with norms
+        of queries and keys.
     """
     norms = (getattr(attn, "q_norm", None), getattr(attn, "k_norm", None))
     if getattr(attn, "qkv", None) is None or not all(isinstance(norm, (nn.Identity, type(None))) for norm in norms):
@@ -83,15 +87,15 @@ def _project_fused(attn: Any, h: Tensor) -> Tensor:
 
 
 def project_out(attn: Any, o: Tensor, h: Tensor) -> Tensor:
-    """Project back as timm and transformers do, with an inner norm and a sigmoid gate where there are any.
+    """Project attended values as timm and transformers do, with an inner norm and a sigmoid gate if there are any.
 
     Args:
-        attn: The attention; its layer is ``proj``, ``out_proj`` or ``o_proj``.
+        attn: The attention; its output projection is ``proj``, ``out_proj`` or ``o_proj``.
         o: Attended values ``[B*T, N, H, d]``.
-        h: What the attention read, ``[B*T, ..., D]``.
+        h: Tokens that the attention read, ``[B*T, ..., D]``.
 
     Returns:
-        In the shape of ``h``.
+        The attention's output, in the shape of ``h``.
     """
     o = o.flatten(-2)  # [B*T, N, H*d]
     if isinstance(getattr(attn, "norm", None), nn.Module):
@@ -104,10 +108,10 @@ def project_out(attn: Any, o: Tensor, h: Tensor) -> Tensor:
 
 
 def project_packed_weights(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Project by the packed weights of ``nn.MultiheadAttention``.
+    """Project tokens by the packed weights of ``nn.MultiheadAttention``.
 
-    It takes a native fast path in evaluation without gradients and another path otherwise, so the kernel would
-    change from call to call; adapted blocks read its weights and run one fused attention in all cases.
+    That module takes a native fast path in evaluation without gradients and another path otherwise, so the kernel would
+    change from call to call. Adapted blocks read its weights instead, and run the same fused attention in all cases.
 
     Args:
         attn: The attention.
@@ -121,14 +125,14 @@ def project_packed_weights(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def packed_weights(attn: Any, h: Tensor) -> Tensor:
-    """Project as `project_packed_weights` does, without taking the three apart.
+    """Project tokens as `project_packed_weights` does, into one tensor.
 
     Args:
         attn: The attention.
         h: Tokens ``[B*T, N, D]``.
 
     Returns:
-        ``[B*T, N, 3, H, d]``.
+        Queries, keys and values ``[B*T, N, 3, H, d]``.
     """
     packed = F.linear(h, attn.in_proj_weight, attn.in_proj_bias)  # [B*T, N, 3*D]
     out: Tensor = packed.unflatten(-1, (3, attn.num_heads, -1))  # [B*T, N, 3, H, d]
@@ -136,17 +140,21 @@ def packed_weights(attn: Any, h: Tensor) -> Tensor:
 
 
 def inverse_root_scale(attn: Any) -> float:
-    """Return ``d ** -0.5``."""
+    """Return ``d ** -0.5`` for the head width d of an attention: the factor on the scores."""
     return float(attn.head_dim**-0.5)
 
 
 def unit_scale(attn: Any) -> float:
-    """Return 1, for attention whose queries carry their scale (cosine attention)."""
+    """Return 1: the factor on the scores of cosine attention, whose queries are scaled already."""
     return 1.0
 
 
 def require_plain_multi_head(attn: nn.MultiheadAttention, *, where: str) -> None:
-    """Refuse the options of ``nn.MultiheadAttention`` that no vision transformer uses.
+    """Refuse options of ``nn.MultiheadAttention`` that no vision transformer uses.
+
+    Args:
+        attn: The attention.
+        where: Its path, for messages.
 
     Raises:
         UnsupportedModelError: It is not batch-first with one packed projection and no extra keys.
@@ -157,9 +165,9 @@ def require_plain_multi_head(attn: nn.MultiheadAttention, *, where: str) -> None
         "bias_k/bias_v": attn.bias_k is not None or attn.bias_v is not None,
         "add_zero_attn": attn.add_zero_attn,
     }
-    found = [name for name, wrong in options.items() if wrong]
-    if found:
+    used = [name for name, is_used in options.items() if is_used]
+    if used:
         raise UnsupportedModelError(
-            f"{where} uses {', '.join(found)}; expected nn.MultiheadAttention with batch_first=True, one packed "
+            f"{where} uses {', '.join(used)}; expected nn.MultiheadAttention with batch_first=True, one packed "
             "projection and no extra keys"
         )

@@ -1,4 +1,4 @@
-"""Fetch the files of a base model, and check what a config says about it."""
+"""The files of a base model, fetched, and the arguments that a config gives for it, checked."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Kind = Literal["classes", "channels", "size", "flag", "word"]
 
 
 def fetch(request: BaseRequest, repo_id: str, *filenames: str) -> Path:
-    """Return the path of the first of several files that a repository on the Hub holds.
+    """Fetch a file from a repository on the Hub, and return its path.
 
     Args:
-        request: Says which revision, and where and how it may be fetched.
+        request: Gives the revision, and how files may be fetched.
         repo_id: ``user/name``.
-        filenames: In order of preference.
+        filenames: Names of the file, in order of preference: the first that the repository holds is fetched.
 
     Raises:
-        CheckpointError: There is no such repository, revision or file, or it cannot be had.
+        CheckpointError: There is no such repository, revision or file, or it cannot be fetched.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -48,15 +48,18 @@ def fetch(request: BaseRequest, repo_id: str, *filenames: str) -> Path:
     return Path(path)
 
 
-def fetch_state(request: BaseRequest, url: str) -> dict[str, Any]:
-    """Return the state dict behind an address that a library names itself. It is read without executing anything.
+def fetch_state_dict(request: BaseRequest, url: str) -> dict[str, Any]:
+    """Fetch a state dict from an address that a library gives. It is read without running any code in it.
 
     Args:
-        request: Says where and how it may be fetched.
-        url: The address, with the start of its hash in its name.
+        request: Says how files may be fetched.
+        url: The address; the file name contains the start of its hash.
+
+    Returns:
+        Tensors by name, on the CPU.
 
     Raises:
-        FileNotFoundError: ``local_files_only``, and it was not fetched before.
+        FileNotFoundError: ``local_files_only``, and the file was not fetched before.
         As torch: it cannot be fetched or read.
     """
     folder = Path(request.cache_dir or Path(torch.hub.get_dir()) / "checkpoints")
@@ -65,19 +68,22 @@ def fetch_state(request: BaseRequest, url: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{file} does not exist, and local_files_only=True forbids to fetch {url}")
     if request.force_download:
         file.unlink(missing_ok=True)
-    state: dict[str, Any] = torch.hub.load_state_dict_from_url(
+    tensors: dict[str, Any] = torch.hub.load_state_dict_from_url(
         url, model_dir=str(folder), map_location="cpu", progress=False, check_hash=True, weights_only=True
     )
-    return state
+    return tensors
 
 
 def checked_arguments(request: BaseRequest, kinds: Mapping[str, Kind]) -> dict[str, Any]:
-    """Return the arguments of a request, which may come from a file that somebody else wrote.
+    """Return the arguments of a request after checking them: they may come from a file that somebody else wrote.
 
     Args:
         request: The request.
-        kinds: What each argument that may appear is: a number of classes, a number of channels, an image size in
-            pixels (one number or two), a truth value, a word.
+        kinds: The arguments that may appear, and the kind of each: a number of classes or channels, an image size in
+            pixels (one number or two), a flag, a word.
+
+    Returns:
+        The arguments, with tuples for lists.
 
     Raises:
         ConfigError: An argument is unknown, or not of its kind.
@@ -88,7 +94,7 @@ def checked_arguments(request: BaseRequest, kinds: Mapping[str, Kind]) -> dict[s
         if kind is None:
             raise ConfigError(f"unknown base model argument {name!r}; expected some of {', '.join(kinds)}")
         if not _FITS[kind](value):
-            raise ConfigError(f"base model argument {name}={value!r} is no {kind} that an image model has")
+            raise ConfigError(f"base model argument {name}={value!r} is not a {kind} that an image model can have")
         checked[name] = tuple(value) if isinstance(value, list) else value
     return checked
 

@@ -1,4 +1,4 @@
-"""Read the branches of a block as tensors, where they are made of plain layers that nothing listens to."""
+"""The weights of a block's branches, for blocks made of known layers without hooks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from aim_adapters.anatomy import AttentionParts, BlockAnatomy, BlockParts, MlpParts, Windows, has_hooks
 
-# By name, as only models of a library that is there can hold its layers. They all normalize in float32 or better.
+# Classes are named, not imported: their library may not be installed. All of these norms compute in float32 or better.
 _NORMS = frozenset(
     {
         "torch.nn.modules.normalization.LayerNorm",
@@ -19,7 +19,7 @@ _NORMS = frozenset(
         "open_clip.transformer.LayerNormFp32",
     }
 )
-# Whose attention is what its layers say; a class from elsewhere may do more.
+# Libraries whose attention is determined by its layers; a class from elsewhere may do more.
 _LIBRARIES = frozenset({"open_clip", "timm", "torch", "torchvision", "transformers"})
 _LINEARS = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 _ACTIVATIONS = {
@@ -44,8 +44,7 @@ _SCALES = frozenset(
         "transformers.models.dinov3_vit.modeling_dinov3_vit.DINOv3ViTLayerScale",
     }
 )
-
-
+# MLPs that are a Sequential, and the layers of the other ones by their names.
 _SEQUENCES = frozenset(
     {
         "torch.nn.modules.container.Sequential",
@@ -67,36 +66,52 @@ _MLPS = {
 }
 
 
-class _NotPlain(Exception):
-    """A part is not of a kind that is read here."""
+class _UnknownPart(Exception):
+    """A part of a branch that cannot be read here."""
 
 
 def plain_parts(block: Any, anatomy: BlockAnatomy) -> BlockParts:
-    """Read a block whose attention knows nothing of its tokens but what they are."""
+    """Return the weights of a block whose spatial attention is ``softmax(scale · q·kᵀ) v`` and nothing else.
+
+    Args:
+        block: The block.
+        anatomy: Its anatomy.
+    """
     return _read(block, anatomy, plain=True)
 
 
 def placed_parts(block: Any, anatomy: BlockAnatomy) -> BlockParts:
-    """Read a block whose attention, among the tokens of a frame, knows of positions or windows too."""
+    """Return the weights of a block whose spatial attention also uses positions or windows.
+
+    Args:
+        block: The block.
+        anatomy: Its anatomy.
+    """
     return _read(block, anatomy, plain=False)
 
 
 def windowed_parts(block: Any, anatomy: BlockAnatomy, windows: Windows) -> BlockParts:
-    """Read a block whose attention stays within windows."""
-    found = _read(block, anatomy, plain=False)
-    if isinstance(found.attention, str):
-        return found
-    return found._replace(attention=found.attention._replace(windows=windows))
+    """Return the weights of a block whose spatial attention stays within windows.
+
+    Args:
+        block: The block.
+        anatomy: Its anatomy.
+        windows: The windows.
+    """
+    parts = _read(block, anatomy, plain=False)
+    if isinstance(parts.attention, str):
+        return parts
+    return parts._replace(attention=parts.attention._replace(windows=windows))
 
 
 def _read(block: Any, anatomy: BlockAnatomy, *, plain: bool) -> BlockParts:
     try:
         attention: AttentionParts | str = _attention(block, anatomy, plain=plain)
-    except _NotPlain as reason:
+    except _UnknownPart as reason:
         attention = reason.args[0]
     try:
         mlp: MlpParts | str = _mlp(block, anatomy)
-    except _NotPlain as reason:
+    except _UnknownPart as reason:
         mlp = reason.args[0]
     return BlockParts(attention, mlp)
 
@@ -104,14 +119,14 @@ def _read(block: Any, anatomy: BlockAnatomy, *, plain: bool) -> BlockParts:
 def _attention(block: Any, anatomy: BlockAnatomy, *, plain: bool) -> AttentionParts:
     attn = getattr(block, anatomy.attention)
     if type(attn).__module__.partition(".")[0] not in _LIBRARIES:
-        raise _NotPlain(f"its attention is a {type(attn).__name__}, which this package does not know")
-    _unheard(attn, anatomy.attention)
+        raise _UnknownPart(f"its attention is a {type(attn).__name__}, which this package does not know")
+    _refuse_hooks(attn, anatomy.attention)
     for name in ("q_norm", "k_norm", "norm", "ln_q", "ln_k", "ln_inner"):
         part = getattr(attn, name, None)
         if isinstance(part, nn.Module) and not isinstance(part, nn.Identity):
-            raise _NotPlain(f"its attention has a {type(part).__name__} inside")
+            raise _UnknownPart(f"its attention has a {type(part).__name__} inside")
     if getattr(attn, "gate", None) is not None or getattr(attn, "head_scale", None) is not None:
-        raise _NotPlain("its attention is gated")
+        raise _UnknownPart("its attention is gated")
     weight, bias = _qkv(attn)
     layer = next(getattr(attn, name) for name in ("proj", "out_proj", "o_proj") if hasattr(attn, name))
     return AttentionParts(
@@ -138,27 +153,27 @@ def _qkv(attn: Any) -> tuple[Tensor, Tensor | None]:
     layers = [_linear(getattr(attn, name, None)) for name in ("q_proj", "k_proj", "v_proj")]
     weights, biases = [weight for weight, _ in layers], [bias for _, bias in layers]
     if any(weight.shape != weights[0].shape for weight in weights):
-        raise _NotPlain("its attention has fewer key and value heads than query heads")
-    given = [bias for bias in biases if bias is not None]
-    if not given:
+        raise _UnknownPart("its attention has fewer key and value heads than query heads")
+    present = next((bias for bias in biases if bias is not None), None)
+    if present is None:
         return torch.cat(weights), None
-    return torch.cat(weights), torch.cat([torch.zeros_like(given[0]) if bias is None else bias for bias in biases])
+    return torch.cat(weights), torch.cat([torch.zeros_like(present) if bias is None else bias for bias in biases])
 
 
 def _mlp(block: Any, anatomy: BlockAnatomy) -> MlpParts:
     mlp = getattr(block, anatomy.mlp)
-    _unheard(mlp, anatomy.mlp)
+    _refuse_hooks(mlp, anatomy.mlp)
     layers = []
     if _full_name(mlp) in _SEQUENCES:
-        layers = [each for each in mlp if not isinstance(each, (nn.Dropout, nn.Identity))]
+        layers = [layer for layer in mlp if not isinstance(layer, (nn.Dropout, nn.Identity))]
     elif _full_name(mlp) in _MLPS:
         names = _MLPS[_full_name(mlp)]
         layers = [getattr(mlp, name) for name in names if not isinstance(getattr(mlp, name), nn.Identity)]
     if len(layers) != 3:
-        raise _NotPlain(f"its MLP is a {type(mlp).__name__}, not two layers around an activation")
+        raise _UnknownPart(f"its MLP is a {type(mlp).__name__}, not two layers around an activation")
     first, act, last = layers
     if first.out_features != last.in_features:
-        raise _NotPlain("its MLP is gated")
+        raise _UnknownPart("its MLP is gated")
     return MlpParts(
         *_norm(block, anatomy.pre_mlp),
         *_linear(first),
@@ -172,8 +187,8 @@ def _mlp(block: Any, anatomy: BlockAnatomy) -> MlpParts:
 def _norm(block: Any, name: str | None) -> tuple[Tensor | None, Tensor | None]:
     norm = None if name is None else getattr(block, name)
     if norm is None or _full_name(norm) not in _NORMS:
-        raise _NotPlain("it has no LayerNorm in front" if norm is None else f"its norm is a {type(norm).__name__}")
-    _unheard(norm, str(name))
+        raise _UnknownPart("it has no LayerNorm in front" if norm is None else f"its norm is a {type(norm).__name__}")
+    _refuse_hooks(norm, str(name))
     return norm.weight, norm.bias
 
 
@@ -183,25 +198,27 @@ def _eps(block: Any, name: str | None) -> float:
 
 def _linear(layer: Any) -> tuple[Tensor, Tensor | None]:
     if type(layer) not in _LINEARS:
-        raise _NotPlain(f"it holds a {type(layer).__name__} in place of a linear layer")
-    _unheard(layer, "linear layer")
-    if type(layer.weight) not in (Tensor, nn.Parameter):  # before several are put together
-        raise _NotPlain("a weight of the image model is a tensor of another kind, as of a quantized or sharded layer")
+        raise _UnknownPart(f"it holds a {type(layer).__name__} in place of a linear layer")
+    _refuse_hooks(layer, "linear layer")
+    if type(layer.weight) not in (Tensor, nn.Parameter):  # checked here, as concatenating would hide it
+        raise _UnknownPart(
+            "a weight of the image model is a tensor of another kind, as of a quantized or sharded layer"
+        )
     return layer.weight, layer.bias
 
 
 def _scale(block: Any, name: str | tuple[str, ...] | None) -> Tensor | None:
     if isinstance(name, tuple):
-        raise _NotPlain(f"behind its branch come {' and '.join(name)}")
+        raise _UnknownPart(f"behind its branch come {' and '.join(name)}")
     part = None if name is None else getattr(block, name)
     if isinstance(part, nn.Identity):
-        _unheard(part, "LayerScale")
+        _refuse_hooks(part, "LayerScale")
         return None
     if part is None or isinstance(part, Tensor):
         return part
     if _full_name(part) not in _SCALES:
-        raise _NotPlain(f"behind its branch comes a {type(part).__name__}")
-    _unheard(part, "LayerScale")
+        raise _UnknownPart(f"behind its branch comes a {type(part).__name__}")
+    _refuse_hooks(part, "LayerScale")
     gamma: Tensor = part.gamma if hasattr(part, "gamma") else part.lambda1
     return gamma
 
@@ -211,8 +228,8 @@ def _activation(act: Any) -> str:
     if name == "torch.nn.modules.activation.GELU":
         return "gelu" if act.approximate == "none" else "gelu_tanh"
     if name not in _ACTIVATIONS:
-        raise _NotPlain(f"its MLP's activation is a {type(act).__name__}")
-    _unheard(act, "activation")
+        raise _UnknownPart(f"its MLP's activation is a {type(act).__name__}")
+    _refuse_hooks(act, "activation")
     return _ACTIVATIONS[name]
 
 
@@ -220,7 +237,7 @@ def _full_name(module: Any) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def _unheard(module: nn.Module, what: str) -> None:
-    for each in (module, *module.children()):  # a child may be what a branch does not need, as dropout
-        if has_hooks(each):
-            raise _NotPlain(f"its {what} has hooks, which a fused branch would not call")
+def _refuse_hooks(module: nn.Module, what: str) -> None:
+    for part in (module, *module.children()):  # also children that a fused branch skips, such as dropout
+        if has_hooks(part):
+            raise _UnknownPart(f"its {what} has hooks, which a fused branch would not call")

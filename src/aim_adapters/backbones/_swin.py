@@ -1,7 +1,7 @@
-"""Read Swin Transformer blocks, version 1 and 2, as timm and torchvision build them.
+"""The blocks of Swin Transformers v1 and v2, as timm and torchvision build them.
 
-As in the reference: the temporal pass runs at each location, on the unshifted blocks, with a relative bias along time
-instead of an embedding; windows and the spatial bias have no part in it. In version 2 the branch ends behind its norm.
+As in the reference, the temporal pass runs at each location, in the unshifted blocks, with a relative bias along time
+instead of an embedding; windows and the spatial bias do not apply to it. In v2 a branch ends after its norm.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aim_adapters.backbones._attention import num_heads, project_out, unit_scale
 
 
 def _split(attn: Any, packed: Tensor) -> Tensor:
-    """Turn ``[B*T, h, w, 3*D]`` into ``[B*T, h*w, 3, H, d]``."""
+    """Split packed projections ``[B*T, h, w, 3*D]`` into heads: ``[B*T, h*w, 3, H, d]``."""
     out: Tensor = packed.flatten(1, 2).unflatten(-1, (3, attn.num_heads, -1))
     return out
 
@@ -33,7 +33,7 @@ def _project_qkv(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _project_qkv_cosine(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Project for cosine attention: unit queries and keys, the learned scale in the queries, keys without bias."""
+    """Project for cosine attention: normalized queries and keys, queries times the learned scale, keys without bias."""
     if getattr(attn, "q_bias", None) is not None:
         bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
     else:
@@ -47,17 +47,17 @@ def _project_qkv_cosine(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _scale(attn: Any) -> float:
-    return float((attn.qkv.out_features // 3 // attn.num_heads) ** -0.5)  # heads may be wider than their share
+    return float((attn.qkv.out_features // 3 // attn.num_heads) ** -0.5)  # the width d of a head may be more than D/H
 
 
 def block_anatomy(version: int, attend: Attend, parts: Parts, *, shifted: bool) -> BlockAnatomy:
-    """Describe a block.
+    """Return the anatomy of a block.
 
     Args:
         version: 1 or 2.
         attend: The library's own windowed attention.
-        parts: Reads a block of version 1 as tensors.
-        shifted: Its windows are shifted (the odd blocks of a stage), so that it does not attend over time.
+        parts: Reads the branches of a block of version 1.
+        shifted: Whether its windows are shifted (the odd blocks of a stage), so that it does not attend over time.
     """
     return BlockAnatomy(
         attention="attn",

@@ -1,4 +1,4 @@
-"""State what timm's transformers have in common, and transformers and torchvision do not."""
+"""Fields and functions that the descriptors of timm's transformers share."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from aim_adapters.errors import ConfigError
 
 
 def final_norm(model: Any) -> str | None:
-    """Return the norm in front of the classification layer: behind the pooling if there is one, else before it."""
+    """Return the name of the norm before the classification layer: the one after the pooling if there is any."""
     return next((name for name in ("fc_norm", "norm") if not isinstance(getattr(model, name), nn.Identity)), None)
 
 
-def facts(model: Any) -> dict[str, Any]:
-    """Return the fields of a BackboneAnatomy that every timm transformer states in the same way."""
+def common_fields(model: Any) -> dict[str, Any]:
+    """Return the fields of a BackboneAnatomy that are read in the same way from every timm transformer."""
     cfg = getattr(model, "pretrained_cfg", None) or {}
     patch_embed = model.patch_embed
-    # The first convolution: hybrids have a whole network in front of the patches.
+    # The first convolution of several: in hybrids a whole network precedes the patches.
     stem = next((module for module in patch_embed.modules() if isinstance(module, nn.Conv2d)), None)
     size = getattr(patch_embed, "img_size", None)
     channels = model.in_chans if stem is None else stem.in_channels
@@ -55,7 +55,7 @@ def facts(model: Any) -> dict[str, Any]:
 
 
 def _name(cfg: dict[str, Any]) -> dict[str, str | None]:
-    """Return name and revision of a model: its entry in timm's registry, or its repository on the Hub."""
+    """Return a model's name and revision: its entry in timm's registry, or its repository on the Hub."""
     architecture, tag, source = cfg.get("architecture"), cfg.get("tag"), cfg.get("source")
     name, revision = f"{architecture}.{tag}" if architecture and tag else architecture, None
     if source == "local-dir":
@@ -67,7 +67,7 @@ def _name(cfg: dict[str, Any]) -> dict[str, str | None]:
 
 
 def hub_id(name: str) -> str | None:
-    """Return the repository that a name of timm stands for: an entry of its registry with a tag, or a repository."""
+    """Return the repository of a name in timm: ``timm/name`` for an entry of its registry with a tag."""
     repo_id = prefixed_hub_id(name)
     if repo_id is not None or "/" in name:
         return repo_id or name
@@ -78,12 +78,13 @@ def build(request: BaseRequest) -> nn.Module:
     """Build a timm model from a name in its registry, a repository on the Hub, or a directory.
 
     Args:
-        request: ``vit_base_patch16_clip_224.openai`` or ``hf-hub:user/name``. Weights are read from safetensors only.
+        request: With a name such as ``vit_base_patch16_clip_224.openai`` or ``hf-hub:user/name``. Weights are read from
+            safetensors only.
 
     Raises:
-        ConfigError: The directory has no safetensors, the registry no weights on the Hub under that name, or an
+        ConfigError: The directory has no safetensors file, the registry has no weights on the Hub for that name, or an
             argument is unknown.
-        CheckpointError: The Hub does not give the files.
+        CheckpointError: The files cannot be fetched from the Hub.
         As timm: it does not know the name, or cannot read the files.
     """
     import timm
@@ -102,7 +103,7 @@ def build(request: BaseRequest) -> nn.Module:
             weights = request.directory / _WEIGHTS
             if not weights.is_file():
                 raise ConfigError(f"{request.directory} holds no {_WEIGHTS}; save it with safe_serialization=True")
-        # The file is named outright: left to look for one, timm would also read pickles.
+        # The file is given explicitly: if timm searched for one, it would also read pickles.
         source |= {"file": str(weights), "custom_load": False}
 
     def create() -> nn.Module:
@@ -112,7 +113,7 @@ def build(request: BaseRequest) -> nn.Module:
 
 
 def _weights_of(name: str) -> str:
-    """Return the repository that holds the weights of a registered model."""
+    """Return the repository with the weights of a model in timm's registry."""
     from timm.models import get_pretrained_cfg
 
     cfg = get_pretrained_cfg(name)
@@ -132,12 +133,12 @@ _ARGUMENTS: dict[str, Kind] = {
 
 
 def block_anatomy(attend: Attend, *, scales: tuple[str, str], parts: Parts = placed_parts) -> BlockAnatomy:
-    """Describe a pre-norm block.
+    """Return the anatomy of a pre-norm block.
 
     Args:
         attend: The block's own attention.
-        scales: Attributes of the LayerScales behind attention and MLP.
-        parts: Reads the block's branches as tensors.
+        scales: Attributes of the LayerScales after attention and MLP.
+        parts: Reads the block's branches.
     """
     return BlockAnatomy(
         attention="attn",
@@ -157,5 +158,9 @@ def block_anatomy(attend: Attend, *, scales: tuple[str, str], parts: Parts = pla
 
 
 def post_norm(block: BlockAnatomy) -> BlockAnatomy:
-    """Describe the same block with its norms behind attention and MLP, and without LayerScale."""
+    """Return the anatomy of the same block with its norms after attention and MLP, and without LayerScale.
+
+    Args:
+        block: The anatomy of the pre-norm block.
+    """
     return dataclasses.replace(block, pre_attention=None, post_attention="norm1", pre_mlp=None, post_mlp="norm2")

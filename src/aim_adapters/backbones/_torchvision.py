@@ -1,11 +1,11 @@
-"""Build torchvision's transformers by name."""
+"""torchvision's transformers, built by name."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from aim_adapters.backbones._assign import read_once
-from aim_adapters.backbones._fetch import Kind, checked_arguments, fetch_state
+from aim_adapters.backbones._fetch import Kind, checked_arguments, fetch_state_dict
 from aim_adapters.backbones.descriptor import BaseRequest
 from aim_adapters.errors import ConfigError
 
@@ -14,34 +14,35 @@ def build(request: BaseRequest) -> nn.Module:
     """Build a torchvision model from its name and that of its weights.
 
     Args:
-        request: ``vit_b_16:IMAGENET1K_V1``. The file is checked against its hash and read without executing anything.
+        request: With a name such as ``vit_b_16:IMAGENET1K_V1``. The file is checked against its hash, and read without
+            running any code in it.
 
     Raises:
-        ConfigError: The model has no such weights, an argument is unknown, or a directory or revision is asked for,
-            which torchvision does not have.
-        As torchvision: it does not know the name, or cannot get the file.
+        ConfigError: The model has no such weights, an argument is unknown, or the request has a directory or a
+            revision, which torchvision does not support.
+        As torchvision: it does not know the name, or cannot fetch the file.
     """
     from torchvision import models
 
     arguments = checked_arguments(request, _ARGUMENTS)
     if request.directory is not None or request.revision is not None:
-        found = f"the directory {request.directory}" if request.directory else f"revision {request.revision!r}"
-        raise ConfigError(f"torchvision builds by name and weights, as vit_b_16:IMAGENET1K_V1; got {found}")
+        got = f"the directory {request.directory}" if request.directory else f"revision {request.revision!r}"
+        raise ConfigError(f"torchvision builds by name and weights, as vit_b_16:IMAGENET1K_V1; got {got}")
     name, _, tag = request.name.partition(":")
     known = models.get_model_weights(name).__members__
     if request.pretrained and tag not in known:
         raise ConfigError(
             f"torchvision has no weights {request.name!r}; expected {name}: and one of {', '.join(known)}"
         )
-    state = fetch_state(request, known[tag].url) if request.pretrained else None
+    tensors = fetch_state_dict(request, known[tag].url) if request.pretrained else None
 
     def create() -> nn.Module:
         model: nn.Module = models.get_model(name, weights=None, **arguments)
-        if state is not None:
-            # A classification layer of another size starts new, as everywhere.
+        if tensors is not None:
+            # A classification layer of another size keeps its random values, as in the other libraries.
             own = model.state_dict()
-            fits = {k: v for k, v in state.items() if not k.startswith("head") or own[k].shape == v.shape}
-            model.load_state_dict(fits, strict=len(fits) == len(state))
+            fitting = {k: v for k, v in tensors.items() if not k.startswith("head") or own[k].shape == v.shape}
+            model.load_state_dict(fitting, strict=len(fitting) == len(tensors))
         return model
 
     return read_once(create) if request.pretrained else create()

@@ -1,4 +1,4 @@
-"""State what the vision models of transformers have in common, and timm and torchvision do not."""
+"""Fields and functions that the descriptors of vision models of transformers share."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def block_anatomy(
     norms: tuple[str, str],
     layer_scales: tuple[str | None, str | None] = (None, None),
 ) -> BlockAnatomy:
-    """Describe a pre-norm block with separate projections.
+    """Return the anatomy of a pre-norm block with separate projections.
 
     Args:
         attend: The family's own attention.
         attention: Attribute of the attention.
-        norms: Attributes of the norms before attention and before the MLP.
-        layer_scales: Attributes of the LayerScales behind them.
+        norms: Attributes of the norms before attention and MLP.
+        layer_scales: Attributes of the LayerScales after attention and MLP.
     """
     return BlockAnatomy(
         attention=attention,
@@ -49,16 +49,35 @@ def block_anatomy(
 
 
 def attend_attention(block: Any, h: Tensor, *args: Any, **options: Any) -> Tensor:
-    """Run a block's own attention where it is named ``attention``, with what the model passes down.
+    """Run a block's own attention, named ``attention``, with the arguments that the model passes down.
 
-    While a model is exported it passes a mask that masks nothing; the caller's masks are refused at the root.
+    While a model is exported, it passes a mask that masks nothing; the caller's masks are refused at the root.
+
+    Args:
+        block: The block.
+        h: Tokens ``[B*T, N, D]``.
+        *args: The model's arguments.
+        **options: The same by name.
+
+    Returns:
+        ``[B*T, N, D]``.
     """
     out: Tensor = block.attention(h, *args, **options)[0]
     return out
 
 
 def attend_self_attn(block: Any, h: Tensor, *args: Any, **options: Any) -> Tensor:
-    """Run a block's own attention where it is named ``self_attn``, with what the model passes down."""
+    """Run a block's own attention, named ``self_attn``, with the arguments that the model passes down.
+
+    Args:
+        block: The block.
+        h: Tokens ``[B*T, N, D]``.
+        *args: The model's arguments.
+        **options: The same by name.
+
+    Returns:
+        ``[B*T, N, D]``.
+    """
     out: Tensor = block.self_attn(h, *args, **options)[0]
     return out
 
@@ -78,24 +97,24 @@ def read_tower(
     root: str = "",
     patch_inputs: tuple[str, ...] = (),
 ) -> BackboneAnatomy:
-    """Read a vision model of transformers.
+    """Return the anatomy of a vision model of transformers.
 
     Args:
-        model: The module whose input is images: the tower itself or a classifier around it.
+        model: The module whose input is images: the tower itself, or a classifier around it.
         family: Name of the descriptor.
         tower: Path of the tower inside ``model``.
         layers: Path of the list of blocks inside the tower.
         block: The blocks' anatomy.
         types: Types of the blocks and of their attention.
-        entry: Path of the entry inside the tower, and ``"input"`` or ``"output"``.
-        norm: Path of the final norm inside the tower, or None where nothing reads it.
+        entry: Path of the entry inside the tower, and its side: ``"input"`` or ``"output"``.
+        norm: Path of the final norm inside the tower, or None if nothing reads its output.
         heads: The classification layers.
-        prefix_tokens: Tokens in front of the patches.
-        patch_inputs: Inputs beside patches cut beforehand, where the model reads those.
-        root: Path of ``model`` in a whole model that compares its output with text.
+        prefix_tokens: Number of tokens in front of the patches.
+        root: Path of ``model`` inside a whole image-text model.
+        patch_inputs: `BackboneAnatomy.patch_inputs`.
 
     Raises:
-        UnsupportedModelError: A block or its attention is of another type.
+        UnsupportedModelError: A block or its attention is of another type, or of another version of transformers.
     """
     config = model.config
     config = getattr(config, "vision_config", config)
@@ -107,9 +126,10 @@ def read_tower(
         if not hasattr(getattr(layer, block.attention), "q_proj"):
             raise UnsupportedModelError(
                 f"{at}{layers}.{index}.{block.attention} has no q_proj: this version of transformers builds "
-                f"{type(layer).__name__} otherwise than the newest; update transformers"
+                f"{type(layer).__name__} differently from the newest; update transformers"
             )
-    convolutions = [name for name, each in model.get_submodule(tower).named_modules() if isinstance(each, nn.Conv2d)]
+    modules = model.get_submodule(tower).named_modules()
+    convolutions = [name for name, module in modules if isinstance(module, nn.Conv2d)]
     size, patch = getattr(config, "image_size", None), config.patch_size
     return BackboneAnatomy(
         family=family,
@@ -138,11 +158,11 @@ def read_tower(
 
 
 def identity(model: Any, *, classes: bool = False) -> dict[str, Any]:
-    """Return the fields of a BackboneAnatomy that say how the model is built again.
+    """Return the fields of a BackboneAnatomy that tell how to build the model again.
 
     Args:
         model: The whole model.
-        classes: It classifies images.
+        classes: Whether it classifies images.
     """
     arguments: dict[str, Any] = {"architecture": type(model).__name__}
     if classes:
@@ -155,12 +175,12 @@ def identity(model: Any, *, classes: bool = False) -> dict[str, Any]:
 
 
 def hub_id(name: str) -> str:
-    """Return the repository that a name stands for: every name that transformers loads is one."""
+    """Return the repository of a name in transformers, where every name is one."""
     return prefixed_hub_id(name) or name
 
 
 def call(arguments: Mapping[str, Any]) -> str | None:
-    """Return the code that is called with a video, or None for towers that read patches cut beforehand.
+    """Return the code to call with a video; None for towers that read patches cut beforehand.
 
     Args:
         arguments: The model's ``build_arguments``.
@@ -175,11 +195,12 @@ def build(request: BaseRequest) -> nn.Module:
     """Build a model of transformers from a repository on the Hub or a directory, without running code found there.
 
     Args:
-        request: ``user/name`` and the name of the model's class.
+        request: With a name ``user/name``, and the name of the model's class as the argument ``architecture``.
 
     Raises:
-        ConfigError: The class is not one of those that can be adapted, or the name is also that of a local path.
-        As transformers: it cannot get or read the files.
+        ConfigError: The class is not one of those that can be adapted, an argument is unknown, or the name is also a
+            local path.
+        As transformers: it cannot fetch or read the files.
     """
     import transformers
 
@@ -192,7 +213,7 @@ def build(request: BaseRequest) -> nn.Module:
     source = request.directory or request.name
     if request.directory is None and Path(request.name).exists():
         raise ConfigError(f"{request.name!r} is a local path as well; pass it as base_model to build from it")
-    where: dict[str, Any] = {
+    fetching: dict[str, Any] = {
         "revision": request.revision or "main",
         "cache_dir": request.cache_dir,
         "token": request.token,
@@ -200,14 +221,14 @@ def build(request: BaseRequest) -> nn.Module:
         "force_download": request.force_download,
     }
     if not request.pretrained:
-        config = cls.config_class.from_pretrained(source, **where, **arguments)
+        config = cls.config_class.from_pretrained(source, **fetching, **arguments)
         config._attn_implementation = None
         untrained: nn.Module = cls(config)
         return untrained
     model: nn.Module
-    # The config of a model may name a kernel on the Hub, whose code would run: left out, transformers chooses its own.
+    # A model's config may name a kernel on the Hub, whose code would run; None lets transformers choose its own.
     options = {"attn_implementation": None, "ignore_mismatched_sizes": True, "output_loading_info": True}
-    model, report = cls.from_pretrained(source, **where, **arguments, **options)
+    model, report = cls.from_pretrained(source, **fetching, **arguments, **options)
     mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
     warn_random(model, [*report["missing_keys"], *mismatched])
     return model
@@ -218,14 +239,14 @@ _FAMILIES = {"clip", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "s
 
 
 def relabel(model: Any, labels: Any) -> Any:
-    """Change the number of classes in a model's config, which its loss reads, or put old ones back.
+    """Change the number of classes in a model's config, which its loss reads, or restore earlier labels.
 
     Args:
         model: A classifier.
         labels: The number of classes, or what an earlier call returned.
 
     Returns:
-        What puts the present labels back.
+        The labels before the call, to restore them.
     """
     config = model.config
     old = (config.id2label, config.label2id)

@@ -1,4 +1,4 @@
-"""What a family of image transformers states about itself, and the request for one of its models."""
+"""The descriptor of a family of image transformers, and the request for one of its models."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ class Backbone:
     Args:
         name: Name of the family, unique.
         library: Top-level package of the models, or ``""`` for models of no library.
-        describes: The models of the family, in a phrase.
+        describes: A phrase that names the models of the family.
         read: ``(model) -> BackboneAnatomy``, or None when the model is not of this family. A model of this family
             that cannot be adapted exactly raises `UnsupportedModelError`.
         build: ``(BaseRequest) -> image model``, for every model of the library; None if models cannot be rebuilt from
             a name.
-        hub_id: ``(name) -> repository on the Hub``, or None when the name is that of no repository; for every model
-            of the library. Model cards link to it. By default only names ``hf-hub:user/name`` are repositories.
-        call: ``(build arguments) -> code`` that is called with a video: ``"model"``, or the method to call instead.
-            None when a model that was built with these arguments reads more than a video. Model cards show it. By
-            default every model of the library is called itself.
+        hub_id: ``(name) -> repository on the Hub``, or None when the name does not stand for one; for every model of
+            the library. Model cards link to it. By default only names ``hf-hub:user/name`` are repositories.
+        call: ``(build arguments) -> code`` to call with a video: ``"model"`` or a method of it; None when a model built
+            with these arguments reads more than a video. For every model of the library; model cards show it. By
+            default it is ``"model"``.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Describe open_clip's image towers: its own ``VisionTransformer``, timm towers, and whole CLIP models."""
+"""The descriptor of open_clip's image towers: its ``VisionTransformer``, timm towers, and whole CLIP models."""
 
 from __future__ import annotations
 
@@ -30,7 +30,14 @@ from aim_adapters.errors import ConfigError, UnsupportedModelError
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
-    """Read an open_clip tower or a whole ``CLIP`` / ``CustomTextCLIP``; None for anything else."""
+    """Return the anatomy of an open_clip tower or a whole ``CLIP`` / ``CustomTextCLIP``; None for other models.
+
+    Args:
+        model: Any module.
+
+    Raises:
+        UnsupportedModelError: The tower is not a transformer, or has blocks that cannot be adapted.
+    """
     from open_clip.model import CLIP, CustomTextCLIP
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
@@ -55,7 +62,7 @@ def _read_vit(model: Any) -> BackboneAnatomy:
     layers = model.transformer.resblocks
     blocks = [_read_block(layers, i, where="transformer.resblocks") for i in range(len(layers))]
     width = model.conv1.out_channels
-    # With an attentional pooler the classification layer reads the pooler's output, of another width.
+    # With an attentional pooler, the classification layer reads the pooler's output, which has another width.
     pooled = width if model.attn_pool is None else model.output_dim
     return BackboneAnatomy(
         family="open_clip_vit",
@@ -74,12 +81,12 @@ def _read_vit(model: Any) -> BackboneAnatomy:
         prefix_tokens=1,
         hidden_when_headed=("proj",),
         class_token_only=_reads_class_token if type(model) is VisionTransformer else None,
-        **_facts(model),
+        **_common_fields(model),
     )
 
 
 def _read_block(layers: Any, index: int, *, where: str) -> BlockAnatomy:
-    """Read one block by the kind of block and of attention that is found."""
+    """Return the anatomy of one block, which depends on its type and the type of its attention."""
     from open_clip.transformer import Attention, CustomResidualAttentionBlock, ResidualAttentionBlock
 
     require_type(layers, str(index), (ResidualAttentionBlock, CustomResidualAttentionBlock), where=where)
@@ -95,7 +102,7 @@ def _read_block(layers: Any, index: int, *, where: str) -> BlockAnatomy:
     return _CUSTOM_BLOCK if isinstance(block, CustomResidualAttentionBlock) else _OWN_ATTENTION_BLOCK
 
 
-def _facts(model: Any) -> dict[str, Any]:
+def _common_fields(model: Any) -> dict[str, Any]:
     from open_clip.transformer import QuickGELU
 
     cfg = getattr(model, "preprocess_cfg", None) or {}
@@ -105,7 +112,7 @@ def _facts(model: Any) -> dict[str, Any]:
         arguments["quick_gelu"] = True
     return {
         "library": "open_clip",
-        "model_name": None,  # open_clip's models do not know it
+        "model_name": None,  # open_clip's models do not record it
         "build_arguments": arguments,
         "image_size": (size, size) if isinstance(size, int) else tuple(size),
         "image_mean": tuple(cfg["mean"]) if "mean" in cfg else None,
@@ -115,7 +122,7 @@ def _facts(model: Any) -> dict[str, Any]:
 
 def _read_timm_tower(model: Any) -> BackboneAnatomy:
     trunk = read_anatomy(model.trunk)
-    # Without a projection of its own the tower projects by the trunk's classification layer.
+    # A tower without a projection uses the trunk's classification layer for it.
     trunk_heads = tuple(dataclasses.replace(head, path=f"trunk.{head.path}") for head in trunk.heads)
     heads = (HeadAnatomy("head"),) if len(model.head) else trunk_heads
     return dataclasses.replace(
@@ -128,7 +135,7 @@ def _read_timm_tower(model: Any) -> BackboneAnatomy:
         heads=tuple(dataclasses.replace(head, classifier=False) for head in heads),
         class_token_only=None if trunk.class_token_only is None else _trunk_reads_class_token,
         blocked_methods=(),
-        **_facts(model),
+        **_common_fields(model),
     )
 
 
@@ -144,11 +151,12 @@ def build(request: BaseRequest) -> nn.Module:
     """Build an open_clip model, or its image tower, from a name and tag, a repository on the Hub, or a directory.
 
     Args:
-        request: ``ViT-B-16:openai`` or ``hf-hub:user/name``. Pickles are read without executing anything.
+        request: With a name such as ``ViT-B-16:openai`` or ``hf-hub:user/name``. Pickles are read without running any
+            code in them.
 
     Raises:
-        ConfigError: The name has no such weights, or an argument is unknown.
-        CheckpointError: The Hub does not give the files.
+        ConfigError: There is no such model, it has no such weights, or an argument is unknown.
+        CheckpointError: The files cannot be fetched from the Hub.
         As open_clip: it cannot read the files.
     """
     import open_clip
@@ -193,7 +201,7 @@ def build(request: BaseRequest) -> nn.Module:
 
 
 def _call(arguments: Mapping[str, Any]) -> str:
-    """Return the code that is called with a video: a whole model calls its image tower by another name."""
+    """Return the code to call with a video: of a whole model, the method that runs its image tower."""
     return "model.encode_image" if arguments.get("part") == "model" else "model"
 
 
@@ -260,7 +268,7 @@ def _attend_own(block: Any, h: Tensor, *args: Any, attn_mask: Tensor | None = No
     return out
 
 
-# open_clip's own attention, which always takes the fused kernel by itself.
+# open_clip's own attention module always takes the fused kernel.
 _OWN_ATTENTION_BLOCK = dataclasses.replace(
     _BLOCK,
     project_qkv=_project_own,

@@ -1,7 +1,7 @@
-"""The families that are known: built-in ones, found by their file, and those that others register.
+"""The known families: built-in ones, found by their files, and those that other packages register.
 
-A built-in descriptor is imported when a model of its library is read, built or described, never before, and no
-descriptor imports its library before it has to: importing this package imports none of them.
+A built-in descriptor is imported only when a model of its library is read, built or described, and its library only
+when a model is read or built: importing this package imports none of the libraries.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def register_backbone(backbone: Backbone) -> Backbone:
         The same descriptor.
 
     Raises:
-        ConfigError: It is not a Backbone, or its name is taken.
-        UnsupportedModelError: A backbone that an installed package announces cannot be imported.
+        ConfigError: ``backbone`` is not a `Backbone`, or its name is taken.
+        UnsupportedModelError: The backbone of another installed package cannot be imported.
     """
     _load_entry_points()
     return _add(backbone)
@@ -60,7 +60,7 @@ def list_backbones() -> list[str]:
     """Return the names of all families, the built-in ones first.
 
     Raises:
-        UnsupportedModelError: A backbone that an installed package announces cannot be imported.
+        UnsupportedModelError: The backbone of an installed package cannot be imported.
     """
     _load_entry_points()
     return [*_built_in_names(), *_registered]
@@ -73,8 +73,8 @@ def read_anatomy(model: nn.Module) -> BackboneAnatomy:
         model: An image model, not wrapped.
 
     Raises:
-        UnsupportedModelError: No descriptor knows the model, the one that does cannot adapt it exactly, or a backbone
-            that an installed package announces cannot be imported.
+        UnsupportedModelError: No family has such models, the model cannot be adapted exactly, or the backbone of an
+            installed package cannot be imported.
     """
     _load_entry_points()
     built_in = [_built_in(name) for name in _built_in_names() if _library(name) in sys.modules]
@@ -95,14 +95,14 @@ def build_base(library: str, request: BaseRequest) -> nn.Module:
 
     Args:
         library: The library it comes from, as in `BackboneAnatomy.library`.
-        request: Which model.
+        request: The model's name and arguments, and how its files may be fetched.
 
     Returns:
         The model, which remembers the name it was built by.
 
     Raises:
-        UnsupportedModelError: No family of that library can be built from a name, or a backbone that an installed
-            package announces cannot be imported.
+        UnsupportedModelError: Models of that library cannot be built from a name, or the backbone of an installed
+            package cannot be imported.
         As the library: it does not know the name, or cannot fetch or read the files.
     """
     _load_entry_points()
@@ -116,11 +116,11 @@ def build_base(library: str, request: BaseRequest) -> nn.Module:
 
 
 class BaseFacts(NamedTuple):
-    """What a model card says about an image model.
+    """Facts about an image model for its card.
 
     Attributes:
-        hub_id: What its name means as a repository on the Hub, or None.
-        call: Code that is called with a video, ``"model"`` or a method of it; None if the model reads more than that.
+        hub_id: The repository on the Hub that its name stands for, or None.
+        call: The code to call with a video: ``"model"`` or a method of it. None if a video is not all that it reads.
     """
 
     hub_id: str | None
@@ -128,14 +128,14 @@ class BaseFacts(NamedTuple):
 
 
 def base_facts(library: str, name: str, arguments: Mapping[str, Any]) -> BaseFacts:
-    """Return what the descriptors of a library know about one of its models; the library may be missing.
+    """Return facts about an image model from the descriptors of its library, which need not be installed.
 
     Args:
         library: The library it comes from, as in `BackboneAnatomy.library`.
-        name: Its name there.
+        name: Its name in that library.
         arguments: Its `BackboneAnatomy.build_arguments`.
     """
-    # A broken package is reported where its models would be read; it must not keep anyone from saving.
+    # A broken package is reported when a model is read; it must not prevent saving.
     with suppress(UnsupportedModelError):
         _load_entry_points()
     backbones = list(_of_library(library))
@@ -145,7 +145,7 @@ def base_facts(library: str, name: str, arguments: Mapping[str, Any]) -> BaseFac
 
 
 def _of_library(library: str) -> Iterator[Backbone]:
-    """Return the families of a library, those that others registered first; the library is not imported."""
+    """Yield the families of a library, registered ones first. The library is not imported."""
     yield from (backbone for backbone in reversed(_registered.values()) if backbone.library == library)
     yield from (_built_in(name) for name in _built_in_names() if _library(name) == library)
 
@@ -184,7 +184,7 @@ def _load_entry_points() -> None:
 
 
 def _nearest(name: str) -> str:
-    """Return the family most like a model's class: of its kind and library, of its kind, or a plain ViT."""
+    """Return the family most like a model's class: of the same kind and library, of the same kind, or a plain ViT."""
     families, library = list_backbones(), name.partition(".")[0]
     same_kind = [family for family in families if family.rpartition("_")[2] in name.lower()]
     same_library = [family for family in same_kind if family.startswith(library)]
@@ -193,7 +193,7 @@ def _nearest(name: str) -> str:
 
 
 def _block_hint(model: nn.Module) -> str:
-    """Return a note that names the repeated module: what an author of a descriptor looks for first."""
+    """Return a note on the type of the repeated module, which the author of a descriptor needs first."""
     for module in model.modules():
         if isinstance(module, (nn.Sequential, nn.ModuleList)) and len(module) > 1:
             kinds = {type(child) for child in module}

@@ -1,4 +1,4 @@
-"""Describe timm's ``Beit`` (BEiT, BEiT v2). Its relative position bias is spatial and is not applied along time."""
+"""The descriptor of timm's ``Beit`` (BEiT, BEiT v2), whose relative position bias is not applied along time."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy, require_type
-from aim_adapters.backbones._timm import block_anatomy, build, facts, final_norm, hub_id
+from aim_adapters.backbones._timm import block_anatomy, build, common_fields, final_norm, hub_id
 from aim_adapters.backbones.descriptor import Backbone
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
-    """Read a timm ``Beit``; None for anything else."""
+    """Return the anatomy of a timm ``Beit``; None for other models.
+
+    Args:
+        model: Any module.
+
+    Raises:
+        UnsupportedModelError: A block or its attention is of another type.
+    """
     from timm.models.beit import Attention, Beit, Block
 
     if not isinstance(model, Beit):
@@ -30,7 +37,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
         heads=(HeadAnatomy("head"),),
         output_width=model.embed_dim,
         prefix_tokens=model.num_prefix_tokens,
-        **facts(model),
+        **common_fields(model),
     )
 
 

@@ -1,7 +1,7 @@
-"""Describe timm's ``Eva``: EVA, EVA-02, DINOv3, Perception Encoder and rotary ViTs, pre-norm and post-norm.
+"""The descriptor of timm's ``Eva``: EVA, EVA-02, DINOv3, Perception Encoder and rotary ViTs, pre-norm and post-norm.
 
-Rotary positions are spatial: the frames of a token share one position, so they cancel along time and are not applied
-there.
+Rotary positions are spatial. A token has the same position in all frames, so they would cancel along time and are not
+applied there.
 """
 
 from __future__ import annotations
@@ -12,12 +12,19 @@ from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
 from aim_adapters.backbones._attention import refuse_masks
-from aim_adapters.backbones._timm import block_anatomy, build, facts, final_norm, hub_id, post_norm
+from aim_adapters.backbones._timm import block_anatomy, build, common_fields, final_norm, hub_id, post_norm
 from aim_adapters.backbones.descriptor import Backbone
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
-    """Read a timm ``Eva``; None for anything else."""
+    """Return the anatomy of a timm ``Eva``; None for other models.
+
+    Args:
+        model: Any module.
+
+    Raises:
+        UnsupportedModelError: A block or its attention is of another type.
+    """
     from timm.layers import AttentionRope
     from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 
@@ -37,7 +44,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
         heads=(HeadAnatomy("head"),),
         output_width=model.embed_dim,
         prefix_tokens=model.num_prefix_tokens,
-        **facts(model),
+        **common_fields(model),
     )
 
 

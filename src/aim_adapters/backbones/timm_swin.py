@@ -1,4 +1,4 @@
-"""Describe timm's ``SwinTransformer`` and ``SwinTransformerV2``."""
+"""The descriptor of timm's ``SwinTransformer`` and ``SwinTransformerV2``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from torch import Tensor, nn
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, BlockParts, HeadAnatomy, Windows, require_type
 from aim_adapters.backbones._parts import windowed_parts
 from aim_adapters.backbones._swin import block_anatomy
-from aim_adapters.backbones._timm import build, facts, hub_id
+from aim_adapters.backbones._timm import build, common_fields, hub_id
 from aim_adapters.backbones.descriptor import Backbone
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
-    """Read a timm ``SwinTransformer`` or ``SwinTransformerV2``; None for anything else."""
+    """Return the anatomy of a timm ``SwinTransformer`` or ``SwinTransformerV2``; None for other models.
+
+    Args:
+        model: Any module.
+
+    Raises:
+        UnsupportedModelError: A block or its attention is of another type.
+    """
     from timm.models import swin_transformer as v1
     from timm.models import swin_transformer_v2 as v2
 
@@ -31,7 +38,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
             path = f"layers.{stage}.blocks.{index}"
             require_type(layer.blocks, str(index), (block_type,), where=f"layers.{stage}.blocks")
             require_type(block, "attn", (attention_type,), where=path)
-            # The index decides: timm sets the shift of a stage that is one window wide to 0 on every block.
+            # Judged by the index: in a stage that one window covers, timm sets the shift of every block to 0.
             blocks.append((path, block_anatomy(version, _attend, _parts, shifted=index % 2 == 1)))
             widths.append(block.dim)
     return BackboneAnatomy(
@@ -44,7 +51,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
         heads=(HeadAnatomy("head.fc"),),
         output_width=model.num_features,
         prefix_tokens=0,
-        **facts(model),
+        **common_fields(model),
     )
 
 
@@ -54,7 +61,7 @@ def _attend(block: Any, h: Tensor) -> Tensor:
 
 
 def _parts(block: Any, anatomy: BlockAnatomy) -> BlockParts:
-    # timm decides when it builds, or is told to shift always.
+    # timm fixes the shift when it builds the block, whatever the size of the frame at a call.
     bias = block.attn._get_rel_pos_bias().squeeze(0)
     windows = Windows(tuple(block.window_size), tuple(block.shift_size), bias, always_shifted=True)
     return windowed_parts(block, anatomy, windows)

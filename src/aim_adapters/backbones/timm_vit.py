@@ -1,7 +1,7 @@
-"""Describe timm's ``VisionTransformer`` (and its distilled sub-class) with plain ``Block`` or ``ResPostBlock``.
+"""The descriptor of timm's ``VisionTransformer`` (and its distilled subclass) with ``Block`` or ``ResPostBlock``.
 
-Class-token, average, attention and register-token pooling, LayerScale, query/key norm, pre-norm and dynamic image
-size need nothing of their own: the final norm and the head are the modules that the model itself uses.
+Class-token, average, attention and register-token pooling, LayerScale, query/key norm, pre-norm and dynamic image size
+need no special case: the final norm and the head are the modules that the model itself uses.
 """
 
 from __future__ import annotations
@@ -13,12 +13,19 @@ from torch import Tensor, nn
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
 from aim_adapters.backbones._attention import refuse_masks
 from aim_adapters.backbones._parts import plain_parts
-from aim_adapters.backbones._timm import block_anatomy, build, facts, final_norm, hub_id, post_norm
+from aim_adapters.backbones._timm import block_anatomy, build, common_fields, final_norm, hub_id, post_norm
 from aim_adapters.backbones.descriptor import Backbone
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
-    """Read a timm ``VisionTransformer``; None for anything else."""
+    """Return the anatomy of a timm ``VisionTransformer``; None for other models.
+
+    Args:
+        model: Any module.
+
+    Raises:
+        UnsupportedModelError: A block or its attention is of another type.
+    """
     from timm.layers import Attention
     from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 
@@ -39,12 +46,16 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
         output_width=model.embed_dim,
         prefix_tokens=model.num_prefix_tokens,
         class_token_only=reads_class_token if type(model) is VisionTransformer else None,
-        **facts(model),
+        **common_fields(model),
     )
 
 
 def reads_class_token(model: Any) -> bool:
-    """Tell whether a ``VisionTransformer``, and no sub-class, pools the first token alone."""
+    """Return whether a timm ``VisionTransformer`` pools only the first token.
+
+    Args:
+        model: A ``VisionTransformer`` itself; a subclass may read other tokens.
+    """
     return bool(model.global_pool == "token" and model.attn_pool is None)
 
 

@@ -1,4 +1,4 @@
-"""Describe torchvision's ``SwinTransformer``, version 1 and 2."""
+"""The descriptor of torchvision's ``SwinTransformer``, v1 and v2."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from aim_adapters.errors import UnsupportedModelError
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
-    """Read a torchvision ``SwinTransformer``; None for anything else."""
+    """Return the anatomy of a torchvision ``SwinTransformer``; None for other models.
+
+    Args:
+        model: Any module.
+
+    Raises:
+        UnsupportedModelError: A block or its attention is of another type.
+    """
     from torchvision.models import swin_transformer as swin
 
     if not isinstance(model, swin.SwinTransformer):
@@ -27,7 +34,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
     features: Any = model.features
     for stage, layer in enumerate(features):
         if not isinstance(layer, nn.Sequential) or isinstance(layer[0], nn.Conv2d):
-            continue  # the patch embedding and the patch merging between stages
+            continue  # the patch embedding, or the patch merging between two stages
         stage_blocks: Any = layer
         for index, block in enumerate(stage_blocks):
             path = f"features.{stage}.{index}"

@@ -1,4 +1,4 @@
-"""Describe torchvision's ``VisionTransformer``."""
+"""The descriptor of torchvision's ``VisionTransformer``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ from aim_adapters.backbones.descriptor import Backbone
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
-    """Read a torchvision ``VisionTransformer``; None for anything else."""
+    """Return the anatomy of a torchvision ``VisionTransformer``; None for other models.
+
+    Args:
+        model: Any module.
+
+    Raises:
+        UnsupportedModelError: A block or its attention is of another type.
+    """
     from torchvision.models.vision_transformer import EncoderBlock, VisionTransformer
 
     if not isinstance(model, VisionTransformer):
@@ -42,7 +49,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
         entry="encoder.dropout",
         entry_side="input",
         norm="encoder.ln",
-        # The last layer alone: a Sequential would run a child of ours.
+        # The last layer, not the Sequential around it, which would run the container added to it.
         heads=(HeadAnatomy("heads.head"),),
         output_width=model.representation_size or model.hidden_dim,
         in_channels=stem.in_channels,

@@ -1,4 +1,4 @@
-"""Describe CLIP, SigLIP and SigLIP 2 of transformers: image towers, whole models, and image classifiers."""
+"""The descriptor of CLIP, SigLIP and SigLIP 2 of transformers: image towers, whole models, and image classifiers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ from aim_adapters.backbones.descriptor import Backbone
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
-    """Read a CLIP or SigLIP of transformers; None for anything else."""
+    """Return the anatomy of a CLIP or SigLIP of transformers; None for other models.
+
+    Args:
+        model: Any module.
+
+    Raises:
+        UnsupportedModelError: A block or its attention is of another type.
+    """
     from transformers.models.clip import modeling_clip as clip
     from transformers.models.siglip import modeling_siglip as siglip
     from transformers.models.siglip2 import modeling_siglip2 as siglip2
@@ -48,7 +55,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
     if isinstance(model, clip.CLIPVisionModelWithProjection):
         return _read(model, "vision_model", **clip_tower)
     if isinstance(model, clip.CLIPForImageClassification):
-        # It averages patch tokens in front of the final norm, so nothing reads that norm's output.
+        # It averages patch tokens before the final norm, so nothing reads the norm's output.
         return _read(model, "vision_model", heads=head, **{**clip_tower, "norm": None})
     if isinstance(model, siglip.SiglipVisionModel):
         return _read(model, "", **siglip_tower)

@@ -1,4 +1,4 @@
-"""Describe DINOv2 (with and without registers) and DINOv3 ViT of transformers."""
+"""The descriptor of DINOv2 (with and without registers) and DINOv3 ViT of transformers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from aim_adapters.backbones.descriptor import Backbone
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
-    """Read a DINOv2 or DINOv3 ViT of transformers; None for anything else."""
+    """Return the anatomy of a DINOv2 or DINOv3 ViT of transformers; None for other models.
+
+    Args:
+        model: Any module.
+
+    Raises:
+        UnsupportedModelError: A block or its attention is of another type.
+    """
     from transformers.models.dinov2 import modeling_dinov2 as v2
     from transformers.models.dinov2_with_registers import modeling_dinov2_with_registers as registers
     from transformers.models.dinov3_vit import modeling_dinov3_vit as v3

@@ -1,4 +1,4 @@
-"""Describe ViT and DeiT of transformers, alone or under their image classifiers."""
+"""The descriptor of ViT and DeiT of transformers, alone or inside their image classifiers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from aim_adapters.backbones.descriptor import Backbone
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
-    """Read a ViT or DeiT of transformers; None for anything else."""
+    """Return the anatomy of a ViT or DeiT of transformers; None for other models.
+
+    Args:
+        model: Any module.
+
+    Raises:
+        UnsupportedModelError: A block or its attention is of another type.
+    """
     from transformers.models.deit import modeling_deit as deit
     from transformers.models.vit import modeling_vit as vit
 
