@@ -1,4 +1,4 @@
-"""Find the tensors of an image model by their role, whatever library holds it; compare and fill them."""
+"""The parameters of an image model by their role, which does not depend on its library: compared and filled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from aim_adapters.anatomy import BackboneAnatomy
 from aim_adapters.errors import CheckpointError
 
-# Names of the projections of every library, in the order in which a packed one holds queries, keys and values.
+# Names of the attention's projections in all libraries; queries, keys and values in the order of a packed projection.
 _ATTENTION = {
     "qkv": "qkv", "in_proj": "qkv", "q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv",
     "proj": "out", "out_proj": "out", "o_proj": "out",
@@ -21,36 +21,39 @@ Roles = dict[str, list[str]]
 
 
 def find_roles(root: nn.Module, anatomy: BackboneAnatomy) -> Roles:
-    """Return the names of the parameters in each role; several where one is split in queries, keys and values.
+    """Return the names of a model's parameters by role.
 
-    The final norm and the classification layers have none: the reference trained its own. A parameter whose role is
-    not known is returned under its own name.
+    The final norm and the classification layers have no role: the reference trained its own.
 
     Args:
         root: The module that the anatomy describes.
         anatomy: Its anatomy.
+
+    Returns:
+        The names of each role: one, or those of separate queries, keys and values. The role of an unknown parameter is
+        its own name.
     """
-    apart = [path for path in (anatomy.norm, *(head.path for head in anatomy.heads)) if path]
-    found: list[tuple[str, int, str]] = []
+    excluded = [path for path in (anatomy.norm, *(head.path for head in anatomy.heads)) if path]
+    entries: list[tuple[str, int, str]] = []
     for name, parameter in root.named_parameters():
-        if name in anatomy.hidden_when_headed or name.startswith(tuple(f"{path}." for path in apart)):
+        if name in anatomy.hidden_when_headed or name.startswith(tuple(f"{path}." for path in excluded)):
             continue
-        inside = next((i for i, (path, _) in enumerate(anatomy.blocks) if name.startswith(f"{path}.")), None)
+        index = next((i for i, (path, _) in enumerate(anatomy.blocks) if name.startswith(f"{path}.")), None)
         role, rank = (
             (_outer_role(root, anatomy, name, parameter), 0)
-            if inside is None
-            else _block_role(root, anatomy, inside, name)
+            if index is None
+            else _block_role(root, anatomy, index, name)
         )
-        found.append((role, rank, name))
+        entries.append((role, rank, name))
     roles: Roles = {}
-    for role, _, name in sorted(found, key=lambda entry: entry[1]):  # stable: as registered, but queries, keys, values
-        one_only = role in ("class", "position") and role in roles  # a second one is something else: registers, a mask
-        roles.setdefault(name if one_only else role, []).append(name)
+    for role, _, name in sorted(entries, key=lambda entry: entry[1]):  # stable: in order of registration, but q, k, v
+        is_second = role in ("class", "position") and role in roles  # registers or a mask token
+        roles.setdefault(name if is_second else role, []).append(name)
     return roles
 
 
 def _block_role(root: nn.Module, anatomy: BackboneAnatomy, index: int, name: str) -> tuple[str, int]:
-    """Return the role of a block's parameter, and its place among several of one role."""
+    """Return the role of a block's parameter, and its place among the parameters of that role."""
     path, block = anatomy.blocks[index]
     rest = name[len(path) + 1 :]
     part, _, inner = rest.partition(".")
@@ -91,40 +94,40 @@ def _outer_role(root: nn.Module, anatomy: BackboneAnatomy, name: str, parameter:
 
 
 def require_same_shapes(root: nn.Module, roles: Roles, base: Mapping[str, Tensor], hint: str) -> None:
-    """Refuse a model that is not of the checkpoint's architecture.
+    """Refuse a model of another architecture than the checkpoint's.
 
     Args:
         root: The model's root.
         roles: Its parameters by role.
         base: The checkpoint's tensors by role.
-        hint: Which models are.
+        hint: The models that fit, for messages.
 
     Raises:
-        CheckpointError: A role is filled on one side only, or by another shape.
+        CheckpointError: The model and the checkpoint have different roles, or different shapes in a role.
     """
-    lacking = [role for role in roles if role not in base]
+    missing = [role for role in roles if role not in base]
     extra = [role for role in base if role not in roles]
-    if lacking or extra:
+    if missing or extra:
         raise CheckpointError(
             f"the backbone in the checkpoint and this model are not built alike: "
-            f"{_list('only the model has', lacking)}{_list('only the checkpoint has', extra)}it fits {hint}"
+            f"{_list('only the model has', missing)}{_list('only the checkpoint has', extra)}it fits {hint}"
         )
     for role, names in roles.items():
-        parts = [root.get_parameter(name) for name in names]
-        rows, file = sum(part.shape[0] for part in parts), base[role]
-        shape = list(parts[0].shape) if len(parts) == 1 else [rows, *parts[0].shape[1:]]
-        if _squeezed(shape) != _squeezed(file.shape):
+        parameters = [root.get_parameter(name) for name in names]
+        rows, tensor = sum(parameter.shape[0] for parameter in parameters), base[role]
+        shape = list(parameters[0].shape) if len(parameters) == 1 else [rows, *parameters[0].shape[1:]]
+        if _squeezed(shape) != _squeezed(tensor.shape):
             why = ""
             if role == "position":
                 why = "; the position table belongs to one image size: build the model for the checkpoint's"
             raise CheckpointError(
-                f"{role} is {list(file.shape)} in the checkpoint and {shape} in the model ({names[0]}){why}. The "
+                f"{role} is {list(tensor.shape)} in the checkpoint and {shape} in the model ({names[0]}){why}. The "
                 f"checkpoint fits {hint}"
             )
 
 
 def _squeezed(shape: Sequence[int]) -> list[int]:
-    """Return a shape without the leading ones that libraries give a [class] token or a table of positions."""
+    """Return a shape without leading ones, which libraries add to [class] tokens and position tables."""
     sizes = list(shape)
     while len(sizes) > 1 and sizes[0] == 1:
         sizes.pop(0)
@@ -136,7 +139,13 @@ def _list(what: str, roles: Sequence[str]) -> str:
 
 
 def split(root: nn.Module, roles: Roles, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the checkpoint's tensors by the names and in the shapes of the model's parameters."""
+    """Return the checkpoint's tensors by the names, and in the shapes, of the model's parameters.
+
+    Args:
+        root: The model's root.
+        roles: Its parameters by role.
+        base: The checkpoint's tensors by role, of the same shapes.
+    """
     values: dict[str, Tensor] = {}
     for role, names in roles.items():
         shapes = [root.get_parameter(name).shape for name in names]
@@ -146,16 +155,16 @@ def split(root: nn.Module, roles: Roles, base: Mapping[str, Tensor]) -> dict[str
 
 
 def require_same_values(root: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Refuse a model whose weights are not those of the checkpoint.
+    """Refuse a model with other weights than the checkpoint's.
 
-    Equal to half precision is enough: some libraries publish in it what others publish in full.
+    They need to be equal in half precision only: some libraries publish in it what others publish in full precision.
 
     Args:
         root: The model's root.
         values: The checkpoint's tensors by the names of the model's parameters.
 
     Raises:
-        CheckpointError: Some differ; the worst are named.
+        CheckpointError: Weights differ; the message names those that differ most.
     """
     differing: dict[str, float] = {}
     for name, value in values.items():
@@ -177,7 +186,12 @@ def require_same_values(root: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 def fill(root: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Write tensors into the model's parameters, which keep their dtype and device."""
+    """Copy tensors into the model's parameters, which keep their dtype and device.
+
+    Args:
+        root: The model's root.
+        values: Tensors by the names of its parameters.
+    """
     with torch.no_grad():
         for name, value in values.items():
             root.get_parameter(name).copy_(value)

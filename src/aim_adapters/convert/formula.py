@@ -1,6 +1,7 @@
-"""Compute what the reference's image model computes, from its tensors alone, and hold a model to it.
+"""The function of the reference's image model, computed from its tensors, and its comparison with a model's.
 
-Activation, epsilon, heads, pooling and the order of things are not tensors: weights can agree and the function differ.
+Activation, epsilon, number of heads, pooling and the order of layers are not tensors, so two models with equal weights
+can compute different functions.
 """
 
 from __future__ import annotations
@@ -23,31 +24,31 @@ from aim_adapters.errors import CheckpointError
 
 
 class Formula:
-    """Run the parts of the reference's image model.
+    """The reference's image model, layer by layer.
 
     Args:
         layout: Kind of model.
-        tensors: Its tensors by role, and the trained final norm as ``norm.weight`` and ``norm.bias``.
-        head_width: Width of an attention head; Swin's tables tell theirs.
+        tensors: Its tensors by role, and the trained final norm as ``norm.weight`` and ``norm.bias``; in one dtype.
+        head_width: Width of an attention head; for Swin it is read from the position tables instead.
     """
 
     def __init__(self, layout: Layout, tensors: Mapping[str, Tensor], head_width: int) -> None:
         self.layout, self.w, self.head_width = layout, tensors, head_width
 
     def norm(self, name: str, x: Tensor) -> Tensor:
-        """Apply a LayerNorm."""
+        """Apply the LayerNorm of this name to ``[..., D]``."""
         return F.layer_norm(x, x.shape[-1:], self.w[f"{name}.weight"], self.w[f"{name}.bias"], self.layout.eps)
 
     def linear(self, name: str, x: Tensor) -> Tensor:
-        """Apply a linear layer."""
+        """Apply the linear layer of this name to ``[..., D]``."""
         return F.linear(x, self.w[f"{name}.weight"], self.w.get(f"{name}.bias"))
 
     def activation(self, x: Tensor) -> Tensor:
-        """Apply the MLP's activation."""
+        """Apply the activation of the MLP elementwise."""
         return x * torch.sigmoid(1.702 * x) if self.layout.quick_gelu else F.gelu(x)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Turn images ``[B, C, H, W]`` into the tokens that block 0 reads, ``[B, N, D]`` or ``[B, h, w, D]``."""
+        """Embed images ``[B, C, H, W]`` as the tokens that block 0 reads, ``[B, N, D]`` or ``[B, h, w, D]``."""
         kernel = self.w["patch.weight"]
         x = F.conv2d(images, kernel, self.w.get("patch.bias"), stride=kernel.shape[-2:]).movedim(1, -1)  # [B, h, w, D]
         if "class" in self.w:
@@ -59,28 +60,45 @@ class Formula:
         return x
 
     def merge(self, stage: int, x: Tensor) -> Tensor:
-        """Merge neighbors between two stages: left column first, each from top to bottom."""
+        """Merge the patches ``[B, h, w, D]`` of a stage to ``[B, h/2, w/2, 2*D]``, neighbors column by column.
+
+        Args:
+            stage: Index of the stage.
+            x: Tokens ``[B, h, w, D]``.
+
+        Raises:
+            CheckpointError: ``h`` or ``w`` is odd.
+        """
         _require_multiple(x, 2)
         x = torch.cat([x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)], -1)  # [B, h/2, w/2, 4*D]
         return self.linear(f"merge.{stage}.reduction", self.norm(f"merge.{stage}.norm", x))
 
     def block(self, index: int, x: Tensor, *, odd: bool) -> Tensor:
-        """Run a block; the odd ones of a Swin's stage shift their windows."""
+        """Run a block.
+
+        Args:
+            index: Index of the block.
+            x: Tokens ``[B, N, D]`` or ``[B, h, w, D]``.
+            odd: Whether it is an odd block of its stage, whose windows are shifted in a Swin.
+
+        Raises:
+            CheckpointError: Windows do not divide ``h`` and ``w``.
+        """
         at = f"blocks.{index}."
         h = self.norm(f"{at}norm1", x)
         x = x + (self._windows(at, h, odd=odd) if f"{at}spatial_bias" in self.w else self._attention(at, h, None))
         return x + self.mlp(index, self.norm(f"{at}norm2", x))
 
     def mlp(self, index: int, h: Tensor) -> Tensor:
-        """Run a block's MLP."""
+        """Run the MLP of a block on ``[..., D]``."""
         return self.linear(f"blocks.{index}.fc2", self.activation(self.linear(f"blocks.{index}.fc1", h)))
 
     def pool(self, x: Tensor) -> Tensor:
-        """Turn the last block's tokens into features ``[B, D]``."""
+        """Pool the last block's tokens to features ``[B, D]``."""
         return self.norm("norm", x[:, 0]) if x.ndim == 3 else self.norm("norm", x).mean((1, 2))
 
     def heads(self, index: int) -> int:
-        """Return the number of heads of a block."""
+        """Return the number of attention heads of a block."""
         table = self.w.get(f"blocks.{index}.spatial_bias")
         dim: int = self.w[f"blocks.{index}.norm1.weight"].shape[0]
         return dim // self.head_width if table is None else table.shape[1]
@@ -103,7 +121,7 @@ class Formula:
         index = (rows[:, None] - rows + size - 1) * (2 * size - 1) + columns[:, None] - columns + size - 1
         bias = table[index].permute(2, 0, 1)  # [H, N, N]
         if shift:
-            # Rolled tokens of opposite borders share a window, and must not see one another.
+            # Rolling brings tokens of opposite borders into one window, where they must not attend to one another.
             marks = [torch.arange(n, device=h.device) for n in (height, width)]
             y, x = ((m >= len(m) - size).int() + (m >= len(m) - shift) for m in marks)
             region = _cut((3 * y[:, None] + x)[None, :, :, None], size).squeeze(-1)  # [1, y, x, N]
@@ -134,17 +152,17 @@ def require_same_function(
 ) -> None:
     """Run the model on one image with the checkpoint's weights in place of its own, and compare each step.
 
-    The model is not changed. In float32 on the CPU, whatever the model's dtype and device.
+    All is computed in float32 on the CPU, whatever the model's dtype and device. The model is not changed.
 
     Args:
         root: The model's root, not wrapped.
         anatomy: Its anatomy.
         roles: The root's parameters by role.
         values: The checkpoint's tensors by the names of the root's parameters.
-        formula: What the reference computes, in float32.
+        formula: The reference's image model, in float32.
 
     Raises:
-        CheckpointError: A step differs; it is named.
+        CheckpointError: A step differs; the message names it.
     """
     own = {**dict(root.named_parameters()), **dict(root.named_buffers()), **values}
     own |= {f"{anatomy.norm}.{leaf}": formula.w[f"norm.{leaf}"] for leaf in ("weight", "bias")}
@@ -166,17 +184,17 @@ def require_same_function(
 
 
 class _Watch:
-    """Compare each step of a model with the reference's on what the model itself feeds it."""
+    """A comparison of each step of a model with the reference's, on the same input."""
 
     def __init__(self, anatomy: BackboneAnatomy, formula: Formula) -> None:
         self.anatomy, self.formula = anatomy, formula
-        self.tokens: Tensor  # what the last block returned
+        self.tokens: Tensor  # output of the latest block
         self.features: Tensor | None = None
 
     def norms(self, root: nn.Module, roles: Roles, tensors: Mapping[str, Tensor]) -> None:
-        """Compare every LayerNorm on tokens of so little variance that its epsilon shows."""
-        found = {role: names[0] for role, names in roles.items() if re.search(r"norm[12]?\.weight$", role)}
-        for role, name in {**found, "norm.weight": f"{self.anatomy.norm}.weight"}.items():
+        """Compare every LayerNorm on tokens of so little variance that its epsilon matters."""
+        weights = {role: names[0] for role, names in roles.items() if re.search(r"norm[12]?\.weight$", role)}
+        for role, name in {**weights, "norm.weight": f"{self.anatomy.norm}.weight"}.items():
             path = name.rpartition(".")[0]
             module, x = root.get_submodule(path), 0.01 * _random(16, tensors[name].shape[0])
             out = functional_call(module, {leaf: tensors[f"{path}.{leaf}"] for leaf in ("weight", "bias")}, x)
@@ -184,6 +202,8 @@ class _Watch:
             self.compare(f"{path} ({why})", out, self.formula.norm(role.removesuffix(".weight"), x), 1e-4)
 
     def block_hook(self, index: int, image: Tensor) -> Any:
+        """Return a forward hook that compares a block, and what comes before it."""
+
         def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
             x, dim = args[0], self.anatomy.block_widths[index]
             widths = self.anatomy.block_widths
@@ -201,10 +221,11 @@ class _Watch:
         return hook
 
     def head_hook(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Record the input of the classification layer."""
         self.features = args[0]
 
     def _mlp_and_heads(self, index: int, module: nn.Module, block: BlockAnatomy) -> None:
-        """Compare the MLP on tokens where its activation shows, and the number of heads."""
+        """Compare the MLP on tokens for which its activation matters, and the number of heads."""
         dim, at = self.anatomy.block_widths[index], f"block {index}"
         x = _random(16, dim)
         why = f" (the reference's activation is {'QuickGELU' if self.formula.layout.quick_gelu else 'the exact GELU'})"
@@ -213,30 +234,31 @@ class _Watch:
         if heads != self.formula.heads(index):
             raise CheckpointError(
                 f"{at} has {heads} heads of width {dim / heads:g}, the reference's has {self.formula.heads(index)}; "
-                "if the checkpoint was trained otherwise, pass head_width"
+                "if the checkpoint was trained with another width, pass head_width"
             )
 
     def compare(self, step: str, got: Tensor, expected: Tensor, tolerance: float) -> None:
-        found = f"shape {list(got.shape)} for {list(expected.shape)}"
+        """Refuse a step whose relative difference is above the tolerance."""
+        difference = f"shape {list(got.shape)} for {list(expected.shape)}"
         error = math.inf
         if got.shape == expected.shape:
             error = float((got - expected).norm() / expected.norm().clamp_min(1e-12))
-            found = f"relative difference {error:.2g}"
+            difference = f"relative difference {error:.2g}"
         if not error <= tolerance:
             raise CheckpointError(
                 f"with the checkpoint's weights this model computes something else than the reference, first at "
-                f"{step}: {found}. Use a model that computes the same: {self.formula.layout.models}"
+                f"{step}: {difference}. Use a model that computes the same: {self.formula.layout.models}"
             )
 
 
 def _random(*shape: int) -> Tensor:
-    """Draw the same numbers each time, in float32 on the CPU, whatever the caller's defaults."""
+    """Return the same random numbers at each call, in float32 on the CPU, whatever the caller's defaults."""
     generator = torch.Generator("cpu").manual_seed(0)
     return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def _image_size(anatomy: BackboneAnatomy, formula: Formula) -> tuple[int, int]:
-    """Return the size the model was built for; where it does not matter (Swin), one with a window on the last map."""
+    """Return the image size of the model; for a Swin without one, the size where one window covers the last map."""
     if anatomy.image_size is not None:
         return anatomy.image_size
     window = (math.isqrt(formula.w["blocks.0.spatial_bias"].shape[0]) + 1) // 2
@@ -246,7 +268,7 @@ def _image_size(anatomy: BackboneAnatomy, formula: Formula) -> tuple[int, int]:
 
 @contextmanager
 def _evaluating(root: nn.Module) -> Iterator[None]:
-    """Switch dropout off for a while, without the side effects that a model's own ``train`` may have."""
+    """Put a model in evaluation mode inside the block, without calling its ``train``, which may have side effects."""
     modes = [(module, module.training) for module in root.modules()]
     for module, _ in modes:
         module.training = False

@@ -1,4 +1,4 @@
-"""Know how the reference names its tensors, and what their shapes say."""
+"""The names that the reference gives its tensors, and the settings that their shapes imply."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _BUFFERS = ("relative_position_index", "t_relative_coords", "attn_mask")
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Describe how the reference names the tensors of one kind of model, and what it computes with them.
+    """The names that the reference gives the tensors of one kind of model, and the settings that are not tensors.
 
     Args:
-        name: What the kind is called in messages.
-        block: Pattern of a key inside a block: stage (if any), index, and the rest.
-        names: Modules and parameters outside of blocks by their names here.
-        block_names: The same inside a block.
-        adapters: Adapters of a block by their names here.
+        name: Name of the kind, for messages.
+        block: Pattern of a key inside a block, with groups for the stage (if any), the index and the rest.
+        names: Our names of modules and parameters outside of blocks, by the reference's.
+        block_names: Our names of those inside a block.
+        adapters: Our names of a block's adapters.
         eps: Epsilon of every LayerNorm.
-        quick_gelu: The MLP's activation is ``x * sigmoid(1.702 x)``, not the exact GELU.
-        models: Where a base model that computes the same is found.
+        quick_gelu: Whether the MLP's activation is ``x * sigmoid(1.702 x)`` instead of the exact GELU.
+        models: Base models that compute the same function, for messages.
     """
 
     name: str
@@ -51,11 +51,11 @@ class Layout:
     models: str
 
     def translate(self, key: str, offsets: Mapping[int, int]) -> str | None:
-        """Return our name of a tensor: a checkpoint's key, or ``base.`` and its role; None for an unknown one.
+        """Return our name of a tensor: its key in a checkpoint, or ``base.`` and its role; None if it is unknown.
 
         Args:
             key: The reference's key.
-            offsets: Blocks before each stage.
+            offsets: Number of blocks before each stage.
         """
         if (match := re.fullmatch(self.block, key)) is None:
             return _look_up(self.names, key)
@@ -63,12 +63,12 @@ class Layout:
         at = f"blocks.{offsets[int(stage[0]) if stage else 0] + int(index)}"
         adapter, _, layer = rest.partition(".")
         if adapter in self.adapters:
-            found = _look_up(_LINEAR, layer)
-            return found and f"{at}.{self.adapters[adapter]}.{found}"
+            linear = _look_up(_LINEAR, layer)
+            return linear and f"{at}.{self.adapters[adapter]}.{linear}"
         if rest == "attn.temporal_position_bias_table":
             return f"{at}.temporal_bias"
-        found = _look_up(self.block_names, rest.replace("in_proj_", "in_proj."))
-        return found and f"base.{at}.{found}"
+        role = _look_up(self.block_names, rest.replace("in_proj_", "in_proj."))
+        return role and f"base.{at}.{role}"
 
 
 def _look_up(names: Mapping[str, str], key: str) -> str | None:
@@ -135,9 +135,9 @@ SWIN = Layout(
         "norm": "norm",
         "cls_head.fc_cls": "head",
         **{
-            f"layers.{s}.downsample.{part}": f"base.merge.{s}.{part}"
-            for s in range(8)
-            for part in ("norm", "reduction")
+            f"layers.{stage}.downsample.{layer}": f"base.merge.{stage}.{layer}"
+            for stage in range(8)
+            for layer in ("norm", "reduction")
         },
     },
     block_names={**_BLOCK, "attn.relative_position_bias_table": "spatial_bias"},
@@ -152,14 +152,14 @@ LAYOUTS = (CLIP, IMAGENET, SWIN)
 
 @dataclass(frozen=True)
 class Reference:
-    """Hold the content of a reference checkpoint under our names.
+    """The content of a reference checkpoint under our names.
 
     Args:
-        layout: How it was named.
-        depths: Blocks of each stage.
-        base: Tensors of the image model by their role; empty in a file of adapters alone.
-        adapters: Everything that was trained, by its key in our checkpoints.
-        unknown: Keys that mean nothing to us.
+        layout: The names that the reference gave it.
+        depths: Number of blocks of each stage.
+        base: Tensors of the image model by their role; empty in a file with adapters only.
+        adapters: All trained tensors, by their keys in our checkpoints.
+        unknown: The reference's keys that are unknown.
         tubelet_size: Frames that one patch covers.
     """
 
@@ -172,16 +172,16 @@ class Reference:
 
 
 def read_reference(tensors: Mapping[str, Tensor]) -> Reference:
-    """Recognize the layout and translate every key.
+    """Recognize the layout of a reference checkpoint, and translate its keys.
 
     Args:
-        tensors: As `read_tensors` returns them.
+        tensors: Result of `read_tensors`.
 
     Raises:
-        CheckpointError: No layout fits, blocks are missing in between, there are no adapters, a tensor is given
-            twice or has the wrong dtype, or the buffers of a Swin tell of another meaning than ours.
+        CheckpointError: No layout fits, blocks or the final norm are missing, there are no adapters, a tensor is given
+            twice or has the wrong dtype, or a Swin orders its temporal bias differently.
     """
-    layout = max(LAYOUTS, key=lambda one: sum(re.fullmatch(one.block, key) is not None for key in tensors))
+    layout = max(LAYOUTS, key=lambda candidate: sum(re.fullmatch(candidate.block, key) is not None for key in tensors))
     depths = _depths([match for key in tensors if (match := re.fullmatch(layout.block, key))])
     if not depths:
         raise CheckpointError(
@@ -202,10 +202,10 @@ def read_reference(tensors: Mapping[str, Tensor]) -> Reference:
             continue
         if tensor.dtype not in FLOATS:
             raise CheckpointError(f"{key!r} must be a floating-point tensor, got {tensor.dtype}")
-        into, name = (base, ours.removeprefix("base.")) if ours.startswith("base.") else (adapters, ours)
-        if name in into:
+        target, name = (base, ours.removeprefix("base.")) if ours.startswith("base.") else (adapters, ours)
+        if name in target:
             raise CheckpointError(f"{key!r} is given twice, under two spellings")
-        into[name] = tensor
+        target[name] = tensor
     if not any(key.startswith("blocks.") for key in adapters):
         raise CheckpointError(f"these are {layout.name} tensors without adapters; expected a checkpoint trained by AIM")
     for key in ("norm.weight", "norm.bias"):
@@ -218,8 +218,8 @@ def read_reference(tensors: Mapping[str, Tensor]) -> Reference:
 
 def _depths(matches: Sequence[re.Match[str]]) -> tuple[int, ...]:
     """Return the number of blocks of each stage."""
-    found = {tuple(int(group) for group in match.groups()[:-1]) for match in matches}
-    blocks = sorted(index if len(index) == 2 else (0, *index) for index in found)
+    indices = {tuple(int(group) for group in match.groups()[:-1]) for match in matches}
+    blocks = sorted(index if len(index) == 2 else (0, *index) for index in indices)
     for stage, index in blocks:
         before = (stage, index - 1) if index else (stage - 1, 0)
         if before != (-1, 0) and before not in blocks:
@@ -228,7 +228,7 @@ def _depths(matches: Sequence[re.Match[str]]) -> tuple[int, ...]:
 
 
 def _check_buffer(key: str, tensor: Tensor) -> None:
-    """Hold the index of the temporal bias to ours: entry (s, t) for query frame s and key frame t is s - t + T - 1."""
+    """Refuse an index of the temporal bias that differs from ours: s - t + T - 1 for query frame s and key frame t."""
     if not key.endswith("t_relative_coords"):
         return
     frames = torch.arange(math.isqrt(tensor.numel()))
@@ -241,7 +241,7 @@ def _check_buffer(key: str, tensor: Tensor) -> None:
 
 
 def _merge_tubelet(base: dict[str, Tensor]) -> int:
-    """Replace a kernel over several frames by the one that reads their mean, and return their number."""
+    """Replace a patch kernel over several frames by the kernel for their mean, and return the number of frames."""
     kernel = base.get("patch.weight")
     if kernel is None or kernel.ndim == 4:
         return 2 if kernel is None else 1
@@ -265,27 +265,27 @@ def infer_config(
     drop_path: float,
     head_dropout: float,
 ) -> AIMConfig:
-    """Read the settings from the shapes.
+    """Infer the settings from the shapes of a checkpoint.
 
     Args:
         reference: The checkpoint.
-        block_widths: Width D of each block of the model it is for.
+        block_widths: Width D of each block of the model.
         scale: Factor on the joint adapter; None: 1 with input adapters, else 0.5.
         num_classes: 0 for features, None for the classes of the checkpoint.
-        drop_path: Highest stochastic depth rate.
-        head_dropout: Dropout rate in front of the classification layer.
+        drop_path: Stochastic depth rate of the last block.
+        head_dropout: Dropout rate before the classification layer.
 
     Raises:
-        CheckpointError: The checkpoint is for a model of other depth or width, or its shapes fit no settings.
-        ConfigError: An argument is wrong.
+        CheckpointError: The checkpoint is for a model of other depth or width, or no settings give its shapes.
+        ConfigError: An argument is invalid.
     """
     adapters = reference.adapters
     depths = tuple(len(list(group)) for _, group in groupby(block_widths))
     if depths != reference.depths:
         raise CheckpointError(f"the checkpoint has {_count(reference.depths)}, this model has {_count(depths)}")
-    parts = [key.split(".") for key in adapters if key.startswith("blocks.")]
-    layers = tuple(sorted({int(part[1]) for part in parts}))
-    names = {part[2] for part in parts}
+    paths = [key.split(".") for key in adapters if key.startswith("blocks.")]
+    layers = tuple(sorted({int(path[1]) for path in paths}))
+    names = {path[2] for path in paths}
     frames = _frames(adapters)
     _require_entry(adapters, layers, "temporal" in names)
     if num_classes not in (None, 0):
@@ -294,9 +294,9 @@ def infer_config(
         )
     if num_classes is None:
         if (head := adapters.get("head.weight")) is None or head.ndim != 2:
-            found = "none" if head is None else f"the shape {list(head.shape)}"
+            got = "none" if head is None else f"the shape {list(head.shape)}"
             raise CheckpointError(
-                f"'cls_head.fc_cls.weight' must be [classes, D], got {found}; pass num_classes=0 to load features only"
+                f"'cls_head.fc_cls.weight' must be [classes, D], got {got}; pass num_classes=0 to load features only"
             )
         num_classes = head.shape[0]
     return AIMConfig(
@@ -318,19 +318,19 @@ def _count(depths: Sequence[int]) -> str:
 
 
 def _require_entry(adapters: dict[str, Tensor], layers: Sequence[int], temporal: bool) -> None:
-    """Refuse a temporal embedding that we would not add where the reference does: before the first block."""
+    """Refuse a temporal embedding that would not be added before block 0, where the reference adds it."""
     embedding = adapters.get("temporal_embedding")
     if embedding is not None and not temporal and not bool(embedding.any()):
-        del adapters["temporal_embedding"]  # zero, as it was made: without effect
+        del adapters["temporal_embedding"]  # never trained, so it has no effect
     elif embedding is not None and (layers[0] != 0 or not temporal):
-        what = f"its first adapter is in block {layers[0]}" if temporal else "it has no temporal adapters"
+        problem = f"its first adapter is in block {layers[0]}" if temporal else "it has no temporal adapters"
         raise CheckpointError(
-            f"the checkpoint adds a temporal embedding before block 0, but {what}; this cannot be kept exactly"
+            f"the checkpoint adds a temporal embedding before block 0, but {problem}; this cannot be kept exactly"
         )
 
 
 def _frames(adapters: Mapping[str, Tensor]) -> int:
-    """Return the frames that attention sees."""
+    """Return the number of frames in temporal attention."""
     for key, tensor in adapters.items():
         if is_temporal(key) and tensor.numel():
             if key == "temporal_embedding" and tensor.ndim == 3 and tensor.shape[0] == 1:
@@ -344,7 +344,7 @@ def _frames(adapters: Mapping[str, Tensor]) -> int:
 
 
 def _bottleneck(adapters: Mapping[str, Tensor], block_widths: Sequence[int]) -> float:
-    """Return a ratio that gives every adapter its width, 0.25 if it does."""
+    """Return a ratio that gives every adapter its width: 0.25 if possible."""
     pairs: set[tuple[int, int]] = set()
     for key, tensor in adapters.items():
         if key.endswith(".down_proj.weight"):

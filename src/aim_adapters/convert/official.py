@@ -1,4 +1,4 @@
-"""Take over checkpoints of the AIM reference implementation: run them, and publish them in our format."""
+"""Checkpoints of the AIM reference implementation, loaded into a model or written in this package's format."""
 
 from __future__ import annotations
 
@@ -36,40 +36,40 @@ def load_official_checkpoint(
     head_dropout: float = 0.5,
     head_width: int = 64,
 ) -> LoadReport:
-    """Wrap an image model as a checkpoint of the AIM reference says, and load its adapters and its classifier.
+    """Wrap an image model with the settings of a checkpoint of the AIM reference, and load its adapters and classifier.
 
-    For the files that the reference publishes for CLIP ViT-B/16 and ViT-L/14 (Kinetics-400 and -700,
-    Something-Something v2, Diving-48; 8, 16 and 32 frames), and those its code writes for ImageNet ViT and Swin:
+    Supported are the files that the reference publishes for CLIP ViT-B/16 and ViT-L/14 (Kinetics-400 and -700,
+    Something-Something v2, Diving-48; 8, 16 and 32 frames), and those that its code writes for ImageNet ViT and Swin:
     mmaction checkpoints ``{"state_dict": {"backbone.…": …, "cls_head.fc_cls.…": …}}``, or that state dict. Frames,
-    bottleneck, components, input adapters, classes and tubelets are read from the shapes.
+    bottleneck, components, input adapters, classes and tubelets are inferred from the shapes.
 
-    The model may be held by any library. Its weights must be those that the reference adapted, and it must compute
-    the same: activation, epsilons, pooling and order are held to the reference's formulas on one image. The final norm
-    in the file is the trained one, so the model's own is neither compared nor filled. On any error the model is as it
-    was, and not wrapped.
+    The model may come from any library. Its weights must be those that the reference adapted, and it must compute the
+    same function: activation, epsilons, pooling and the order of layers are compared with the reference's on one image.
+    The final norm in the file was trained, so the model's own is neither compared nor filled. On any error the model is
+    unchanged and not wrapped.
 
     Args:
         model: The image model, not wrapped. For CLIP it needs QuickGELU: timm's
             ``vit_base_patch16_clip_quickgelu_224.openai``, open_clip's ``ViT-B-16-quickgelu`` (its ``visual``).
-        source: Path of the ``.pth`` file, which is read without running code in it, or a state dict.
-        backbone: ``"verify"``: the model has its pre-trained weights, and those in the file are compared with them
-            (a file without any is loaded, with a warning). ``"fill"``: write those in the file into the model, all
-            but the final norm and the classification layer.
-        strict: Refuse keys that are unknown, and adapters that are missing or misshapen; otherwise report them.
-        num_classes: ``None``: the classes of the file. ``0``: features, for models without a place for a
-            classification layer; ``head.weight`` and ``head.bias`` are then reported as unexpected.
-        scale: Factor on the joint adapter, which no shape tells. ``None``: 0.5 as in the paper, but 1 for files with
-            input adapters, as the reference's configs for Something-Something v2 have it.
-        drop_path: Highest stochastic depth rate when training goes on.
-        head_dropout: Dropout rate in front of the classifier when training goes on.
-        head_width: Width of an attention head in a ViT, which no shape tells.
+        source: Path of the ``.pth`` file, which is read without running any code in it, or a state dict.
+        backbone: ``"verify"``: compare the model's pre-trained weights with those in the file; a file without any is
+            loaded with a warning. ``"fill"``: copy the weights in the file into the model, except the final norm and
+            the classification layer.
+        strict: Refuse unknown keys, and adapters that are missing or of another shape; otherwise report them.
+        num_classes: ``None``: the classes of the file. ``0``: no layer; for models that cannot have a classification
+            layer. ``head.weight`` and ``head.bias`` are then reported as unexpected.
+        scale: Factor on the joint adapter, which cannot be inferred. ``None``: 0.5 as in the paper, but 1 for files
+            with input adapters, as in the reference's configs for Something-Something v2.
+        drop_path: Stochastic depth rate of the last block, for further training.
+        head_dropout: Dropout rate before the classifier, for further training.
+        head_width: Width of an attention head in a ViT, which cannot be inferred.
 
     Returns:
-        What did not load; nothing, unless ``strict=False`` or ``num_classes=0``.
+        The keys that did not load; none, unless ``strict=False`` or ``num_classes=0``.
 
     Raises:
-        CheckpointError: The file is damaged, foreign, or not for this model.
-        ConfigError: An argument is wrong.
+        CheckpointError: The file is damaged, not of the reference, or not for this model.
+        ConfigError: An argument is invalid.
         StateError: The model is wrapped already, compiled, sharded or distributed, or has no weights (meta device).
         UnsupportedModelError: The model cannot be adapted.
         TypeError: ``model`` is not a module, or ``source`` neither a path nor a mapping.
@@ -98,8 +98,8 @@ def load_official_checkpoint(
     )
     root = model.get_submodule(anatomy.root)
     values = _checked_backbone(root, anatomy, reference, backbone, head_width)
-    left = [key for key in reference.adapters if num_classes == 0 and key.startswith("head.")]
-    adapters = {key: tensor for key, tensor in reference.adapters.items() if key not in left}
+    head_keys = [key for key in reference.adapters if num_classes == 0 and key.startswith("head.")]
+    adapters = {key: tensor for key, tensor in reference.adapters.items() if key not in head_keys}
     try:
         wrap_with_config(model, config)
     except ConfigError as error:
@@ -113,7 +113,7 @@ def load_official_checkpoint(
     finally:
         if not done:
             unwrap_image_model(model)
-    return report._replace(unexpected=(*report.unexpected, *left, *reference.unknown))
+    return report._replace(unexpected=(*report.unexpected, *head_keys, *reference.unknown))
 
 
 def convert_official_checkpoint(
@@ -127,16 +127,17 @@ def convert_official_checkpoint(
     labels: Sequence[str] | None = None,
     scale: float | None = None,
 ) -> Path:
-    """Write a checkpoint of the AIM reference in our format, for `load_adapters`, `load_video_model` and the Hub.
+    """Convert a checkpoint of the AIM reference to the format of `load_adapters`, `load_video_model` and the Hub.
 
     Args:
-        model: The pre-trained image model that the checkpoint adapts, whose weights are verified against it, as by
-            `load_official_checkpoint`. It is left as it was, and not wrapped.
+        model: The pre-trained image model that the checkpoint adapts. Its weights are compared with the checkpoint's,
+            as in `load_official_checkpoint`. It is unchanged afterward, and not wrapped.
         source: Path of the ``.pth`` file, or a state dict.
-        directory: Where to write; made if it does not exist.
-        base_model_name_or_path: Name of the base model; by default the one its library knows.
+        directory: The directory to write to; created if it does not exist.
+        base_model_name_or_path: Name of the base model; by default its name in its library.
         base_model_revision: Revision of the base model's weights.
-        frame_stride: Frames from one sampled frame to the next (Kinetics: 16, 8 and 4 for 8, 16 and 32 frames).
+        frame_stride: Distance between sampled frames, in frames of the video (16, 8 and 4 on Kinetics, for 8, 16 and 32
+            frames).
         labels: Names of the classes in the order of the outputs.
         scale: Factor on the joint adapter, as for `load_official_checkpoint`.
 
@@ -145,7 +146,7 @@ def convert_official_checkpoint(
 
     Raises:
         CheckpointError: As `load_official_checkpoint`; or ``directory`` is a file.
-        ConfigError: An argument is wrong.
+        ConfigError: An argument is invalid.
         StateError: The model is wrapped already, compiled, sharded or distributed, or has no weights (meta device).
         UnsupportedModelError: The model cannot be adapted.
         TypeError: ``model`` is not a module, or ``source`` neither a path nor a mapping.
@@ -165,7 +166,7 @@ def convert_official_checkpoint(
 
 
 def _require_place(model: nn.Module, anatomy: BackboneAnatomy, num_classes: int | None) -> None:
-    """Refuse models that have no place for what the checkpoint trained."""
+    """Refuse models that cannot have the checkpoint's final norm or classification layer."""
     name = type(model).__name__
     if anatomy.whole_model:
         raise CheckpointError(f"this {name} compares images with text; pass its image tower, model.{anatomy.root}")
@@ -184,7 +185,7 @@ def _require_place(model: nn.Module, anatomy: BackboneAnatomy, num_classes: int 
 def _checked_backbone(
     root: nn.Module, anatomy: BackboneAnatomy, reference: Reference, backbone: str, head_width: int
 ) -> dict[str, Tensor]:
-    """Return the image model's tensors by the names of the root's parameters, once the model is known to fit them."""
+    """Check that the model fits the checkpoint's image model, and return its tensors by the root's parameter names."""
     roles = find_roles(root, anatomy)
     base = reference.base
     if not base:
