@@ -1,4 +1,4 @@
-"""What was trained, on disk and on the Hub: saved, loaded, compared, described."""
+"""Checkpoints of adapters, on disk and on the Hub: saving, loading, comparing, describing."""
 
 from aim_adapters.checkpoint.hub import push_to_hub
 from aim_adapters.checkpoint.loading import load_adapters

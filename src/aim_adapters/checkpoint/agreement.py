@@ -1,4 +1,4 @@
-"""Checks that refuse a checkpoint that was made for something else, and would load without meaning the same."""
+"""Checks that a checkpoint belongs to a model: its tensors may fit another one without meaning the same."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from aim_adapters.config import MEANING, AIMConfig
 from aim_adapters.core import RootState
 from aim_adapters.errors import CheckpointError, ConfigError, warn
 
-# Elements that any machine holds, however small the image model.
+# Number of parameters that is always accepted, however small the image model.
 _SMALL = 2**24
 
 
 def require_same_base(root: nn.Module, anatomy: BackboneAnatomy, config: Mapping[str, Any], *, strict: bool) -> None:
-    """Refuse a checkpoint of another base model.
+    """Refuse a checkpoint that was trained on another base model.
 
     Args:
         root: The image model.
         anatomy: Its anatomy.
         config: The checkpoint's config.
-        strict: Also refuse another name of the same library; otherwise warn of it.
+        strict: Refuse a base model with another name in the same library; otherwise warn about it.
 
     Raises:
-        CheckpointError: It is another base.
+        CheckpointError: The base model is another one.
     """
-    expected, found = config.get("base_fingerprint"), fingerprint(root, anatomy)
+    expected, actual = config.get("base_fingerprint"), fingerprint(root, anatomy)
     name = config.get("base_model_name_or_path")
-    if expected != found:
+    if expected != actual:
         raise CheckpointError(
             f"the adapters were trained on another base: {name or 'an unnamed model':.200} with fingerprint "
-            f"{expected!s:.80}, this model is {anatomy.model_name or 'unnamed'} with {found}; load them into the base "
+            f"{expected!s:.80}, this model is {anatomy.model_name or 'unnamed'} with {actual}; load them into the base "
             "they belong to"
         )
     same_library = config.get("base_model_library") == anatomy.library
@@ -42,18 +42,18 @@ def require_same_base(root: nn.Module, anatomy: BackboneAnatomy, config: Mapping
 
 
 def require_same_meaning(state: RootState, settings: AIMConfig, *, strict: bool) -> None:
-    """Refuse a checkpoint whose tensors mean something else in this adapter.
+    """Refuse a checkpoint whose tensors have another meaning in this adapter.
 
     Args:
         state: The adapter's container at the root.
         settings: The checkpoint's settings.
-        strict: Refuse every difference; otherwise warn of it.
+        strict: Refuse any difference; otherwise warn about it.
 
     Raises:
-        CheckpointError: There is one.
+        CheckpointError: The settings differ, or do not fit the model.
     """
     depth = len(state.anatomy.blocks)
-    differs = [
+    differences = [
         f"{name}={getattr(settings, name)!r} (this model: {getattr(state.config, name)!r})"
         for name in MEANING
         if getattr(settings, name) != getattr(state.config, name)
@@ -62,36 +62,36 @@ def require_same_meaning(state: RootState, settings: AIMConfig, *, strict: bool)
         blocks = settings.adapted_blocks(depth)
     except ConfigError as error:
         raise CheckpointError(f"the checkpoint's settings do not fit this model: {error!s:.500}") from error
-    # Without a layer of the image model in between, projected and unprojected features have the same tensors.
+    # If the image model has no output layer, projected and unprojected features have the same tensors.
     if not state.anatomy.heads and (settings.num_classes == 0) != (state.config.num_classes == 0):
-        differs.append(f"num_classes={settings.num_classes} (this model: {state.config.num_classes})")
+        differences.append(f"num_classes={settings.num_classes} (this model: {state.config.num_classes})")
     if blocks != state.config.adapted_blocks(depth):
-        differs.append(f"layers={settings.layers!r:.200} (this model: {state.config.layers!r})")
-    if differs:
-        hint = ", or resize_frames=True to interpolate frames" if "num_frames" in differs[0] else ""
-        _refuse(f"the adapters were saved with {', '.join(differs)}", strict, hint)
+        differences.append(f"layers={settings.layers!r:.200} (this model: {state.config.layers!r})")
+    if differences:
+        hint = ", or resize_frames=True to interpolate frames" if "num_frames" in differences[0] else ""
+        _refuse(f"the adapters were saved with {', '.join(differences)}", strict, hint)
 
 
 def require_reasonable(root: nn.Module, targets: Mapping[str, Tensor]) -> None:
-    """Refuse settings that ask for far more memory than the image model takes.
+    """Refuse settings whose tensors would take far more memory than the image model.
 
     Args:
         root: The image model.
-        targets: The tensors that would be made, or read from a file that may be all holes.
+        targets: The tensors that would be made, or read from a file that may be sparse.
 
     Raises:
-        CheckpointError: They would be several times as large as the image model.
+        CheckpointError: They would be more than four times as large as the image model.
     """
-    wanted, present = (sum(t.numel() for t in tensors) for tensors in (targets.values(), root.parameters()))
-    if wanted > 4 * present + _SMALL:
+    requested, present = (sum(t.numel() for t in tensors) for tensors in (targets.values(), root.parameters()))
+    if requested > 4 * present + _SMALL:
         raise CheckpointError(
-            f"the checkpoint's settings ask for {wanted:,} parameters, many times the image model's {present:,}; they "
-            "are damaged"
+            f"the checkpoint's settings ask for {requested:,} parameters, many times the image model's {present:,}; "
+            "they are damaged"
         )
 
 
 def _entry(name: str, anatomy: BackboneAnatomy) -> str:
-    """Return a name without what says that it is a repository of its own library on the Hub."""
+    """Return a name without the prefixes of a repository on the Hub that its own library publishes."""
     return name.removeprefix("hf-hub:").removeprefix(f"{anatomy.library}/")
 
 

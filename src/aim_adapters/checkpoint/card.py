@@ -1,4 +1,4 @@
-"""Write a model card: metadata for the Hub, facts, and code that runs as written; or put them into one that exists."""
+"""Model cards: metadata for the Hub, facts, and code that runs as written, in a new README or an existing one."""
 
 from __future__ import annotations
 
@@ -44,27 +44,27 @@ def make_card(
 ) -> str:
     """Return the text of a README.
 
-    Of an existing one, every word stays. Metadata that it lacks is added below its own; lists are united; the base
-    model, and ``license`` and ``metrics`` given here, replace its own. Where a value changes, all metadata is written
-    anew, and YAML comments in it are lost. Our section, between two comments that Markdown does not show, is replaced
-    where there is one, else added at the end. Each ``subfolder`` has a section of its own.
+    The text of an existing README is kept. Missing metadata is added below its own, and lists are merged; the base
+    model, and ``license`` and ``metrics`` if given, replace existing values. If a value changes, all metadata is
+    written again, and YAML comments in it are lost. This package's section, between two comments that Markdown does not
+    show, is replaced, or added at the end. Each ``subfolder`` has its own section.
 
     Args:
         config: Content of ``adapter_config.json``.
-        parameters: Trained and all parameters of the video model.
+        parameters: Numbers of trained and all parameters of the video model.
         gmacs: Multiply-accumulates of one clip, in 10⁹.
-        repo_id: Repository on the Hub that the code loads from; by default the directory it is run in.
+        repo_id: Repository on the Hub that the code loads from; by default the working directory.
         subfolder: Folder of the checkpoint in the repository.
         revision: Branch of the repository, if not the main one.
-        existing: Text of the README so far, with its line ends as they are.
+        existing: Text of the existing README, with its original line endings.
         license: Identifier of the license, such as ``"mit"``.
-        datasets: What was trained on, as identifiers on the Hub.
+        datasets: Training data, as identifiers on the Hub.
         metrics: Results on the first of ``datasets``, such as ``{"accuracy": 0.847}``.
         tags: Further tags.
 
     Raises:
-        ConfigError: ``datasets`` or ``tags`` is a string or holds something else, ``metrics`` lack a data set or a
-            finite value, or the README's own ``model-index`` cannot be added to.
+        ConfigError: ``datasets`` or ``tags`` is not a list of strings, ``metrics`` has no dataset or a value that is
+            not a finite number, or the README's own ``model-index`` cannot be extended.
     """
     datasets, tags = _strings("datasets", datasets), _strings("tags", tags)
     results = _results(metrics or {}, datasets)
@@ -76,41 +76,45 @@ def make_card(
     mark = "\ufeff" if text.startswith("\ufeff") else ""
     line = "\r\n" if "\r\n" in text else "\n"
     front, rest = _merge_metadata(text[len(mark) :], metadata, line)
-    ours = _section(subfolder)
-    titled = re.search(r"^# ", _FENCED.sub("", ours.sub("", rest)), re.MULTILINE)
-    where = {"subfolder": subfolder, "revision": revision}
-    source = [json.dumps(repo_id or "."), *(f"{name}={json.dumps(value)}" for name, value in where.items() if value)]
+    our_section = _section(subfolder)
+    titled = re.search(r"^# ", _FENCED.sub("", our_section.sub("", rest)), re.MULTILINE)
+    options = {"subfolder": subfolder, "revision": revision}
+    source = [json.dumps(repo_id or "."), *(f"{name}={json.dumps(value)}" for name, value in options.items() if value)]
     facts = _facts(config, parameters, gmacs) | {f"{name} on {datasets[0]}": f"{x:g}" for name, x in results.items()}
     begin, end = section_marks(subfolder)
     body = _body(config, base, facts, ", ".join(source), level="##" if titled else "#")
     section = "\n".join((begin, body, end)).replace("\n", line)
-    if ours.search(rest):
-        return mark + front + ours.sub(lambda match: section, rest, count=1)
+    if our_section.search(rest):
+        return mark + front + our_section.sub(lambda match: section, rest, count=1)
     gap = line * (not rest.endswith("\n")) * bool(rest) + line * (not rest.endswith(line * 2))
     return mark + front + rest + gap + section + line
 
 
 def write_card(path: Path, config: Mapping[str, Any], *, parameters: ParameterCount) -> None:
-    """Write a README, or our section of the one that is there anew; one without our section is left alone.
+    """Write a README, or update this package's section of an existing one; one without that section is left alone.
 
     Args:
         path: The README.
         config: Content of ``adapter_config.json``.
-        parameters: Trained and all parameters of the video model.
+        parameters: Numbers of trained and all parameters of the video model.
+
+    Raises:
+        OSError: The file cannot be written.
     """
     try:
-        existing = path.read_bytes().decode() if path.exists() else None  # with its line ends
-    except (OSError, UnicodeDecodeError):  # what cannot be read is not ours
+        existing = path.read_bytes().decode() if path.exists() else None  # bytes keep the line endings
+    except (OSError, UnicodeDecodeError):  # a file that cannot be read has no section of this package
         return
     if existing is None or _section(None).search(existing):
         replace_text(path, make_card(config, parameters=parameters, existing=existing))
 
 
 def section_marks(subfolder: str | None) -> tuple[str, str]:
-    """Return the comments around the section of a checkpoint, which no name of a folder can end.
+    """Return the HTML comments before and after the section of a checkpoint.
 
     Args:
-        subfolder: Folder of the checkpoint in the repository, or None for its root.
+        subfolder: Folder of the checkpoint in the repository, or None for its root. It is escaped, so that its name
+            cannot close the comment.
     """
     folder = quote(subfolder).replace("--", "-%2D") + " " if subfolder else ""
     return f"<!-- aim-adapters:begin {folder}-->", f"<!-- aim-adapters:end {folder}-->"
@@ -166,7 +170,7 @@ def _model_index(model: str, dataset: str, results: Mapping[str, float]) -> list
 
 
 def _merge_metadata(text: str, fields: dict[str, Any], line: str) -> tuple[str, str]:
-    """Return the metadata block of a README with fields added, and what follows it."""
+    """Return the metadata block of a README with fields added, and the text after it."""
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
     match = REGEX_YAML_BLOCK.search(text)
@@ -183,19 +187,20 @@ def _merge_metadata(text: str, fields: dict[str, Any], line: str) -> tuple[str, 
     if changed:
         expected = {**theirs, **changed}
         block = line.join((block, _dump(changed, line)))
-        # By repr, as a block may hold NaN or itself. In braces or indented it cannot be added to.
+        # Lines cannot be added to a block in braces or with indentation, so the result is parsed and compared; by repr,
+        # as YAML may contain NaN, or itself.
         if changed.keys() & theirs.keys() or repr(_parse(block)) != repr(expected):
             block = _dump(expected, line)
     return text[: match.start(2)] + block + text[match.end(2) : match.end()], rest
 
 
 def _parse(block: str) -> Any:
-    """Return what YAML says, or the error where it is none."""
+    """Return the value of a YAML text, or the error if it is invalid."""
     import yaml  # type: ignore[import-untyped]
 
     try:
         return yaml.safe_load(block)
-    # Beside its own errors: a date, number or flag that is none, and lists too deep inside each other.
+    # Besides YAML's own errors: an invalid date, number or flag, and lists nested too deep.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         return error
 
@@ -204,13 +209,13 @@ def _dump(value: Any, line: str) -> str:
     import yaml
 
     text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, line_break=line)
-    if repr(_parse(text)) != repr(value):  # some line ends of Unicode do not survive unescaped
+    if repr(_parse(text)) != repr(value):  # some Unicode line separators are lost unless they are escaped
         text = yaml.safe_dump(value, sort_keys=False, line_break=line)
     return text.rstrip("\r\n")
 
 
 def _merged(name: str, theirs: Any, value: Any) -> Any:
-    """Return one field of both: lists united; else theirs if there is one, except what the caller says today."""
+    """Return one field of the merged metadata: lists are joined, the caller's base model and license replace others."""
     if theirs is None or name in ("base_model", "license"):
         return value
     if name == "model-index":
@@ -218,30 +223,30 @@ def _merged(name: str, theirs: Any, value: Any) -> Any:
     if name not in ("datasets", "tags"):
         return theirs
     listed = [theirs] if isinstance(theirs, str) else theirs
-    added = [each for each in value if each not in listed] if isinstance(listed, list) else []
+    added = [item for item in value if item not in listed] if isinstance(listed, list) else []
     return [*listed, *added] if added else theirs
 
 
 def _merged_results(theirs: Any, ours: list[dict[str, Any]]) -> list[Any]:
-    """Return a ``model-index`` with our result added, and the same metrics of its task and data set taken out."""
+    """Return a ``model-index`` with our result added, which replaces equal metrics of the same task and dataset."""
     (new,), kept = ours[0]["results"], []
     types = [metric["type"] for metric in new["metrics"]]
     try:
         for result in theirs[0]["results"]:
             if (result["task"]["type"], result["dataset"]["type"]) == (_TASK, new["dataset"]["type"]):
-                result = {**result, "metrics": [each for each in result["metrics"] if each["type"] not in types]}
+                result = {**result, "metrics": [metric for metric in result["metrics"] if metric["type"] not in types]}
                 if not result["metrics"]:
                     continue
             kept.append(result)
         return [{**theirs[0], "results": [*kept, new]}, *theirs[1:]]
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise ConfigError(
-            "the README's model-index is not one that results can be added to; mend it, or pass no metrics"
+            "the README's model-index is not one that results can be added to; repair it, or pass no metrics"
         ) from error
 
 
 def _base_facts(config: Mapping[str, Any]) -> BaseFacts:
-    """Return what is known about the base model; of its repository only what can be one."""
+    """Return what is known about the base model; its repository only if that is a valid id."""
     library, arguments = config.get("base_model_library") or "", config.get("base_model_arguments", {})
     facts = base_facts(library, _base_name(config) or "", arguments)
     try:
@@ -252,7 +257,7 @@ def _base_facts(config: Mapping[str, Any]) -> BaseFacts:
 
 
 def _base_name(config: Mapping[str, Any]) -> str | None:
-    """Return the name of the base model, unless it is a path, which is nobody else's business."""
+    """Return the name of the base model, or None if it is a local path, which is private."""
     name = config.get("base_model_name_or_path") or ""
     path = name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1 or file_mode(name)
     return str(name) if name and not path else None
@@ -262,7 +267,7 @@ def _base_name(config: Mapping[str, Any]) -> str | None:
 
 
 def _plain(text: object) -> str:
-    """Return text without the characters that Markdown, HTML or a line end could give a meaning."""
+    """Return text with ``?`` for line endings and for characters that have a meaning in Markdown or HTML."""
     return re.sub(r"[^\w./:@+(),×% -]", "?", str(text))
 
 
@@ -324,7 +329,7 @@ import torch
 
 
 def _call(config: Mapping[str, Any], base: BaseFacts) -> str:
-    """Return the lines of code that make a clip and run the model."""
+    """Return the code that makes a clip and runs the model on it."""
     clip, layout = config["clip"], config["input_layout"]
     if base.call is None:
         return "# call it with what its image processor makes of the frames of all clips"
@@ -333,7 +338,9 @@ def _call(config: Mapping[str, Any], base: BaseFacts) -> str:
         sizes = dict(reversed(sizes.items()))
     height, width = clip["size"] or (224, 224)
     sizes |= {"height": height, "width": width}
-    if layout != "auto" or config["num_frames"] != sizes["channels"]:  # else the two layouts cannot be told apart
+    if (
+        layout != "auto" or config["num_frames"] != sizes["channels"]
+    ):  # a batch of 5-D input; else its layout is ambiguous, so flat frames
         sizes = {"clips": 1, **sizes}
     shape, names = ", ".join(map(str, sizes.values())), ", ".join(sizes)
     return f"""video = torch.rand({shape})  # [{names}]; normalize yours

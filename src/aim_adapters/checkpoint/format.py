@@ -1,4 +1,4 @@
-"""What the config of a checkpoint holds, and how files that are no checkpoint are recognized."""
+"""The config of a checkpoint, and the recognition of files that are not one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from aim_adapters.storage import CONFIG_NAME, WEIGHTS_NAME, WeightsFile, open_we
 
 FORMAT_VERSION = 1
 
-_SETTINGS = frozenset(AIMConfig(num_frames=1).to_dict()) | {"attention"}  # which earlier versions wrote
-# What a config holds beside the settings, and of which types.
+_SETTINGS = frozenset(AIMConfig(num_frames=1).to_dict()) | {"attention"}  # written by earlier versions
+# The other keys of a config, and the types of their values.
 _FIELDS: dict[str, tuple[type, ...]] = {
     "library_name": (str,),
     "peft_type": (str,),
@@ -29,7 +29,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "base_fingerprint": (str,),
     "clip": (dict,),
 }
-# The clip contract, and of which types its values, or the elements of its lists, are.
+# The keys of the clip contract, and the types of their values, or of the elements of lists.
 _CLIP: dict[str, tuple[type, ...]] = {
     "frames": (int,),
     "stride": (int, NoneType),
@@ -40,7 +40,7 @@ _CLIP: dict[str, tuple[type, ...]] = {
 }
 _LISTS = ("size", "mean", "std", "labels")
 
-# Files that tell what a directory without our weights holds.
+# Files of other libraries, and what to do with them.
 _OTHERS = {
     "adapter_model.bin": "a pickled peft adapter; a pickle is never read, save it as safetensors with peft",
     "adapter.safetensors": "an adapter of the adapters library; load it with that",
@@ -52,11 +52,11 @@ _OTHERS = {
 
 
 class OpenCheckpoint(NamedTuple):
-    """A checkpoint whose config and header have been validated, and whose tensors can be read.
+    """A checkpoint with a validated config and header, whose tensors can be read.
 
     Attributes:
-        directory: Where the files are.
-        config: What the checkpoint says of itself.
+        directory: The directory with its files.
+        config: Its config.
         file: Its weights.
     """
 
@@ -68,7 +68,7 @@ class OpenCheckpoint(NamedTuple):
         """Return the settings in the config.
 
         Raises:
-            CheckpointError: They are invalid.
+            CheckpointError: The settings are invalid.
         """
         try:
             return AIMConfig.from_dict({key: self.config[key] for key in self.config if key in _SETTINGS})
@@ -78,22 +78,25 @@ class OpenCheckpoint(NamedTuple):
 
 @contextmanager
 def open_checkpoint(directory: Path, *, strict: bool = True) -> Iterator[OpenCheckpoint]:
-    """Open a checkpoint's weights, with the config in their header, which is what they were saved with.
+    """Open a checkpoint's weights, and the config in their header, which is the one that they were saved with.
 
     Args:
-        directory: Where the files are.
-        strict: Refuse config keys that are not known; otherwise warn of them.
+        directory: The directory with the files.
+        strict: Refuse unknown keys in the config; otherwise warn about them.
+
+    Yields:
+        The checkpoint, open inside the ``with`` block.
 
     Raises:
-        CheckpointError: The files are missing, damaged, of another kind, or of a later format.
+        CheckpointError: The files are missing, damaged, of another library, or of a later format.
     """
     weights, config_file = directory / WEIGHTS_NAME, directory / CONFIG_NAME
-    beside = read_json(config_file) if _exists(config_file) else None
-    if beside is not None:
-        _require_ours(beside, str(config_file))
+    separate_config = read_json(config_file) if _exists(config_file) else None
+    if separate_config is not None:
+        _require_ours(separate_config, str(config_file))
     if not _exists(weights):
-        found = next((f"; it holds {what}" for name, what in _OTHERS.items() if _exists(directory / name)), "")
-        raise CheckpointError(f"{directory} holds no {WEIGHTS_NAME}; expected a directory made by save_adapters{found}")
+        hint = next((f"; it holds {what}" for name, what in _OTHERS.items() if _exists(directory / name)), "")
+        raise CheckpointError(f"{directory} holds no {WEIGHTS_NAME}; expected a directory made by save_adapters{hint}")
     with open_weights(weights) as file:
         text = file.metadata.get("aim_config")
         if text is None:
@@ -104,31 +107,32 @@ def open_checkpoint(directory: Path, *, strict: bool = True) -> Iterator[OpenChe
         config = parse_json(text, where)
         _require_ours(config, where)
         _require_fields(config, where, strict=strict)
-        if beside is not None and beside != config:
+        if separate_config is not None and separate_config != config:
             warn(f"{config_file} differs from the config inside {WEIGHTS_NAME}, which is the one used")
         yield OpenCheckpoint(directory, config, file)
 
 
 def require_readable(config: Mapping[str, Any], metadata: Mapping[str, str], keys: Iterable[str]) -> None:
-    """Refuse to write what `open_checkpoint` would refuse to read again.
+    """Refuse to write a checkpoint that `open_checkpoint` would refuse to read.
 
     Args:
         config: The config.
-        metadata: What goes into the header of the weights.
-        keys: The tensors' keys.
+        metadata: The metadata in the header of the weights.
+        keys: Keys of the tensors.
 
     Raises:
-        CheckpointError: It is too large, or something in it is not of its type.
+        CheckpointError: Config or header is too large, or a value has the wrong type.
+        TypeError: JSON cannot hold a value.
     """
     _require_fields(parse_json(json.dumps(config, indent=2), CONFIG_NAME), CONFIG_NAME, strict=True)
-    entry = "x" * 180 + "," * 8  # more than stands in a header for a tensor
+    entry = "x" * 180 + "," * 8  # longer than the entry of any tensor in a header
     parse_json(json.dumps({**metadata, **dict.fromkeys(keys, entry)}), f"the header of {WEIGHTS_NAME}")
 
 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError as error:  # the directory may not be looked into
+    except OSError as error:  # no permission to look into the directory
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
@@ -157,7 +161,7 @@ def _require_fields(config: Mapping[str, Any], where: str, *, strict: bool) -> N
         is_list = name in _LISTS and value is not None
         if is_list and not isinstance(value, list):
             raise CheckpointError(f"{where} has clip.{name}={value!r:.80}, expected a list or null")
-        if is_list and not all(type(each) in types for each in value):
+        if is_list and not all(type(element) in types for element in value):
             raise CheckpointError(f"{where} has clip.{name}={value!r:.80}, expected a list of {_names(types)}")
         if name not in _LISTS and name in clip and type(value) not in types:
             raise CheckpointError(f"{where} has clip.{name}={value!r:.80}, expected {_names(types)}")
@@ -170,4 +174,4 @@ def _require_fields(config: Mapping[str, Any], where: str, *, strict: bool) -> N
 
 
 def _names(types: tuple[type, ...]) -> str:
-    return " or ".join("null" if each is NoneType else each.__name__ for each in types)
+    return " or ".join("null" if kind is NoneType else kind.__name__ for kind in types)

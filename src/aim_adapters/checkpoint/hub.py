@@ -1,4 +1,4 @@
-"""Push adapters to the Hugging Face Hub: weights, config and card in one commit."""
+"""Adapters pushed to the Hugging Face Hub: weights, config and card in one commit."""
 
 from __future__ import annotations
 
@@ -58,39 +58,41 @@ def push_to_hub(
 ) -> str:
     """Push one adapter to the Hub, with its config and a model card, in one commit.
 
-    What is wrong with the arguments is said before the Hub is asked for anything. A ``README.md`` that the repository
-    has is added to: its own words stay. If the branch moves meanwhile, nothing is committed.
+    All arguments are checked before the first request to the Hub. The text of an existing ``README.md`` is kept. If the
+    branch changes in the meantime, nothing is committed.
 
     Args:
-        model: A wrapped model. Of a sharded one every process must call, and the first one pushes.
-        repo_id: Repository on the Hub, ``"user/repo"`` or ``"repo"`` for your own; made if it does not exist.
-        name: Which adapter, of several; by default the one that runs.
-        private: Whether a new repository is private; by default as its owner has set. One that exists stays as it is.
-        token: Access token that may write; by default the one this machine is logged in with.
-        branch: Branch to commit to, made from the main one if there is none; ``"refs/pr/1"`` adds to a pull request.
+        model: A wrapped model. If it is sharded, every process must call, and the first one pushes.
+        repo_id: Repository on the Hub, ``"user/repo"``, or ``"repo"`` for one of your own; created if needed.
+        name: Name of the adapter; by default the one that runs.
+        private: Whether a new repository is private; by default the setting of its owner. An existing one is unchanged.
+        token: Access token with permission to write; by default the one this machine is logged in with.
+        branch: Branch to commit to, created from the main one if needed; ``"refs/pr/1"`` adds to a pull request.
         create_pr: Open a pull request instead of committing to the branch.
-        commit_message: First line of the commit.
-        commit_description: Further lines.
+        commit_message: First line of the commit message.
+        commit_description: Further lines of the commit message.
         subfolder: Folder of the repository for weights and config. The card has a section for each folder.
         license: For the card: identifier of the license, such as ``"mit"``.
-        datasets: For the card: what was trained on, as identifiers on the Hub.
+        datasets: For the card: training data, as identifiers on the Hub.
         metrics: For the card: results on the first of ``datasets``, such as ``{"accuracy": 0.847}``.
         tags: For the card: further tags.
-        frame_stride: Frames from one sampled frame to the next.
+        frame_stride: Distance between sampled frames, in frames of the video.
         labels: Names of the classes in the order of the outputs.
-        base_model_name_or_path: Name of the base model; by default the one its library knows.
+        base_model_name_or_path: Name of the base model; by default its name in its library.
         base_model_revision: Revision of the base model's weights.
 
     Returns:
         The commit's id, which `load_adapters` takes as ``revision``; ``""`` on processes that do not push.
 
     Raises:
+        TypeError: ``model`` is not a module.
         StateError: The model is not wrapped, holds several wrapped models, or has no weights (meta device).
-        ConfigError: There is no adapter of this name, or labels, stride, message or what is for the card is wrong.
-        CheckpointError: ``repo_id``, ``subfolder``, ``branch`` or ``token`` cannot be one, or the ``README.md`` of the
+        ConfigError: There is no adapter of this name, or ``labels``, ``frame_stride``, ``commit_message`` or an
+            argument for the card is invalid.
+        CheckpointError: ``repo_id``, ``subfolder``, ``branch`` or ``token`` is malformed, or the ``README.md`` of the
             repository is not UTF-8.
-        As huggingface_hub: the Hub refused, or could not be reached. The repository may have been made; files are
-            committed all or none.
+        As huggingface_hub: the Hub refused the request or could not be reached. The repository may have been created;
+            files are committed together or not at all.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -124,13 +126,13 @@ def push_to_hub(
         metrics=metrics,
         tags=tags,
     )
-    card(repo_id=repo_id)  # so that what is wrong is said now
+    card(repo_id=repo_id)  # so that invalid arguments raise now
     folder = f"{subfolder}/" if subfolder else ""
     api = HfApi(token=token, library_name=LIBRARY_NAME, library_version=__version__)
     with TemporaryDirectory() as directory:
-        # From a file the client reads large weights piece by piece; as bytes they would be held twice.
+        # The client reads a large file piece by piece; as bytes the weights would be in memory twice.
         weights = Path(directory) / WEIGHTS_NAME
-        write_weights(weights, snapshot.state, snapshot.metadata())
+        write_weights(weights, snapshot.tensors, snapshot.metadata())
         operations = [
             CommitOperationAdd(folder + WEIGHTS_NAME, weights),
             CommitOperationAdd(folder + CONFIG_NAME, snapshot.config_text().encode()),
@@ -140,10 +142,10 @@ def push_to_hub(
             if branch and not branch.startswith("refs/"):
                 api.create_branch(repo_id, branch=branch, exist_ok=True)
             info = api.model_info(repo_id, revision=branch)
-            held = {file.rfilename for file in info.siblings or ()}
-            existing = _readme(api, repo_id, info.sha, directory) if CARD_NAME in held else None
+            files = {file.rfilename for file in info.siblings or ()}
+            existing = _readme(api, repo_id, info.sha, directory) if CARD_NAME in files else None
             operations.append(CommitOperationAdd(CARD_NAME, card(repo_id=repo_id, existing=existing).encode()))
-            if COUNTED_NAME not in held:
+            if COUNTED_NAME not in files:
                 operations.append(CommitOperationAdd(COUNTED_NAME, _COUNTED.encode()))
             commit = api.create_commit(
                 repo_id,
@@ -165,7 +167,7 @@ _COUNTED = json.dumps({"model_type": "aim", "library_name": LIBRARY_NAME}, inden
 
 
 def _gmacs(model: nn.Module, wrapped: WrappedModel, name: str | None, snapshot: Snapshot) -> float | None:
-    """Return what a clip costs, where a forward of this process alone can tell."""
+    """Return the multiply-accumulates of a clip, or None if one process alone cannot count them."""
     state = wrapped.state
     runs = name in (None, state.name) and state.enabled
     sharded = any(map(is_sharded, wrapped.root.parameters()))
@@ -177,6 +179,6 @@ def _gmacs(model: nn.Module, wrapped: WrappedModel, name: str | None, snapshot: 
 def _readme(api: HfApi, repo_id: str, commit: str | None, directory: str) -> str:
     path = api.hf_hub_download(repo_id, CARD_NAME, revision=commit, cache_dir=directory)
     try:
-        return Path(path).read_bytes().decode()  # with its line ends
+        return Path(path).read_bytes().decode()  # bytes keep the line endings
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{CARD_NAME} of {repo_id} is not UTF-8 and cannot be added to: {error}") from error

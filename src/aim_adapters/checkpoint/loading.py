@@ -1,4 +1,4 @@
-"""Load an adapter from a checkpoint: strict, and all or nothing."""
+"""Adapters loaded from checkpoints, as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -53,30 +53,34 @@ def load_adapters(
 ) -> LoadReport:
     """Load an adapter that `save_adapters` or `push_to_hub` wrote.
 
-    A model that is not wrapped yet is wrapped as the checkpoint says. On any error the model is as it was.
+    A model that is not wrapped yet is wrapped with the checkpoint's settings. On any error the model is unchanged.
 
     Args:
         model: The base model, wrapped with the checkpoint's settings or not wrapped.
-        source: The directory, or the id of a repository on the Hugging Face Hub: ``"user/repo"``.
-        strict: Refuse whatever differs: a base of another name, other settings, missing or extra tensors, unknown keys
-            in the config. Otherwise load what fits, warn about settings and report the rest. A base of other shapes is
-            always refused.
-        name: Into which adapter, of several; by default the one that runs. A name that the model does not have yet
-            adds an adapter with the checkpoint's settings beside the others; `set_adapter` makes it run.
-        resize_frames: Let a wrapped model with another number of frames take the checkpoint: its temporal embedding
-            or biases are interpolated linearly, which a warning says.
-        allow_nonfinite: Load NaN and infinities too.
+        source: A directory, or the id of a repository on the Hugging Face Hub: ``"user/repo"``.
+        strict: Refuse any difference: a base model of another name, other settings, missing or extra tensors, unknown
+            keys in the config. Otherwise load what fits, warn about settings, and report the rest. A base model of
+            other shapes is always refused.
+        name: Name of the adapter to load into; by default the one that runs. A new name adds an adapter with the
+            checkpoint's settings; `set_adapter` makes it run.
+        resize_frames: Let a wrapped model with another number of frames load the checkpoint: its temporal embedding or
+            biases are interpolated linearly, with a warning.
+        allow_nonfinite: Whether NaN and infinities are loaded.
         revision: Branch, tag or commit on the Hub.
-        subfolder: Folder below the directory or repository.
-        token: Token for the Hub; by default the one you are logged in with.
-        cache_dir: Where downloads are kept; by default where the Hub's own tools keep them.
-        local_files_only: Use what was downloaded before, and no network.
-        force_download: Download again what was downloaded before.
+        subfolder: Folder of the checkpoint inside ``source``.
+        token: Access token for the Hub; by default the one this machine is logged in with.
+        cache_dir: Where downloads are kept; by default the Hub's own cache.
+        local_files_only: Use only files that were downloaded before.
+        force_download: Download files again that were downloaded before.
+
+    Returns:
+        The keys that did not load; none if ``strict``.
 
     Raises:
-        CheckpointError: The files cannot be had, are missing, damaged or foreign, hold NaN or infinities, or do not
-            fit the model.
-        ConfigError: ``name`` cannot be the name of an adapter.
+        TypeError: ``model`` is not a module, or ``source`` is not a path.
+        CheckpointError: The files cannot be fetched, are missing, damaged or of another library, hold NaN or
+            infinities, or do not fit the model.
+        ConfigError: ``name`` is not a valid name of an adapter.
         UnsupportedModelError: The model is not wrapped and cannot be adapted.
         StateError: The model holds several wrapped models, has no weights (meta device), or is compiled, sharded or
             distributed where an adapter has to be added.
@@ -106,14 +110,17 @@ def load_adapters(
 def wrap_and_load(
     model: nn.Module, checkpoint: OpenCheckpoint, *, name: str | None, strict: bool, allow_nonfinite: bool = False
 ) -> LoadReport:
-    """Wrap an image model as an open checkpoint says, with the adapter in it.
+    """Wrap an image model with the settings of an open checkpoint, and load its adapter.
 
     Args:
         model: The image model.
-        checkpoint: What `open_checkpoint` gave.
+        checkpoint: The open checkpoint.
         name: Name of the adapter.
         strict: As in `load_adapters`.
-        allow_nonfinite: The same.
+        allow_nonfinite: As in `load_adapters`.
+
+    Returns:
+        The keys that did not load.
 
     Raises:
         As `load_adapters`.
@@ -131,7 +138,7 @@ def wrap_and_load(
 
 
 def _load_beside(model: nn.Module, wrapped: WrappedModel, loading: _Loading, *, name: str) -> LoadReport:
-    """Add an adapter as the checkpoint says beside those of a wrapped model."""
+    """Add an idle adapter with the checkpoint's settings and tensors to a wrapped model."""
 
     def build(settings: AIMConfig, on_meta: bool) -> AdapterSet:
         return build_beside(model, wrapped, name, settings, on_meta=on_meta)
@@ -142,7 +149,7 @@ def _load_beside(model: nn.Module, wrapped: WrappedModel, loading: _Loading, *, 
 
 
 def _load_into(wrapped: WrappedModel, loading: _Loading, *, name: str | None, resize_frames: bool) -> LoadReport:
-    """Copy a checkpoint into an adapter that a wrapped model has."""
+    """Copy a checkpoint into an existing adapter of a wrapped model."""
     state, targets = wrapped.find(name)
     checkpoint, settings, strict = loading.checkpoint, loading.settings, loading.strict
     shapes = dict(checkpoint.file.shapes)
@@ -164,18 +171,19 @@ def _load_into(wrapped: WrappedModel, loading: _Loading, *, name: str | None, re
     if not any(report):
         loading.require_own_labels(state)
     copy_tensors(targets, tensors)
-    if state.origin:  # which the new tensors do not come from; one wrapped for a purpose of its own keeps to that
+    # An adapter that came from another checkpoint now comes from this one; one that was wrapped by hand has no origin.
+    if state.origin:
         state.origin = {} if any(report) else dict(checkpoint.config)
     return report
 
 
 class _Loading:
-    """What one load reads and refuses: tensors that are not finite, labels of other classes; it notices untrained ones.
+    """One load of a checkpoint: it reads tensors, refuses NaN and infinities, and notices untrained adapters.
 
     Args:
-        checkpoint: What `open_checkpoint` gave.
-        strict: Refuse whatever differs.
-        allow_nonfinite: Load NaN and infinities too.
+        checkpoint: The open checkpoint.
+        strict: Whether any difference is refused.
+        allow_nonfinite: Whether NaN and infinities are loaded.
 
     Raises:
         CheckpointError: The settings are invalid.
@@ -184,17 +192,24 @@ class _Loading:
     def __init__(self, checkpoint: OpenCheckpoint, *, strict: bool, allow_nonfinite: bool) -> None:
         self.checkpoint, self.settings, self.strict = checkpoint, checkpoint.settings(), strict
         self._allow_nonfinite = allow_nonfinite
-        self._zero: list[bool] = []  # of every up-projection that was read
+        self._zero: list[bool] = []  # whether it is zero, for each up-projection that was read
 
     def new_adapter(
         self, root: nn.Module, anatomy: BackboneAnatomy, build: Callable[[AIMConfig, bool], AdapterSet]
     ) -> tuple[AdapterSet, LoadReport]:
-        """Build an adapter as the checkpoint says, and fill it; the image model stays as it is.
+        """Build an adapter with the checkpoint's settings and tensors; the image model is not changed.
 
         Args:
             root: The image model.
             anatomy: Its anatomy.
-            build: Builds it from settings, on the meta device or not.
+            build: Builds an adapter with given settings, on the meta device or not.
+
+        Returns:
+            The adapter, and the keys that did not load.
+
+        Raises:
+            CheckpointError: The checkpoint does not fit the model.
+            StateError: The model has no weights (meta device).
         """
         path = self.checkpoint.file.path
         require_memory(root.parameters())
@@ -216,7 +231,15 @@ class _Loading:
         return adapter, report
 
     def read(self, keys: Iterable[str], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Read tensors in the dtypes of those that they are meant for."""
+        """Read tensors in the dtypes of the adapter.
+
+        Args:
+            keys: The keys to read.
+            targets: The adapter's tensors.
+
+        Raises:
+            CheckpointError: A tensor holds NaN or infinities, or cannot be read.
+        """
         tensors = {key: self._read(key, targets[key].dtype) for key in keys}
         path = self.checkpoint.file.path
         if targets and not tensors:
@@ -229,7 +252,14 @@ class _Loading:
         return tensors
 
     def require_own_labels(self, state: RootState) -> None:
-        """Refuse a config whose labels are not those of the adapter's classes."""
+        """Refuse a config with labels that do not fit the adapter's classes.
+
+        Args:
+            state: The adapter's container at the root.
+
+        Raises:
+            CheckpointError: There are not as many labels as classes.
+        """
         try:
             require_labels(self.checkpoint.config.get("clip", {}).get("labels"), state)
         except ConfigError as error:
@@ -237,9 +267,9 @@ class _Loading:
             raise CheckpointError(f"the config in {path} does not fit its tensors: {error}") from error
 
     def _read(self, key: str, dtype: torch.dtype) -> Tensor:
-        tensor = self.checkpoint.file.read(key).to(dtype)  # which may not reach as far as that of the file
-        # A sum is finite only if every term is, and not zero only if some term is not. It takes one pass over what is
-        # still in the cache; it may overflow or cancel, so only then look closer.
+        tensor = self.checkpoint.file.read(key).to(dtype)  # its range may be smaller than that of the file's dtype
+        # If a sum is finite, so is every term; if it is not zero, neither are all terms. It takes one pass over memory
+        # that is still in the cache. It may also overflow or cancel; only then are the elements checked.
         total = float(tensor.sum(dtype=torch.float32))
         if not (self._allow_nonfinite or math.isfinite(total) or tensor.isfinite().all()):
             raise CheckpointError(
@@ -252,6 +282,6 @@ class _Loading:
 
 
 def _resized_shape(shape: tuple[int, ...], target: Tensor, frames: int) -> tuple[int, ...]:
-    """Return the shape after interpolation: that of the target, if the file holds the frames that its config says."""
-    rows = frames if target.ndim == 3 else 2 * frames - 1  # of an embedding [1, T, D], of a bias [2T-1, H]
+    """Return the shape after interpolation: the target's, if the file has as many frames as its config states."""
+    rows = frames if target.ndim == 3 else 2 * frames - 1  # embedding [1, T, D] or bias [2T-1, H]
     return tuple(target.shape) if shape == (*target.shape[:-2], rows, target.shape[-1]) else shape

@@ -1,4 +1,4 @@
-"""Write an adapter into a directory, and nothing else of the model."""
+"""Adapters saved to a directory, without the image model."""
 
 from __future__ import annotations
 
@@ -25,30 +25,32 @@ def save_adapters(
     frame_stride: int | None = None,
     labels: Sequence[str] | None = None,
 ) -> Path:
-    """Write one adapter, its config and a short card into a directory; nothing of the image model.
+    """Write one adapter, its config and a short model card into a directory; nothing of the image model.
 
-    Each file is replaced atomically; the weights come last and carry the whole config in their header, so that a save
-    that is interrupted, even killed, leaves the old checkpoint or the new one. A ``README.md`` that exists is brought
-    up to date if it holds the section that a save or push wrote, and else left alone. With FSDP2 every rank must call,
-    and rank 0 writes.
+    Each file is replaced atomically. The weights are written last, with the whole config in their header, so that an
+    interrupted or killed save leaves either the old checkpoint or the new one. An existing ``README.md`` is updated if
+    it has the section that a save or push wrote, and otherwise left alone. With FSDP2 every rank must call, and rank 0
+    writes.
 
     Args:
         model: A wrapped model.
-        directory: Made if it does not exist.
-        name: Which adapter, of several; by default the one that runs.
-        base_model_name_or_path: Name of the base model; by default the one its library knows.
+        directory: The directory; created if it does not exist.
+        name: Name of the adapter; by default the one that runs.
+        base_model_name_or_path: Name of the base model; by default its name in its library.
         base_model_revision: Revision of the base model's weights.
-        frame_stride: Frames from one sampled frame to the next, for whoever makes clips later.
+        frame_stride: Distance between sampled frames, in frames of the video; recorded for making clips later.
         labels: Names of the classes in the order of the outputs.
 
     Returns:
         The directory.
 
     Raises:
+        TypeError: ``model`` is not a module.
         StateError: The model is not wrapped, holds several wrapped models, or has no weights (meta device).
         CheckpointError: ``directory`` is a file.
         ConfigError: There is no adapter of this name; ``labels`` is a string, or does not have as many names as the
-            adapter has classes; or ``frame_stride`` is no number of frames.
+            adapter has classes; ``frame_stride`` is not an integer >= 1; or a name cannot be written.
+        OSError: The files cannot be written.
     """
     path = Path(directory)
     if path.exists() and not path.is_dir():
@@ -67,5 +69,5 @@ def save_adapters(
     path.mkdir(parents=True, exist_ok=True)
     write_card(path / CARD_NAME, snapshot.config, parameters=snapshot.parameters)
     replace_text(path / CONFIG_NAME, snapshot.config_text())
-    write_weights(path / WEIGHTS_NAME, snapshot.state, snapshot.metadata())
+    write_weights(path / WEIGHTS_NAME, snapshot.tensors, snapshot.metadata())
     return path

@@ -1,4 +1,4 @@
-"""One adapter with everything that a checkpoint says of it."""
+"""The content of a checkpoint: an adapter's tensors and its config."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from aim_adapters.version import __version__
 
 
 class Snapshot(NamedTuple):
-    """One adapter, ready to be written.
+    """The content of a checkpoint, ready to be written.
 
     Attributes:
-        config: What goes into the config.
-        state: The tensors by key.
-        parameters: How many there are.
+        config: Content of the config file.
+        tensors: The adapter's tensors by key, contiguous.
+        parameters: Numbers of trained and all parameters of the video model.
     """
 
     config: dict[str, Any]
-    state: dict[str, Tensor]
+    tensors: dict[str, Tensor]
     parameters: ParameterCount
 
     def metadata(self) -> dict[str, str]:
-        """Return what goes into the header of the weights, so that they load alone."""
+        """Return the metadata in the header of the weights, with the config, so that they can be loaded alone."""
         return {
             "format": "pt",
             "format_version": str(FORMAT_VERSION),
@@ -41,7 +41,7 @@ class Snapshot(NamedTuple):
         }
 
     def config_text(self) -> str:
-        """Return the content of the config file."""
+        """Return the text of the config file."""
         return json.dumps(self.config, indent=2) + "\n"
 
 
@@ -55,33 +55,34 @@ def take_snapshot(
     frame_stride: int | None = None,
     labels: Sequence[str] | None = None,
 ) -> Snapshot | None:
-    """Gather one adapter with everything a checkpoint says of it.
+    """Gather the content of an adapter's checkpoint.
 
     Args:
         model: A wrapped model.
-        wrapped: What `only_root` found in it.
-        name: Which adapter, of several; by default the one that runs.
-        base_model_name_or_path: Name of the base model; by default the one its library knows.
+        wrapped: Result of `only_root` for it.
+        name: Name of the adapter; by default the one that runs.
+        base_model_name_or_path: Name of the base model; by default its name in its library.
         base_model_revision: Revision of the base model's weights.
-        frame_stride: Frames from one sampled frame to the next.
+        frame_stride: Distance between sampled frames, in frames of the video.
         labels: Names of the classes in the order of the outputs.
 
     Returns:
-        The adapter; None on all processes but the first where the model is sharded.
+        The content; None on every process but the first if the model is sharded.
 
     Raises:
         ConfigError: There is no adapter of this name; ``labels`` is a string, or does not have as many names as the
-            adapter has classes; ``frame_stride`` is no number of frames; or a name or label is no string or too long.
+            adapter has classes; ``frame_stride`` is not an integer >= 1; or a name or label is not a string, or too
+            long.
         StateError: The model has no weights (meta device).
     """
     adapter = wrapped.find(name)
     state = adapter.state
     anatomy, origin = state.anatomy, state.origin
-    said = origin.get("clip", {})
+    origin_clip = origin.get("clip", {})
     if origin.get("base_model_library") != anatomy.library:
-        origin = {}  # the same weights have another name in another library
+        origin = {}  # the same weights have different names in different libraries
     require_labels(labels, state)
-    labels = said.get("labels") if labels is None else labels
+    labels = origin_clip.get("labels") if labels is None else labels
     if frame_stride is not None and (type(frame_stride) is not int or frame_stride < 1):
         raise ConfigError(f"frame_stride must be an integer >= 1, got {frame_stride!r}")
     sharded = any(map(is_sharded, adapter.tensors.values()))
@@ -104,7 +105,7 @@ def take_snapshot(
         "base_fingerprint": fingerprint(wrapped.root, anatomy),
         "clip": {
             "frames": state.config.num_frames,
-            "stride": said.get("stride") if frame_stride is None else frame_stride,
+            "stride": origin_clip.get("stride") if frame_stride is None else frame_stride,
             "size": anatomy.image_size,
             "mean": anatomy.image_mean,
             "std": anatomy.image_std,
@@ -114,20 +115,20 @@ def take_snapshot(
     snapshot = Snapshot(config, tensors, count_adapter(model, wrapped, adapter))
     try:
         require_readable(config, snapshot.metadata(), tensors)
-    except (CheckpointError, TypeError) as error:  # TypeError: what JSON cannot hold, such as a path
+    except (CheckpointError, TypeError) as error:  # TypeError: JSON cannot hold a value, such as a path
         raise ConfigError(f"this checkpoint could not be read again; check names and labels: {error}") from error
     return snapshot
 
 
 def require_labels(labels: Sequence[str] | None, state: RootState) -> None:
-    """Refuse names of classes that are not those of an adapter.
+    """Refuse names of classes that do not fit an adapter.
 
     Args:
         labels: The names, or None.
         state: The adapter's container at the root.
 
     Raises:
-        ConfigError: They are a string, or not as many as the adapter has classes.
+        ConfigError: ``labels`` is not a sequence, or does not have as many names as the adapter has classes.
     """
     classifier = state.classifier("head")
     if labels is not None and (isinstance(labels, str) or not isinstance(labels, Sequence)):

@@ -1,4 +1,4 @@
-"""The tensors of an adapter under names that depend on neither library nor wrapper, and how they are copied in."""
+"""The tensors of an adapter, under names that depend on neither library nor wrapper."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from aim_adapters.errors import CheckpointError
 
 
 class LoadReport(NamedTuple):
-    """Keys that did not load: absent from the file, unknown to the model, of another shape."""
+    """The keys that did not load.
+
+    Attributes:
+        missing: Keys of the model that the checkpoint does not have.
+        unexpected: Keys of the checkpoint that the model does not have.
+        mismatched: Keys whose tensors have different shapes.
+    """
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
@@ -21,18 +27,19 @@ class LoadReport(NamedTuple):
 
 
 def adapter_state_dict(model: nn.Module, *, name: str | None = None) -> dict[str, Tensor]:
-    """Return what was trained, under keys that depend on neither library nor wrapper.
+    """Return the tensors of an adapter, under keys that depend on neither library nor wrapper.
 
     Args:
-        model: A wrapped model, itself possibly in DDP, FSDP2 (every rank must call: shards are gathered),
+        model: A wrapped model, itself possibly wrapped by DDP, FSDP2 (every rank must call: shards are gathered),
             ``torch.compile``, activation checkpointing or a moving average.
-        name: Which adapter, of several; by default the one that runs.
+        name: Name of the adapter; by default the one that runs.
 
     Returns:
-        ``blocks.{i}.temporal.down_proj.weight``, ``temporal_embedding``, ``norm.*``, ``head.*``; detached, sharing
-        memory with the model unless sharded.
+        Tensors by key, such as ``blocks.{i}.temporal.down_proj.weight``, ``temporal_embedding``, ``norm.*`` and
+        ``head.*``. They are detached, and share memory with the model unless it is sharded.
 
     Raises:
+        TypeError: ``model`` is not a module.
         ConfigError: There is no adapter of this name.
         StateError: The model is not wrapped, or holds several wrapped models.
     """
@@ -42,16 +49,20 @@ def adapter_state_dict(model: nn.Module, *, name: str | None = None) -> dict[str
 def load_adapter_state_dict(
     model: nn.Module, state: Mapping[str, Tensor], strict: bool = True, *, name: str | None = None
 ) -> LoadReport:
-    """Copy tensors into a wrapped model, all or (when ``strict``) none.
+    """Copy tensors into an adapter; if ``strict``, all of them or none.
 
     Args:
         model: A wrapped model.
         state: Tensors under the keys of `adapter_state_dict`; cast to the model's dtype and device.
-        strict: Refuse missing, unexpected and misshapen tensors; otherwise load what fits and report the rest.
-        name: Into which adapter, of several; by default the one that runs.
+        strict: Refuse missing and unexpected tensors and wrong shapes; otherwise load what fits and report the rest.
+        name: Name of the adapter; by default the one that runs.
+
+    Returns:
+        The keys that did not load; none if ``strict``.
 
     Raises:
-        CheckpointError: ``strict``, and something does not fit, or an entry is not a dense floating-point tensor; the
+        TypeError: ``model`` is not a module.
+        CheckpointError: ``strict``, and a tensor does not fit; or an entry is not a dense floating-point tensor. The
             model is unchanged.
         ConfigError: There is no adapter of this name.
         StateError: The model is not wrapped, holds several wrapped models, or is on the meta device.
@@ -61,8 +72,8 @@ def load_adapter_state_dict(
         raise CheckpointError(f"state must map names to tensors, got {state!r:.200}; nothing was loaded")
     for key, tensor in state.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise CheckpointError(f"{key!r} must be a floating-point tensor, got {found}; nothing was loaded")
+            got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise CheckpointError(f"{key!r} must be a floating-point tensor, got {got}; nothing was loaded")
         if tensor.is_meta or tensor.layout != torch.strided:
             place = f"{tensor.layout} on {tensor.device}"
             raise CheckpointError(f"{key!r} must be a dense tensor with values, got {place}; nothing was loaded")
@@ -71,21 +82,24 @@ def load_adapter_state_dict(
     return report
 
 
-def compare(targets: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]], *, strict: bool) -> LoadReport:
-    """Compare what a checkpoint holds with what an adapter takes.
+def compare(targets: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], *, strict: bool) -> LoadReport:
+    """Compare the tensors of a checkpoint with those of an adapter.
 
     Args:
         targets: The adapter's tensors.
-        found: Shapes in the checkpoint.
-        strict: Refuse every difference.
+        shapes: Shapes of the checkpoint's tensors.
+        strict: Refuse any difference.
+
+    Returns:
+        The keys that cannot be loaded.
 
     Raises:
-        CheckpointError: ``strict``, and there is one.
+        CheckpointError: ``strict``, and there is a difference.
     """
     report = LoadReport(
-        missing=tuple(key for key in targets if key not in found),
-        unexpected=tuple(key for key in found if key not in targets),
-        mismatched=tuple(key for key in targets if key in found and found[key] != tuple(targets[key].shape)),
+        missing=tuple(key for key in targets if key not in shapes),
+        unexpected=tuple(key for key in shapes if key not in targets),
+        mismatched=tuple(key for key in targets if key in shapes and shapes[key] != tuple(targets[key].shape)),
     )
     if strict and any(report):
         problems = (
@@ -93,7 +107,7 @@ def compare(targets: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]],
             _named("unexpected", report.unexpected),
             _named(
                 "of another shape",
-                [f"{key} ({list(found[key])} for {list(targets[key].shape)})" for key in report.mismatched],
+                [f"{key} ({list(shapes[key])} for {list(targets[key].shape)})" for key in report.mismatched],
             ),
         )
         raise CheckpointError(
@@ -104,28 +118,28 @@ def compare(targets: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]],
 
 
 def fitting(targets: Mapping[str, Tensor], report: LoadReport) -> list[str]:
-    """Return the keys that load.
+    """Return the keys of an adapter that a checkpoint has in the same shape.
 
     Args:
         targets: The adapter's tensors.
-        report: What `compare` found.
+        report: Result of `compare`.
     """
     return [key for key in targets if key not in report.missing and key not in report.mismatched]
 
 
-def copy_tensors(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Copy values into an adapter in place, so that optimizers, graphs and views keep what they hold.
+def copy_tensors(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy values into an adapter in place: optimizers, CUDA graphs and views keep referring to the same tensors.
 
     Args:
         targets: The adapter's tensors.
-        state: Values for some of them, of the same shapes.
+        values: Values for some of them, of the same shapes; cast to their dtype and device.
 
     Raises:
-        StateError: The adapter has no memory to copy into.
+        StateError: The adapter is on the meta device.
     """
     require_memory(targets.values())
     with torch.no_grad():
-        for key, source in state.items():
+        for key, source in values.items():
             target = targets[key]
             if is_sharded(target):
                 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -137,7 +151,11 @@ def copy_tensors(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> 
 
 
 def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors detached, and whole where they are sharded, for which every rank must call."""
+    """Return tensors detached, and gathered where they are sharded, for which every rank must call.
+
+    Args:
+        tensors: Tensors by key.
+    """
     detached = {key: tensor.detach() for key, tensor in tensors.items()}
     return {
         key: tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
@@ -146,7 +164,7 @@ def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Return whether a tensor is spread over processes."""
+    """Return whether a tensor is sharded over processes."""
     return hasattr(tensor, "full_tensor")
 
 

@@ -1,4 +1,4 @@
-"""Build a video model from a checkpoint alone: the base model that it names, and the adapters in it."""
+"""Video models built from a checkpoint alone: the base model that it names, and its adapter."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from aim_adapters.core import only_root
 from aim_adapters.errors import CheckpointError, ConfigError
 from aim_adapters.storage import HubOptions, locate, quotes_token, require_inner_path
 
-# A registry entry, or a repository on the Hub, with a tag for libraries that have them. Never a path or an address.
+# An entry of a registry or a repository on the Hub, with a tag in libraries that have tags. Never a path or a URL.
 _NAME = re.compile(r"(?!local-dir:)(hf-hub:)?\w[\w.-]*(/\w[\w.-]*)?(:\w[\w.-]*)?", re.ASCII)
 
-# What libraries raise for names they do not know, and for files they cannot read.
+# The errors that libraries raise for unknown names and unreadable files.
 _FAILURES = (
     ArithmeticError,
     AssertionError,
@@ -52,33 +52,34 @@ def load_video_model(
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> nn.Module:
-    """Build the video model of a checkpoint: the base model that its config names, with its adapters and head.
+    """Build the video model of a checkpoint: the base model that its config names, with the adapter and the head.
 
-    Weights are read once. On the CPU those of a safetensors file are its pages, not a copy: do not write into that
-    file while the model is in use. Each weight has the bits of its file, but begins where it does in the file, so what
-    a CPU computes with them equals to rounding what it computes with weights that PyTorch allocated, and to the bit
+    Weights are read once. On the CPU, the base model's weights from a safetensors file are memory-mapped, not copied:
+    do not write to that file while the model is in use. Each weight has the bits of its file, but begins where it does
+    in the file. So outputs on a CPU equal those of a model whose weights PyTorch allocated to rounding, and to the bit
     after ``copy.deepcopy(model)``.
 
     Args:
         source: A directory made by `save_adapters`, or the id of a repository on the Hugging Face Hub.
-        base_model: Where to take the base model from, if not from where the config says: a directory in its library's
-            own format, or another name in the same library, of which a warning tells.
+        base_model: The base model, if not the one in the config: a directory in its library's own format, or another
+            name in the same library, which a warning reports.
         base_model_revision: Revision of the base model, if not the one in the config.
-        pretrained: False: leave the base model's weights as its library starts them, at random, and fetch none. The
-            model is of no use until a full state dict is loaded into it.
+        pretrained: False: keep the base model's random initialization and fetch no weights, for a model into which a
+            full state dict is loaded next.
         revision: Branch, tag or commit of the checkpoint's repository.
         subfolder: Folder of the checkpoint inside ``source``.
-        token: Access token for the Hub; by default the one you are logged in with.
-        cache_dir: Where downloads are kept; by default where the Hub's own tools keep them.
-        local_files_only: Use what was downloaded before, and no network.
-        force_download: Download again what was downloaded before.
+        token: Access token for the Hub; by default the one this machine is logged in with.
+        cache_dir: Where downloads are kept; by default the Hub's own cache.
+        local_files_only: Use only files that were downloaded before.
+        force_download: Download files again that were downloaded before.
 
     Returns:
-        The wrapped model, in evaluation mode, on the CPU, trainable where `load_adapters` leaves it so.
+        The wrapped model, in evaluation mode, on the CPU. The same parameters train as after `load_adapters`.
 
     Raises:
-        CheckpointError: The files cannot be had, are missing, damaged or foreign; the config names no base model, or
-            one that cannot be built; or the adapters do not fit it.
+        TypeError: ``source`` is not a path.
+        CheckpointError: The files cannot be fetched, are missing, damaged or of another library; the config names no
+            base model, or one that cannot be built; or the adapter does not fit it.
         ConfigError: ``base_model`` is neither a directory nor a name, or a directory with a revision.
         UnsupportedModelError: The base model cannot be adapted.
     """
@@ -107,13 +108,13 @@ def load_video_model(
             force_download=force_download,
         )
         model = _build(request, config, source)
-        # Whoever names another base answers for it: a warning says so, and everything else is as strict.
+        # Another base model is the caller's choice: it is only warned about, and only that is less strict.
         report = wrap_and_load(model, checkpoint, name=None, strict=name is None)
     if any(report):
         raise CheckpointError(f"the checkpoint {source} does not fit the base model {request.name}: {report}")
     state = only_root(model).state
     base = {"base_model_name_or_path": request.name or None, "base_model_revision": request.revision}
-    state.origin = {**state.origin, **base}  # what is trained on from here belongs to this base
+    state.origin = {**state.origin, **base}  # adapters trained from here on belong to this base model
     return model.eval()
 
 
@@ -129,7 +130,7 @@ def _name_or_directory(base_model: str | os.PathLike[str] | None) -> tuple[str |
 
 
 def _name_in(config: Mapping[str, Any], where: Path, *, required: bool) -> str:
-    """Return the base model's name. It comes from somebody else's file, so it may not lead to a file of ours."""
+    """Return the base model's name in a config that somebody else may have written: it must not be a local path."""
     name: str = config.get("base_model_name_or_path") or ""
     if _NAME.fullmatch(name) and ".." not in name:
         return name
@@ -148,7 +149,7 @@ def _revision_in(config: Mapping[str, Any]) -> str | None:
 def _build(request: BaseRequest, config: Mapping[str, Any], source: str | os.PathLike[str]) -> nn.Module:
     library = config.get("base_model_library", "")
     try:
-        with torch.device("cpu"):  # wherever new tensors go by default, those of the files are there
+        with torch.device("cpu"):  # tensors from files are there, whatever the default device is
             return build_base(library, request)
     except _FAILURES as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == library

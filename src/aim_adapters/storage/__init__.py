@@ -1,4 +1,4 @@
-"""Bytes on disk and on the Hub, whoever wrote them."""
+"""Files on disk and on the Hub, read safely whoever wrote them."""
 
 from aim_adapters.storage.files import (
     CARD_NAME,

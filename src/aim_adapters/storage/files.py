@@ -1,8 +1,8 @@
-"""Read and write the files of a checkpoint: safetensors and JSON, written atomically, read as if by an enemy.
+"""The files of a checkpoint: safetensors and JSON, written atomically, and read with no trust in their content.
 
-The reader takes the bytes of each tensor from an open file, once, into the tensor's own memory. Mapping the file
-instead would let whoever truncates it meanwhile kill the process. A file is accepted only if the safetensors
-library accepts it too (the tests hold one against the other).
+The reader copies the bytes of each tensor from an open file, once, into the tensor's own memory. If the file were
+mapped instead, truncating it meanwhile would kill the process. A file is accepted only if the safetensors library
+accepts it too; the tests compare the two.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
 CARD_NAME = "README.md"
 
-# What is parsed of JSON: bytes, values (a short one takes sixty bytes of memory), and lists and objects inside each
-# other, which printing and comparing follow down the stack. 22,000 labels take 2 MB and some 50,000 commas.
+# Limits for JSON: bytes, values (a short one takes sixty bytes of memory), and depth, as printing and comparing are
+# recursive. For comparison, 22,000 labels take 2 MB and some 50,000 commas.
 MOST_JSON = 8 * 2**20
 _MOST_VALUES = 2**18
 _DEEPEST = 16
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_HALF_PAIR = re.compile("[\ud800-\udfff]")  # of surrogates, which no UTF-8 text holds, but JSON may
+_SURROGATE = re.compile("[\ud800-\udfff]")  # which UTF-8 text cannot hold, but JSON can
 _LENGTH = 8  # bytes of the header's length
-_SECONDS_IN_USE = 3600  # what is older and temporary was left by a save that was killed
+_SECONDS_IN_USE = 3600  # older temporary files were left by a save that was killed
 
-# How other files begin that are found under our name.
+# First bytes of other kinds of files that may be found under the name of the weights.
 _PICKLE = "it looks like a pickle, which is never read; save it as safetensors"
 _BEGINNINGS = {
     b"PK": _PICKLE,
@@ -61,11 +61,11 @@ class _Entry:
 
 
 class WeightsFile:
-    """Give access to an open safetensors file whose header has been validated.
+    """An open safetensors file with a validated header.
 
     Args:
         file: The file, open for reading.
-        path: Its path, for messages.
+        path: Path of the file, for messages.
 
     Raises:
         CheckpointError: The header does not describe the file.
@@ -78,7 +78,7 @@ class WeightsFile:
         beginning = file.read(_LENGTH)
         length = int.from_bytes(beginning, "little")
         if size < _LENGTH or length > size - _LENGTH:
-            guess = next((f"; {what}" for each, what in _BEGINNINGS.items() if beginning.startswith(each)), "")
+            guess = next((f"; {what}" for start, what in _BEGINNINGS.items() if beginning.startswith(start)), "")
             raise self._damaged(f"its header should have {length:,} bytes, the whole file has {size:,}{guess}")
         if length > MOST_JSON:
             raise self._damaged(f"its header has {length:,} bytes, the most that is read is {MOST_JSON:,}")
@@ -96,56 +96,56 @@ class WeightsFile:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every tensor by key."""
+        """The shape of every tensor by key."""
         return {key: entry.shape for key, entry in self._entries.items()}
 
     def read(self, key: str) -> Tensor:
-        """Read a tensor into memory of its own, aligned as PyTorch allocates it wherever it begins in the file.
+        """Read a tensor into new memory on the CPU, aligned as PyTorch allocates it.
 
         Args:
-            key: One of `shapes`.
+            key: A key of `shapes`.
 
         Raises:
-            CheckpointError: The file was changed meanwhile, or memory does not suffice.
+            CheckpointError: The file was changed meanwhile, or there is not enough memory.
         """
         entry = self._entries[key]
         try:
-            tensor = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")  # whatever the default device is
+            tensor = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")  # also if the default device is another
         except RuntimeError as error:
             size = entry.end - entry.begin
             raise CheckpointError(f"no memory for {key!r:.80} in {self.path}, which takes {size:,} bytes") from error
-        into = tensor.view(-1).view(torch.uint8).numpy().data
+        memory = tensor.view(-1).view(torch.uint8).numpy().data
         self._file.seek(self._data + entry.begin)
-        while into:
-            count = self._file.readinto(into)  # type: ignore[attr-defined]
+        while memory:
+            count = self._file.readinto(memory)  # type: ignore[attr-defined]
             if not count:
                 raise CheckpointError(f"{self.path} was changed while it was read: it ended within {key!r:.80}")
-            into = into[count:]
+            memory = memory[count:]
         if self._read_version() != self._version:
             raise CheckpointError(f"{self.path} was changed while it was read")
         return tensor
 
     def _metadata(self, value: Any) -> dict[str, str]:
-        if not isinstance(value, dict) or not all(_is_text(each) for each in (*value, *value.values())):
+        if not isinstance(value, dict) or not all(_is_text(text) for text in (*value, *value.values())):
             raise self._damaged("its metadata is not an object of strings")
         return value
 
     def _read_version(self) -> tuple[int, int]:
-        state = os.fstat(self._file.fileno())
-        return state.st_size, state.st_mtime_ns
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
 
     def _entry(self, key: str, value: Any) -> _Entry:
         if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"} or not _is_text(key):
             raise self._damaged(f"{key!r:.80} is not described by dtype, shape and data_offsets")
         dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
         if not isinstance(dtype, str) or dtype not in _DTYPES:
-            found = f"{key!r:.80} in {self.path}"
-            raise CheckpointError(f"{found} must be a floating-point tensor, got the dtype {dtype!r:.80}")
+            name = f"{key!r:.80} in {self.path}"
+            raise CheckpointError(f"{name} must be a floating-point tensor, got the dtype {dtype!r:.80}")
         if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
             raise self._damaged(f"shape and data_offsets of {key!r:.80} are not lists of sizes")
         begin, end = offsets
-        # An empty tensor may have other dimensions, but no strides may overflow.
-        too_large = math.prod(each or 1 for each in shape) >= 2**60
+        # Zeros are left out: the other sizes of an empty tensor must not overflow its strides either.
+        too_large = math.prod(size or 1 for size in shape) >= 2**60
         if too_large or math.prod(shape) * _DTYPES[dtype].itemsize != end - begin:
             raise self._damaged(f"{key!r:.80} of shape {shape} and dtype {dtype} cannot take {end - begin} bytes")
         return _Entry(_DTYPES[dtype], tuple(shape), begin, end)
@@ -159,7 +159,10 @@ def open_weights(path: Path) -> Iterator[WeightsFile]:
     """Open a safetensors file and validate its header.
 
     Args:
-        path: The file.
+        path: Path of the file.
+
+    Yields:
+        The file, open inside the ``with`` block.
 
     Raises:
         CheckpointError: It cannot be read, or its header does not describe it.
@@ -169,13 +172,13 @@ def open_weights(path: Path) -> Iterator[WeightsFile]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object from a file.
 
     Args:
-        path: The file.
+        path: Path of the file.
 
     Raises:
-        CheckpointError: It cannot be read, is larger than any config, or is no JSON object.
+        CheckpointError: The file cannot be read, is larger than any config, or does not hold a JSON object.
     """
     with _open(path) as file:
         text = file.read(MOST_JSON + 1)
@@ -185,18 +188,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
-    """Parse a JSON object, each of whose keys may come once.
+    """Parse a JSON object; keys must be unique.
 
     Args:
-        text: The object.
-        where: Where it stands, for messages.
+        text: The text, in UTF-8 if it is bytes.
+        where: Where the text comes from, for messages.
 
     Raises:
-        CheckpointError: It is something else.
+        CheckpointError: The text is not a JSON object, or exceeds the limits of size and depth.
     """
     try:
-        text = text.decode() if isinstance(text, bytes) else text  # json would guess other encodings too
-        if len(text) > MOST_JSON or sum(map(text.count, "[{,")) > _MOST_VALUES:  # one of them stands before each value
+        text = text.decode() if isinstance(text, bytes) else text  # json would also accept other encodings
+        if len(text) > MOST_JSON or sum(map(text.count, "[{,")) > _MOST_VALUES:  # each value follows one of them
             raise ValueError(f"it holds more than {MOST_JSON:,} bytes or {_MOST_VALUES:,} values")
         value = json.loads(text, object_pairs_hook=_unique, parse_int=_integer, parse_constant=_refuse_constant)
         _require_shallow(value)
@@ -207,23 +210,29 @@ def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def write_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically.
+def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file atomically: an existing file is replaced once the new one is complete on the disk.
 
     Args:
-        path: The file; what it held stays until the new one is whole on the disk.
-        state: Contiguous tensors.
+        path: Path of the file.
+        tensors: Contiguous tensors by key.
         metadata: Strings for the header.
+
+    Raises:
+        OSError: The file cannot be written.
     """
-    _replace(path, lambda temporary: save_file(dict(state), temporary, metadata=dict(metadata)))
+    _replace(path, lambda temporary: save_file(dict(tensors), temporary, metadata=dict(metadata)))
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file atomically, with its line ends as they are; one that is so already is left alone.
+    """Write a text file atomically, in UTF-8 and with unchanged line endings, unless it has this content already.
 
     Args:
-        path: The file.
+        path: Path of the file.
         text: Its content.
+
+    Raises:
+        OSError: The file cannot be written.
     """
     content = text.encode("utf-8")
     if not path.is_file() or path.read_bytes() != content:
@@ -232,29 +241,29 @@ def replace_text(path: Path, text: str) -> None:
 
 def _replace(target: Path, write: Callable[[Path], object]) -> None:
     _remove_leftovers(target)
-    # A directory, as safetensors writes to a temporary file of its own beside the one that it is given.
+    # In a directory, as safetensors makes another temporary file next to the one that it writes.
     with TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as folder:
         temporary = Path(folder, target.name)
         temporary.touch()
         mode = temporary.stat().st_mode
         write(temporary)
-        with temporary.open("r+b") as file:  # Windows syncs only what is open for writing
+        with temporary.open("r+b") as file:  # Windows syncs only files open for writing
             os.fsync(file.fileno())
-        temporary.chmod(mode)  # as any other file here; safetensors lets nobody else read its own
+        temporary.chmod(mode)  # the usual mode; safetensors makes its file readable by its owner only
         temporary.replace(target)
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Remove what saves that were killed have left of this file."""
+    """Remove temporary files of this file that killed saves have left."""
     for path in target.parent.glob(f".{target.name}.*.tmp"):
-        with suppress(OSError):  # another save may remove it as well
+        with suppress(OSError):  # another save may be removing it too
             if time.time() - path.stat().st_mtime > _SECONDS_IN_USE:
                 shutil.rmtree(path)
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[BinaryIO]:
-    """Open a regular file; a pipe or device of that name would block or never end."""
+    """Open a regular file; a pipe or a device of that name could block or never end."""
     try:
         # Opening a pipe would wait for a writer; the flag is missing on some systems.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
@@ -266,14 +275,14 @@ def _open(path: Path) -> Iterator[BinaryIO]:
 
 
 def _is_sizes(value: Any) -> bool:
-    # Bounded in number and size, so that their product is one that a machine can form.
+    # Their number and size are bounded, so that their product is computed quickly.
     return (
-        isinstance(value, list) and len(value) <= 16 and all(type(each) is int and 0 <= each < 2**63 for each in value)
+        isinstance(value, list) and len(value) <= 16 and all(type(size) is int and 0 <= size < 2**63 for size in value)
     )
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and not _HALF_PAIR.search(value)
+    return isinstance(value, str) and not _SURROGATE.search(value)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -292,9 +301,9 @@ def _refuse_constant(name: str) -> float:
 
 
 def _require_shallow(value: Any) -> None:
-    level = [value]
+    level = [value]  # all values at one depth
     for _ in range(_DEEPEST):
-        inside = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, (dict, list))]
-        level = list(chain.from_iterable(inside))
+        containers = [item for item in level if isinstance(item, (dict, list))]
+        level = list(chain.from_iterable(item.values() if isinstance(item, dict) else item for item in containers))
     if level:
         raise ValueError(f"lists and objects lie more than {_DEEPEST} deep inside each other")

@@ -1,4 +1,4 @@
-"""Find a checkpoint: in a directory of this machine, or on the Hugging Face Hub."""
+"""The places that a checkpoint is loaded from: a local directory, or the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from aim_adapters.storage.files import CONFIG_NAME, WEIGHTS_NAME
 from aim_adapters.version import __version__
 
 LIBRARY_NAME = "aim-adapters"
-# The Hub counts a request for this file of a repository as one download; nothing is read from it.
+# The Hub counts a request for this file as a download of its repository; its content is not used.
 COUNTED_NAME = "config.json"
 
 
 @dataclass(frozen=True)
 class HubOptions:
-    """Where in a repository on the Hub a checkpoint is, and how it may be fetched.
+    """The place of a checkpoint in a repository on the Hub, and how it may be fetched.
 
     Args:
         revision: Branch, tag or commit of the repository; by default its main branch.
         subfolder: Folder of the checkpoint inside its source.
-        token: Access token; by default the one this machine is logged in with, ``False`` for none.
-        cache_dir: Where fetched files are kept; by default the Hub's own cache.
-        local_files_only: Take files from the cache, without asking the Hub.
-        force_download: Fetch files that are in the cache again.
+        token: Access token; by default the one this machine is logged in with; ``False`` for none.
+        cache_dir: Where downloads are kept; by default the Hub's own cache.
+        local_files_only: Use only files in the cache, without a request to the Hub.
+        force_download: Fetch files again that are in the cache.
     """
 
     revision: str | None = None
@@ -41,10 +41,11 @@ class HubOptions:
     force_download: bool = False
 
     def validate(self) -> None:
-        """Refuse values that cannot be what they are called.
+        """Refuse invalid options.
 
         Raises:
-            CheckpointError: ``subfolder``, ``revision`` or ``token`` cannot be one, or the last two exclude each other.
+            CheckpointError: ``subfolder``, ``revision`` or ``token`` is malformed, or both ``local_files_only`` and
+                ``force_download`` are set.
         """
         require_inner_path("subfolder", self.subfolder)
         require_inner_path("revision", self.revision)
@@ -54,19 +55,19 @@ class HubOptions:
 
 
 def locate(source: str | os.PathLike[str], options: HubOptions) -> Path:
-    """Return the directory that holds a checkpoint's files, after fetching them from the Hub where need be.
+    """Return the directory with a checkpoint's files, fetched from the Hub if they are not local.
 
-    Files of one repository come from one commit, even when its branch moves in between, and are compared with the
-    digests that the Hub announced.
+    All files come from one commit, even if the branch changes in between, and are compared with the digests that the
+    Hub announced.
 
     Args:
         source: A directory, the path of an ``adapter_model.safetensors``, or the id of a repository on the Hub
-            (``"user/repo"``). A ``pathlib.Path`` is never looked up on the Hub, and what exists here goes first.
-        options: Where in the repository it is, and how it may be fetched.
+            (``"user/repo"``). Local files have priority, and a ``pathlib.Path`` is never looked up on the Hub.
+        options: The place in the repository, and how files may be fetched.
 
     Raises:
         TypeError: ``source`` is not a path.
-        CheckpointError: Nothing is there, an option cannot be what it is called, or the Hub did not give the files.
+        CheckpointError: There is no such checkpoint, an option is invalid, or the files cannot be fetched.
     """
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"source must be a path or the id of a repository on the Hub, got {type(source).__name__}")
@@ -80,19 +81,19 @@ def locate(source: str | os.PathLike[str], options: HubOptions) -> Path:
         return _fetch(source, options)
     except CheckpointError as error:
         where = f"there is no directory {source!r} here, and no repository that can be loaded"
-        raise CheckpointError(f"{where}: {error}") from error.__cause__  # which is None where it quotes the token
+        raise CheckpointError(f"{where}: {error}") from error.__cause__  # None if the cause quotes the token
 
 
 def require_inner_path(what: str, value: str | None) -> None:
-    """Refuse a name below a directory or in a repository that could lead out of it.
+    """Refuse a path inside a directory or repository that could lead out of it.
 
     Args:
-        what: What the name is called in the message.
-        value: The name, such as ``"checkpoints/last"`` or ``"refs/pr/1"``, or None.
+        what: Name of the argument, for the message.
+        value: The path, such as ``"checkpoints/last"`` or ``"refs/pr/1"``, or None.
 
     Raises:
-        CheckpointError: It is absolute, has an empty part, ``"."``, ``".."`` or a character that a path may give
-            another meaning.
+        CheckpointError: It is absolute, or has an empty part, ``"."``, ``".."``, or a character with a special meaning
+            in paths.
     """
     if value is None:
         return
@@ -106,10 +107,13 @@ def require_inner_path(what: str, value: str | None) -> None:
 
 
 def require_token(token: str | bool | None) -> None:
-    """Refuse a token that no header can carry, before a library quotes it in a message.
+    """Refuse a malformed token, before a library quotes it in a message.
+
+    Args:
+        token: The token; None and booleans are accepted.
 
     Raises:
-        CheckpointError: It is empty, holds spaces, line ends or characters beyond ASCII, or is no string.
+        CheckpointError: It is not a string, is empty, or has spaces, line endings or characters beyond ASCII.
     """
     if token is None or isinstance(token, bool):
         return
@@ -121,17 +125,20 @@ def require_token(token: str | bool | None) -> None:
 
 
 def require_repo_id(repo_id: str) -> None:
-    """Refuse what cannot be the id of a repository on the Hub.
+    """Refuse an invalid id of a repository on the Hub.
+
+    Args:
+        repo_id: The id.
 
     Raises:
-        CheckpointError: It is a path, or has characters that an id does not have.
+        CheckpointError: It is not a string, has characters that ids cannot have, or names a safetensors file.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
-        if not isinstance(repo_id, str) or repo_id.endswith(".safetensors"):  # valid as an id, and never meant as one
-            raise HFValidationError("it is no string, or names a file")
+        if not isinstance(repo_id, str) or repo_id.endswith(".safetensors"):  # a valid id, but never meant as one
+            raise HFValidationError("it is not a string, or names a file")
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise CheckpointError(
@@ -141,10 +148,12 @@ def require_repo_id(repo_id: str) -> None:
 
 
 def quotes_token(error: BaseException | None) -> bool:
-    """Return whether a traceback would print the token: a proxy may quote the request, and the Hub's errors its answer.
+    """Return whether a traceback would show the token.
+
+    Errors quote the server's response, and a proxy may echo the request in it.
 
     Args:
-        error: What huggingface_hub raised.
+        error: The error that huggingface_hub raised.
     """
     while error is not None:
         response = getattr(error, "response", None)
@@ -156,7 +165,11 @@ def quotes_token(error: BaseException | None) -> bool:
 
 
 def file_mode(path: str | os.PathLike[str]) -> int:
-    """Return the mode of what a path leads to, or 0 where nothing is, whatever the path."""
+    """Return the mode of the file or directory at a path, or 0 if there is none or the path is invalid.
+
+    Args:
+        path: Any path.
+    """
     try:
         return Path(path).stat().st_mode
     except (OSError, ValueError):
@@ -168,8 +181,8 @@ def _local(path: Path, *, revision: str | None, subfolder: str | None) -> Path:
     if stat.S_ISREG(mode) and path.name == WEIGHTS_NAME and subfolder is None:
         path, mode = path.parent, file_mode(path.parent)
     if not stat.S_ISDIR(mode):
-        found = "is not a directory" if mode else "does not exist"
-        raise CheckpointError(f"{path} {found}; expected a directory that holds {WEIGHTS_NAME}, or that file itself")
+        problem = "is not a directory" if mode else "does not exist"
+        raise CheckpointError(f"{path} {problem}; expected a directory that holds {WEIGHTS_NAME}, or that file itself")
     if revision is not None:
         raise CheckpointError(
             f"{path} is a directory here, so revision={revision!r} means nothing; leave it out, or run where no "
@@ -207,7 +220,7 @@ def _fetch(repo_id: str, options: HubOptions) -> Path:
         try:
             config = Path(download(folder + CONFIG_NAME, revision=revision))
         except LocalEntryNotFoundError:
-            # The Hub cannot be asked. Only a repository without a config can be in the cache without one.
+            # Without the Hub: a repository is in the cache without a config only if it has none.
             if not isinstance(try_to_load_from_cache(repo_id, folder + WEIGHTS_NAME, cache, revision), str):
                 raise
             config = None
@@ -226,22 +239,31 @@ def _fetch(repo_id: str, options: HubOptions) -> Path:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """Return what a download can raise."""
+    """Return the errors that a download can raise."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    # Its first base is the error of the HTTP library: requests, httpx or httpx2, by the version of huggingface_hub.
+    # Its first base is the error of the HTTP library, which depends on the version of huggingface_hub.
     return (OSError, ValueError, RuntimeError, HfHubHTTPError.__bases__[0])
 
 
 @contextmanager
 def explained(repo_id: str, file: str, revision: str | None) -> Iterator[None]:
-    """Turn the Hub's errors into one that says what was asked, what happened and what helps."""
+    """Turn the Hub's errors into one that says what was requested, what happened, and what to do.
+
+    Args:
+        repo_id: The repository.
+        file: Path of the file inside it.
+        revision: Branch, tag or commit; None: the main branch.
+
+    Raises:
+        CheckpointError: The block raised an error of a download.
+    """
     try:
         yield
     except _failures() as error:
-        asked = f"{file} of {repo_id} at {revision or 'its main branch'}"
+        requested = f"{file} of {repo_id} at {revision or 'its main branch'}"
         cause = None if quotes_token(error) else error
-        raise CheckpointError(f"cannot fetch {asked}: {_reason(error, file)}") from cause
+        raise CheckpointError(f"cannot fetch {requested}: {_reason(error, file)}") from cause
 
 
 def _reason(error: BaseException, file: str) -> str:
@@ -249,7 +271,7 @@ def _reason(error: BaseException, file: str) -> str:
 
     access = "log in with `hf auth login`, or pass token="
     unreachable = isinstance(error, errors.LocalEntryNotFoundError)
-    if error.__cause__ is not None and (unreachable or type(error) is ValueError):  # what a forced download raises
+    if error.__cause__ is not None and (unreachable or type(error) is ValueError):  # as forced downloads raise them
         error = error.__cause__
     if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
         return "it is not in the cache, and the Hub is not asked (local_files_only or HF_HUB_OFFLINE); fetch it once"
@@ -261,7 +283,7 @@ def _reason(error: BaseException, file: str) -> str:
         return "the repository has no such revision; pass a branch, a tag or a commit of it"
     if isinstance(error, errors.EntryNotFoundError):
         return f"the repository holds no {file}; is it one of AIM adapters, or do they lie in a subfolder?"
-    # The kind of the error and the status that came with it, none of a server's words.
+    # The type of the error and the HTTP status, but no text from a server.
     status = getattr(getattr(error, "response", None), "status_code", None)
     what = f"{type(error).__name__}, status {status}" if status else type(error).__name__
     cached = ", and it is not in the cache" if unreachable else ""
@@ -269,9 +291,9 @@ def _reason(error: BaseException, file: str) -> str:
 
 
 def _require_intact(file: Path, repo_id: str) -> None:
-    """Refuse a file whose content is not what the Hub announced, wherever it changed on its way."""
+    """Refuse a file whose content does not match the digest that the Hub announced."""
     if not file.is_symlink():
-        return  # the cache of a file system without links does not keep the digest
+        return  # without symbolic links, the cache does not record the digest
     announced = file.readlink().name
     try:
         digests = _digests(file, len(announced))
@@ -279,23 +301,23 @@ def _require_intact(file: Path, repo_id: str) -> None:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     if not digests or announced in digests:
         return
-    with suppress(OSError):  # a cache that cannot be written
+    with suppress(OSError):  # the cache may be read-only
         (file.parent / file.readlink()).unlink()
         file.unlink()
     raise CheckpointError(
-        f"{file.name} of {repo_id} is damaged: its content has not the digest {announced} that the Hub announced; it "
-        "was taken out of the cache, so try again"
+        f"{file.name} of {repo_id} is damaged: its content does not have the digest {announced} that the Hub "
+        "announced; it was taken out of the cache, so try again"
     )
 
 
 def _digests(file: Path, length: int) -> list[str]:
-    """Return what a digest of this length can be: SHA-256 of a large file, git's SHA-1 of a small one or the plain."""
+    """Return a file's digests of this length: SHA-256 of a large file; git's SHA-1, or plain SHA-1, of a small one."""
     hashes = {
         64: [hashlib.sha256()],
         40: [hashlib.sha1(start, usedforsecurity=False) for start in (b"blob %d\0" % file.stat().st_size, b"")],
-    }.get(length, [])  # else a mirror's own tag, which says nothing of the content
+    }.get(length, [])  # other lengths: a mirror's own tag, which does not depend on the content
     with file.open("rb") as stream:
         while hashes and (chunk := stream.read(1 << 20)):
-            for each in hashes:
-                each.update(chunk)
-    return [each.hexdigest() for each in hashes]
+            for digest in hashes:
+                digest.update(chunk)
+    return [digest.hexdigest() for digest in hashes]
