@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from aim_adapters.anatomy import AttentionParts, BlockAnatomy, BlockParts, MlpParts, apply_part
 from aim_adapters.backbones import read_anatomy
-from aim_adapters.ops.branches import AttentionPlan, MlpPlan, tile
+from aim_adapters.core.fusion import attention_tensors, mlp_tensors
+from aim_adapters.ops.branches import AttentionPlan, BranchTensors, MlpPlan, WindowTensors, tile
 from tests.backbones import (
     test_open_clip_vit,
     test_swin,
@@ -80,8 +81,9 @@ def test_attention_is_what_the_family_computes(member: str) -> None:
         h = apply_part(block, anatomy.pre_attention, x)
         theirs = (case.plain_attention or anatomy.attend)(block, h)
         expected = x + apply_part(block, anatomy.post_attention, theirs)
-        plan = AttentionPlan("tokens", parts.heads, parts.scale, parts.eps, False, False, "")
-        ours = plain_attention(x.flatten(1, -2), [*parts.tensors(), *[None] * 9], plan, 1).view(x.shape)
+        plan = AttentionPlan("tokens", parts.heads, parts.scale, parts.eps, "")
+        tensors = BranchTensors(attention_tensors(parts))
+        ours = plain_attention(x.flatten(1, -2), tensors, plan, 1).view(x.shape)
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
         assert parts.plain == (member.startswith(PLAIN_FAMILIES) and "DINOv3" not in member)
 
@@ -101,8 +103,8 @@ def test_attention_within_windows_is_what_the_family_computes(member: str) -> No
             theirs = anatomy.attend(block, apply_part(block, anatomy.pre_attention, x))
             expected = x + apply_part(block, anatomy.post_attention, theirs)
             index, mask = tile(height, width, parts.windows.size, parts.windows.shift, x.device)
-            plan = AttentionPlan("windows", parts.heads, parts.scale, parts.eps, False, False, "")
-            tensors = [*parts.tensors(), *[None] * 6, parts.windows.bias, mask, index]
+            plan = AttentionPlan("windows", parts.heads, parts.scale, parts.eps, "")
+            tensors = BranchTensors(attention_tensors(parts), windows=WindowTensors(parts.windows.bias, mask, index))
             ours = plain_attention(x.flatten(1, -2), tensors, plan, 1).view(x.shape)
             torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
             tiled += 1
@@ -123,7 +125,7 @@ def test_mlp_is_what_the_family_computes(member: str) -> None:
         assert isinstance(parts, MlpParts)
         theirs = getattr(block, anatomy.mlp)(apply_part(block, anatomy.pre_mlp, x))
         expected = x + apply_part(block, anatomy.post_mlp, theirs)
-        ours = plain_mlp(x, [*parts.tensors(), *[None] * 9], MlpPlan(parts.activation, parts.eps, False, 1.0), 1)
+        ours = plain_mlp(x, BranchTensors(mlp_tensors(parts)), MlpPlan(parts.activation, parts.eps, 1.0), 1)
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
 
 

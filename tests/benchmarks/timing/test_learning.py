@@ -195,7 +195,7 @@ def test_asks_trained_models_in_fp8_too(task: Task, monkeypatch: pytest.MonkeyPa
 
     def rounded(model: Any, frames: Tensor) -> Tensor:
         asked.append(model.aim.execution.frozen_precision)
-        monkeypatch.setattr(model.aim, "products", "auto")  # a CPU has no such products
+        monkeypatch.setattr(model.aim, "execution", Execution())  # a CPU has no such products
         logits = answers(model, frames)
         return logits if asked == ["auto"] else logits + torch.tensor([0.0, 0.1])
 
