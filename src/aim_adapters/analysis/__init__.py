@@ -1,5 +1,5 @@
-"""The cost of a wrapped model in arithmetic."""
+"""The cost of a wrapped model."""
 
-from aim_adapters.analysis.complexity import FlopCount, count_flops
+from aim_adapters.analysis.complexity import FlopCount, count_flops, count_root_flops
 
-__all__ = ["FlopCount", "count_flops"]
+__all__ = ["FlopCount", "count_flops", "count_root_flops"]

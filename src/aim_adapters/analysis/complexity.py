@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from aim_adapters.core import by_modules, only_root
+from aim_adapters.core import WrappedModel, by_modules, only_root
 from aim_adapters.errors import ConfigError
 
 
@@ -40,13 +40,25 @@ def count_flops(model: nn.Module, *, image_size: tuple[int, int] | int | None = 
         StateError: The model is not wrapped, or holds several wrapped models.
         ConfigError: ``image_size`` is not given and the base model does not know its own.
     """
+    return count_root_flops(only_root(model), image_size=image_size)
+
+
+def count_root_flops(wrapped: WrappedModel, *, image_size: tuple[int, int] | int | None = None) -> FlopCount:
+    """Count as `count_flops` does, for a wrapped model that was found already.
+
+    Args:
+        wrapped: The wrapped model.
+        image_size: Height and width of a frame in pixels; by default the base model's own.
+
+    Raises:
+        ConfigError: ``image_size`` is not given and the base model does not know its own.
+    """
     # Imported here: counting is rare, and these take longer to import than the rest of this package.
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    _, root, state = only_root(model)
-    anatomy = state.anatomy
+    root, state, anatomy = wrapped.root, wrapped.state, wrapped.state.anatomy
     size = anatomy.image_size if image_size is None else image_size
     if size is None:
         raise ConfigError(f"this {type(root).__name__} does not know its image size; pass image_size=(height, width)")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from aim_adapters.analysis import count_flops
+from aim_adapters.analysis import count_root_flops
 from aim_adapters.checkpoint.card import make_card
 from aim_adapters.checkpoint.snapshot import Snapshot, take_snapshot
 from aim_adapters.checkpoint.state_dict import is_sharded
@@ -118,7 +118,7 @@ def push_to_hub(
         make_card,
         snapshot.config,
         parameters=snapshot.parameters,
-        gmacs=_gmacs(model, wrapped, name, snapshot),
+        gmacs=_gmacs(wrapped, name, snapshot),
         subfolder=subfolder,
         revision=branch,
         license=license,
@@ -166,14 +166,14 @@ def push_to_hub(
 _COUNTED = json.dumps({"model_type": "aim", "library_name": LIBRARY_NAME}, indent=2) + "\n"
 
 
-def _gmacs(model: nn.Module, wrapped: WrappedModel, name: str | None, snapshot: Snapshot) -> float | None:
+def _gmacs(wrapped: WrappedModel, name: str | None, snapshot: Snapshot) -> float | None:
     """Return the multiply-accumulates of a clip, or None if one process alone cannot count them."""
     state = wrapped.state
     runs = name in (None, state.name) and state.enabled
     sharded = any(map(is_sharded, wrapped.root.parameters()))
     if not runs or sharded or state.anatomy.patch_inputs or not snapshot.config["clip"]["size"]:
         return None
-    return count_flops(model).gmacs
+    return count_root_flops(wrapped).gmacs
 
 
 def _readme(api: HfApi, repo_id: str, commit: str | None, directory: str) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -100,16 +101,28 @@ def load_adapters(
     )
     with open_checkpoint(locate(source, options), strict=strict) as checkpoint:
         if wrapped is None:
-            return wrap_and_load(model, checkpoint, name=name, strict=strict, allow_nonfinite=allow_nonfinite)
+            return wrap_and_load(model, checkpoint, name=name, strict=strict, allow_nonfinite=allow_nonfinite).report
         loading = _Loading(checkpoint, strict=strict, allow_nonfinite=allow_nonfinite)
         if name is None or name in wrapped.names():
             return _load_into(wrapped, loading, name=name, resize_frames=resize_frames)
         return _load_beside(model, wrapped, loading, name=name)
 
 
+class Loaded(NamedTuple):
+    """An adapter that was made from a checkpoint.
+
+    Attributes:
+        adapter: The adapter.
+        report: The keys that did not load.
+    """
+
+    adapter: AdapterSet
+    report: LoadReport
+
+
 def wrap_and_load(
     model: nn.Module, checkpoint: OpenCheckpoint, *, name: str | None, strict: bool, allow_nonfinite: bool = False
-) -> LoadReport:
+) -> Loaded:
     """Wrap an image model with the settings of an open checkpoint, and load its adapter.
 
     Args:
@@ -118,9 +131,6 @@ def wrap_and_load(
         name: Name of the adapter.
         strict: As in `load_adapters`.
         allow_nonfinite: As in `load_adapters`.
-
-    Returns:
-        The keys that did not load.
 
     Raises:
         As `load_adapters`.
@@ -132,9 +142,9 @@ def wrap_and_load(
     def build(settings: AIMConfig, on_meta: bool) -> AdapterSet:
         return build_adapter(root, settings, record=record, name=name or DEFAULT_NAME, owner=model, on_meta=on_meta)
 
-    adapter, report = loading.new_adapter(root, anatomy, build)
-    wrap_with_adapter(model, adapter)
-    return report
+    loaded = loading.new_adapter(root, anatomy, build)
+    wrap_with_adapter(model, loaded.adapter)
+    return loaded
 
 
 def _load_beside(model: nn.Module, wrapped: WrappedModel, loading: _Loading, *, name: str) -> LoadReport:
@@ -143,9 +153,9 @@ def _load_beside(model: nn.Module, wrapped: WrappedModel, loading: _Loading, *, 
     def build(settings: AIMConfig, on_meta: bool) -> AdapterSet:
         return build_beside(model, wrapped, name, settings, on_meta=on_meta)
 
-    adapter, report = loading.new_adapter(wrapped.root, wrapped.state.anatomy, build)
-    wrapped.state.shelve(adapter)
-    return report
+    loaded = loading.new_adapter(wrapped.root, wrapped.state.anatomy, build)
+    wrapped.state.shelve(loaded.adapter)
+    return loaded.report
 
 
 def _load_into(wrapped: WrappedModel, loading: _Loading, *, name: str | None, resize_frames: bool) -> LoadReport:
@@ -196,7 +206,7 @@ class _Loading:
 
     def new_adapter(
         self, root: nn.Module, anatomy: BackboneAnatomy, build: Callable[[AIMConfig, bool], AdapterSet]
-    ) -> tuple[AdapterSet, LoadReport]:
+    ) -> Loaded:
         """Build an adapter with the checkpoint's settings and tensors; the image model is not changed.
 
         Args:
@@ -228,7 +238,7 @@ class _Loading:
         fill_adapter(root, adapter, tensors)
         adapter.state.origin = dict(self.checkpoint.config)
         self.require_own_labels(adapter.state)
-        return adapter, report
+        return Loaded(adapter, report)
 
     def read(self, keys: Iterable[str], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Read tensors in the dtypes of the adapter.

@@ -16,7 +16,6 @@ from torch import nn
 from aim_adapters.backbones import BaseRequest, build_base
 from aim_adapters.checkpoint.format import open_checkpoint
 from aim_adapters.checkpoint.loading import wrap_and_load
-from aim_adapters.core import only_root
 from aim_adapters.errors import CheckpointError, ConfigError
 from aim_adapters.storage import HubOptions, locate, quotes_token, require_inner_path
 
@@ -109,10 +108,10 @@ def load_video_model(
         )
         model = _build(request, config, source)
         # Another base model is the caller's choice: it is only warned about, and only that is less strict.
-        report = wrap_and_load(model, checkpoint, name=None, strict=name is None)
-    if any(report):
-        raise CheckpointError(f"the checkpoint {source} does not fit the base model {request.name}: {report}")
-    state = only_root(model).state
+        loaded = wrap_and_load(model, checkpoint, name=None, strict=name is None)
+    if any(loaded.report):
+        raise CheckpointError(f"the checkpoint {source} does not fit the base model {request.name}: {loaded.report}")
+    state = loaded.adapter.state
     base = {"base_model_name_or_path": request.name or None, "base_model_revision": request.revision}
     state.origin = {**state.origin, **base}  # adapters trained from here on belong to this base model
     return model.eval()

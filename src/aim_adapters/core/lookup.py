@@ -1,4 +1,4 @@
-"""Find what is ours inside a model, whatever other tools have put around it."""
+"""Lookup of what is ours inside a model, whatever other tools have put around it."""
 
 from __future__ import annotations
 
