@@ -24,20 +24,21 @@ from aim_adapters.ops.temporal_attention import kernels, tiles, triton
 def check(target, frames, dim, dtype, biased):
     q = torch.empty(frames, 1, 2, dim, dtype=dtype)
     _, constants = triton._launch(q, q, q if biased else None, frames, tiles=1)
-    constants["ROWS"] = tiles.smallest_tile(frames)
-    constants |= {{"EXACT": triton._EXACT, "BIAS_WIDTH": max(16, next_power_of_2(frames)), "TILES": 8 if biased else 1}}
+    constants |= {{"BLOCK_ROWS": tiles.smallest_tile(frames), "BLOCK_FRAMES": max(16, next_power_of_2(frames))}}
+    constants |= {{"BIAS_DOT_PRECISION": triton._EXACT, "TILES": 8 if biased else 1}}
     pointer = {{2: "*bf16", 4: "*fp32"}}[dtype.itemsize]
-    kinds = dict.fromkeys(("q", "k", "v", "out", "d_out", "d_q", "d_k", "d_v"), pointer)
-    kinds |= {{"scale": "fp32", "bias": "*fp32", "d_bias": "*fp32"}}
+    names = ("q_ptr", "k_ptr", "v_ptr", "out_ptr", "d_out_ptr", "d_q_ptr", "d_k_ptr", "d_v_ptr")
+    kinds = dict.fromkeys(names, pointer)
+    kinds |= {{"scale": "fp32", "bias_ptr": "*fp32", "d_bias_ptr": "*fp32"}}
     if not biased:
-        constants |= {{"bias": None, "d_bias": None}}
+        constants |= {{"bias_ptr": None, "d_bias_ptr": None}}
     kinds |= dict.fromkeys(constants, "constexpr")
     promised = tiles.shared_memory(frames, dim, dtype.itemsize)
     for kernel in (kernels.forward_kernel, kernels.backward_kernel):
         names = kernel.arg_names
         signature = {{name: kinds.get(name, "i32") for name in names}}
         given = {{(i,): constants[name] for i, name in enumerate(names) if name in constants}}
-        options = {{"num_warps": 1 if constants["ROWS"] == 32 else 4, "num_stages": 1}}
+        options = {{"num_warps": 1 if constants["BLOCK_ROWS"] == 32 else 4, "num_stages": 1}}
         taken = compile(ASTSource(kernel, signature, given), target=GPUTarget(*target), options=options).metadata.shared
         assert taken <= promised, f"{{kernel.__name__}} takes {{taken}} bytes, promised are {{promised}}"
 
@@ -77,12 +78,12 @@ def test_compiles_within_the_shared_memory_that_the_table_counts_with(hip: str |
     ],
 )
 def test_tiles_that_are_tried(frames: int, dtype: torch.dtype, biased: bool, rows: list[int]) -> None:
-    configs = [SimpleNamespace(kwargs={"ROWS": each}) for each in (32, 64, 128)]
-    fitting = kernels._fitting(configs, {"q": torch.empty(1, dtype=dtype)}, T=frames, HAS_BIAS=biased)
-    assert [config.kwargs["ROWS"] for config in fitting] == rows
+    configs = [SimpleNamespace(kwargs={"BLOCK_ROWS": each}) for each in (32, 64, 128)]
+    fitting = kernels._fitting(configs, {"q_ptr": torch.empty(1, dtype=dtype)}, FRAMES=frames, HAS_BIAS=biased)
+    assert [config.kwargs["BLOCK_ROWS"] for config in fitting] == rows
 
 
 def test_some_tile_is_tried_for_every_number_of_frames() -> None:
-    configs = [SimpleNamespace(kwargs={"ROWS": each}) for each in (32, 64, 128)]
+    configs = [SimpleNamespace(kwargs={"BLOCK_ROWS": each}) for each in (32, 64, 128)]
     q = torch.empty(1, dtype=torch.bfloat16)
-    assert all(kernels._fitting(configs, {"q": q}, T=frames, HAS_BIAS=False) for frames in range(1, 129))
+    assert all(kernels._fitting(configs, {"q_ptr": q}, FRAMES=frames, HAS_BIAS=False) for frames in range(1, 129))

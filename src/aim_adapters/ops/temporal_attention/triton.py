@@ -119,7 +119,7 @@ def _backward(
     grid, options = _launch(q, k, bias, num_frames, tiles=tiles)
     partial = None
     if bias is not None:
-        programs = grid({"ROWS": smallest_tile(num_frames)})[0]
+        programs = grid({"BLOCK_ROWS": smallest_tile(num_frames)})[0]
         partial = q.new_empty((programs // heads, heads, num_frames, num_frames), dtype=torch.float32)
     d_q, d_k, d_v = into
     with _device_of(q):
@@ -129,7 +129,7 @@ def _backward(
             *d_q.stride()[:3], *d_k.stride()[:3], *d_v.stride()[:3], *(d_out if out is None else out).stride()[:3],
             tokens, heads, scale,
             HAS_OUT=out is not None,
-            EXACT=_EXACT, BIAS_WIDTH=max(16, next_power_of_2(num_frames)), TILES=tiles, **options,
+            BIAS_DOT_PRECISION=_EXACT, BLOCK_FRAMES=max(16, next_power_of_2(num_frames)), TILES=tiles, **options,
         )  # fmt: skip
     return q.new_empty(0) if partial is None or bias is None else partial.sum(0).to(bias.dtype)
 
@@ -139,19 +139,19 @@ def _launch(q: Tensor, k: Tensor, bias: Tensor | None, num_frames: int, *, tiles
     frames, tokens, heads, dim = q.shape
 
     def grid(meta: dict[str, Any]) -> tuple[int]:
-        sequences = meta["ROWS"] // num_frames * tiles
+        sequences = meta["BLOCK_ROWS"] // num_frames * tiles
         return (frames // num_frames * -(-tokens // sequences) * heads,)
 
     options: dict[str, Any] = {
-        "T": num_frames,
-        "D": dim,
-        "WIDTH": max(16, next_power_of_2(dim)),
-        "SHARED": heads // k.shape[2],
+        "FRAMES": num_frames,
+        "HEAD_DIM": dim,
+        "BLOCK_DIM": max(16, next_power_of_2(dim)),
+        "QUERY_HEADS_PER_KV_HEAD": heads // k.shape[2],
         "HAS_BIAS": bias is not None,
-        "PRECISION": _HALF if q.dtype.itemsize < 4 else _EXACT,
+        "DOT_PRECISION": _HALF if q.dtype.itemsize < 4 else _EXACT,
     }
     if _INTERPRETED:  # nothing is tuned
-        options["ROWS"] = smallest_tile(num_frames)
+        options["BLOCK_ROWS"] = smallest_tile(num_frames)
     return grid, options
 
 
