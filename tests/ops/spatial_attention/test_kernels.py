@@ -24,18 +24,19 @@ def check(target, tokens, dim, added, backward):
         index = torch.empty(1, tokens, dtype=torch.int32) if added and each.kind == "window" else None
         constants = triton._constants(qkv, extra, extra, index, each)
         if index is not None:
-            del constants["index"]
+            del constants["index_ptr"]
         options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
         if not added:
-            constants |= {"bias": None, "mask": None}
+            constants |= {"bias_ptr": None, "mask_ptr": None}
         for of_keys in (False, True) if "OF_KEYS" in kernel.arg_names else (None,):
             constants |= {"OF_KEYS": of_keys} if of_keys is not None else {}
-            kinds = dict.fromkeys(("qkv", "o", "d_out", "d_qkv"), "*fp16")
-            kinds |= {**dict.fromkeys(("lse", "delta", "bias", "mask"), "*fp32"), "scale": "fp32", "index": "*i32"}
+            kinds = dict.fromkeys(("qkv_ptr", "out_ptr", "d_out_ptr", "d_qkv_ptr"), "*fp16")
+            kinds |= dict.fromkeys(("lse_ptr", "delta_ptr", "bias_ptr", "mask_ptr"), "*fp32")
+            kinds |= {"scale": "fp32", "index_ptr": "*i32"}
             kinds |= dict.fromkeys(constants, "constexpr")
             signature = {name: kinds.get(name, "i32") for name in kernel.arg_names}
             given = {(i,): constants[name] for i, name in enumerate(kernel.arg_names) if name in constants}
-            sizes = ("frames", "heads", "windows", "scale")  # all others are multiples of 16 bytes, as in use
+            sizes = ("num_frames", "num_heads", "num_windows", "scale")  # all others are multiples of 16, as in use
             aligned = [i for i, name in enumerate(kernel.arg_names) if name not in (*constants, *sizes)]
             source = ASTSource(kernel, signature, given, {(i,): [["tt.divisibility", 16]] for i in aligned})
             taken = compile(source, target=GPUTarget(*target), options=options).metadata.shared

@@ -192,19 +192,19 @@ def _constants(
     tokens, dim = _tokens(qkv, index), qkv.shape[4]
     constants: dict[str, Any] = {
         "TOKENS": tokens,
-        "D": dim,
-        "WIDTH": max(16, next_power_of_2(dim)),
-        "ROWS": tiles.rows,
+        "HEAD_DIM": dim,
+        "BLOCK_DIM": max(16, next_power_of_2(dim)),
+        "BLOCK_ROWS": tiles.rows,
         "HAS_BIAS": bias is not None,
         "HAS_MASK": mask is not None,
         "num_warps": tiles.warps,
         "num_stages": tiles.stages,
     }
     if tiles.kind == "window":
-        return constants | {"GROUP": tiles.columns, "index": _dense(index), "HAS_INDEX": index is not None}
+        return constants | {"FRAMES": tiles.columns, "index_ptr": _dense(index), "HAS_INDEX": index is not None}
     if tiles.kind != "streaming":
-        return constants | {f"P{index}": size for index, size in enumerate(pieces(tokens, tiles.columns))}
-    return constants | {"COLUMNS": tiles.columns, "REST": rest(tokens, tiles.columns)}
+        return constants | {f"SIZE_{i}": size for i, size in enumerate(pieces(tokens, tiles.columns))}
+    return constants | {"BLOCK_COLUMNS": tiles.columns, "REMAINDER": rest(tokens, tiles.columns)}
 
 
 def _rows_together(x: Tensor) -> Tensor:

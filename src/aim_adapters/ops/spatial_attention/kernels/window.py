@@ -1,6 +1,6 @@
-"""Attend within windows of up to 64 tokens: one tile holds a window, and its backward pass makes all three gradients.
+"""Attention within windows of up to 64 tokens: one tile holds a window, so a backward pass makes all three gradients.
 
-A program goes through the same head and window of GROUP frames, so that bias, mask and index are read once for all.
+A program goes through the same head and window of FRAMES frames, so that bias, mask and index are read once for all.
 With an index the rows of a tile lie anywhere in a frame: shifting, cutting and putting together cost no copies.
 """
 
@@ -9,93 +9,131 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from aim_adapters.ops.spatial_attention.kernels.parts import load, scale_and_add, store
+from aim_adapters.ops.spatial_attention.kernels.tile_math import LOG2_E, load, scale_and_add, store
 
 
 @triton.jit
-def _place(
-    index, heads, windows, TOKENS: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr, HAS_INDEX: tl.constexpr
-):
-    """Return the head, the window, the first frame; where the rows lie in a sequence, and its length."""
+def _first_window(
+    index_ptr, num_heads, num_windows,
+    TOKENS: tl.constexpr, BLOCK_ROWS: tl.constexpr, FRAMES: tl.constexpr, HAS_INDEX: tl.constexpr,
+):  # fmt: skip
+    # Return the head, the window and the first frame of a program; where in a sequence the rows of its tile lie,
+    # [BLOCK_ROWS], and how many tokens the sequence has. Program p = (group of frames * W + window) * H + head.
     program = tl.program_id(0)
-    window = program // heads % windows
-    rows = tl.arange(0, ROWS)
-    tokens = TOKENS
-    if HAS_INDEX:
-        tokens = windows * TOKENS
-        rows = tl.load(index + window * TOKENS + rows, mask=rows < TOKENS, other=tokens)
-    return (program % heads).to(tl.int64), window, program // heads // windows * GROUP, rows, tokens
+    window = program // num_heads % num_windows
+    rows = tl.arange(0, BLOCK_ROWS)
+    num_tokens = TOKENS
+    if HAS_INDEX:  # index[window, rows], of [W, N]; rows beyond the window lie beyond the frame
+        num_tokens = num_windows * TOKENS
+        rows = tl.load(index_ptr + window * TOKENS + rows, mask=rows < TOKENS, other=num_tokens)
+    head = (program % num_heads).to(tl.int64)
+    return head, window, program // num_heads // num_windows * FRAMES, rows, num_tokens
 
 
 @triton.jit
-def _pairs(
-    bias, mask, head, window, TOKENS: tl.constexpr, ROWS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr
-):
-    """Return what is added to the scores, in units of log2: -inf for keys that are not there."""
-    rows = tl.arange(0, ROWS)
-    pairs = tl.where(rows < TOKENS, 0.0, float("-inf"))[None, :]
+def _added_scores(
+    bias_ptr, mask_ptr, head, window,
+    TOKENS: tl.constexpr, BLOCK_ROWS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr,
+):  # fmt: skip
+    # Return what is added to the scores, in units of log2: bias[head] + mask[window], -inf for keys beyond the tokens,
+    # [BLOCK_ROWS, BLOCK_ROWS], or [1, BLOCK_ROWS] where there is neither. Of bias [H, N, N] and mask [W, N, N].
+    rows = tl.arange(0, BLOCK_ROWS)
+    added = tl.where(rows < TOKENS, 0.0, float("-inf"))[None, :]
     if HAS_BIAS:
-        bias += head * TOKENS * TOKENS
+        bias_ptr += head * TOKENS * TOKENS
     if HAS_MASK:
-        mask += window.to(tl.int64) * TOKENS * TOKENS
-    return scale_and_add(pairs, bias, mask, rows[:, None], rows[None, :], 1.0, TOKENS, HAS_BIAS, HAS_MASK)
+        mask_ptr += window.to(tl.int64) * TOKENS * TOKENS
+    return scale_and_add(added, bias_ptr, mask_ptr, rows[:, None], rows[None, :], 1.0, TOKENS, HAS_BIAS, HAS_MASK)
 
 
 @triton.jit
-def _softmax(q, k, pairs, scale):
-    scores = tl.dot(q, tl.trans(k)) * (scale * 1.4426950408889634) + pairs
-    powers = tl.exp2(scores - tl.max(scores, 1)[:, None])
-    return powers / tl.sum(powers, 1)[:, None]
+def _softmax(q, k, added, scale):
+    # Return p = softmax(scale * q k^T + added), float32 [BLOCK_ROWS, BLOCK_ROWS].
+    s = tl.dot(q, tl.trans(k)) * (scale * LOG2_E) + added
+    e = tl.exp2(s - tl.max(s, 1)[:, None])
+    return e / tl.sum(e, 1)[:, None]
 
 
 @triton.jit
 def window_forward(
-    qkv, o, lse, bias, mask, s_f, s_n, s_3, s_h, o_f, o_n, o_h, frames, heads, windows, scale, index,
-    TOKENS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr, HAS_INDEX: tl.constexpr,
+    qkv_ptr, out_ptr, lse_ptr, bias_ptr, mask_ptr,
+    stride_qkv_frame, stride_qkv_token, stride_qkv_part, stride_qkv_head,
+    stride_out_frame, stride_out_token, stride_out_head,
+    num_frames, num_heads, num_windows, scale, index_ptr,
+    TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    FRAMES: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr, HAS_INDEX: tl.constexpr,
 ):  # fmt: skip
-    head, window, first, rows, tokens = _place(index, heads, windows, TOKENS, ROWS, GROUP, HAS_INDEX)
-    pairs = _pairs(bias, mask, head, window, TOKENS, ROWS, HAS_BIAS, HAS_MASK)
-    for step in range(GROUP):
-        frame = tl.minimum(first + step, frames - 1).to(tl.int64)  # the last again, where GROUP does not divide them
+    # For every window of every frame and head: p = softmax(scale * q k^T + bias[head] + mask[window]), out = p v.
+    #
+    # qkv is [F, N, 3, H, d] with F = frames * W windows, and out [F, N, H, d]; or with an index [W, N], of the tokens
+    # that each window consists of, qkv [F, W*N, 3, H, d] and out [F, W*N, H, d]. num_frames counts the frames that have
+    # each window. A program computes one window and head of FRAMES frames, a tile [BLOCK_ROWS, BLOCK_DIM] at a time.
+    # lse is not written: the backward pass computes the whole softmax again.
+    head, window, first_frame, rows, num_tokens = _first_window(
+        index_ptr, num_heads, num_windows, TOKENS, BLOCK_ROWS, FRAMES, HAS_INDEX
+    )
+    added = _added_scores(bias_ptr, mask_ptr, head, window, TOKENS, BLOCK_ROWS, HAS_BIAS, HAS_MASK)
+    for step in range(FRAMES):
+        # The last frame again, where FRAMES does not divide them.
+        frame = tl.minimum(first_frame + step, num_frames - 1).to(tl.int64)
         if not HAS_INDEX:
-            frame = frame * windows + window
-        q_head = qkv + frame * s_f + head * s_h
-        k_head = q_head + s_3
-        q = load(q_head, rows, s_n, tokens, D, WIDTH)
-        k = load(k_head, rows, s_n, tokens, D, WIDTH)
-        v = load(k_head + s_3, rows, s_n, tokens, D, WIDTH)
-        p = _softmax(q, k, pairs, scale)
-        store(o + frame * o_f + head * o_h, tl.dot(p.to(v.dtype), v), rows, o_n, tokens, D, WIDTH)
+            frame = frame * num_windows + window
+        q_ptr = qkv_ptr + frame * stride_qkv_frame + head * stride_qkv_head
+        k_ptr = q_ptr + stride_qkv_part
+        q = load(q_ptr, rows, stride_qkv_token, num_tokens, HEAD_DIM, BLOCK_DIM)
+        k = load(k_ptr, rows, stride_qkv_token, num_tokens, HEAD_DIM, BLOCK_DIM)
+        v = load(k_ptr + stride_qkv_part, rows, stride_qkv_token, num_tokens, HEAD_DIM, BLOCK_DIM)
+        p = _softmax(q, k, added, scale)
+        head_out_ptr = out_ptr + frame * stride_out_frame + head * stride_out_head
+        store(head_out_ptr, tl.dot(p.to(v.dtype), v), rows, stride_out_token, num_tokens, HEAD_DIM, BLOCK_DIM)
 
 
 @triton.jit
 def window_backward(
-    d_out, qkv, o, lse, delta, bias, mask, d_qkv, g_f, g_n, g_h, s_f, s_n, s_3, s_h, o_f, o_n, o_h,
-    frames, heads, windows, scale, index,
-    TOKENS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr, HAS_INDEX: tl.constexpr,
+    d_out_ptr, qkv_ptr, out_ptr, lse_ptr, delta_ptr, bias_ptr, mask_ptr, d_qkv_ptr,
+    stride_d_out_frame, stride_d_out_token, stride_d_out_head,
+    stride_qkv_frame, stride_qkv_token, stride_qkv_part, stride_qkv_head,
+    stride_out_frame, stride_out_token, stride_out_head,
+    num_frames, num_heads, num_windows, scale, index_ptr,
+    TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    FRAMES: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr, HAS_INDEX: tl.constexpr,
 ):  # fmt: skip
-    head, window, first, rows, tokens = _place(index, heads, windows, TOKENS, ROWS, GROUP, HAS_INDEX)
-    pairs = _pairs(bias, mask, head, window, TOKENS, ROWS, HAS_BIAS, HAS_MASK)
-    for step in range(GROUP):
-        frame = tl.minimum(first + step, frames - 1).to(tl.int64)  # the last again, where GROUP does not divide them
+    # For every window of every frame and head, p computed again as in the forward pass:
+    #
+    #     d_v = p^T d_out
+    #     d_p = d_out v^T
+    #     d_s = p * (d_p - sum(p * d_p, along the keys))     a tile holds whole rows, so this needs neither out nor lse
+    #     d_q = scale * d_s k,  d_k = scale * d_s^T q
+    #
+    # Shapes and programs as in the forward pass; d_qkv has the shape of qkv, contiguous. out, lse and delta are not
+    # read: the arguments are those of the other kinds.
+    head, window, first_frame, rows, num_tokens = _first_window(
+        index_ptr, num_heads, num_windows, TOKENS, BLOCK_ROWS, FRAMES, HAS_INDEX
+    )
+    added = _added_scores(bias_ptr, mask_ptr, head, window, TOKENS, BLOCK_ROWS, HAS_BIAS, HAS_MASK)
+    for step in range(FRAMES):
+        # The last frame again, where FRAMES does not divide them.
+        frame = tl.minimum(first_frame + step, num_frames - 1).to(tl.int64)
         if not HAS_INDEX:
-            frame = frame * windows + window
-        q_head = qkv + frame * s_f + head * s_h
-        k_head = q_head + s_3
-        q = load(q_head, rows, s_n, tokens, D, WIDTH)
-        k = load(k_head, rows, s_n, tokens, D, WIDTH)
-        v = load(k_head + s_3, rows, s_n, tokens, D, WIDTH)
-        g = load(d_out + frame * g_f + head * g_h, rows, g_n, tokens, D, WIDTH)
-        into = d_qkv + (frame * tokens * 3 * heads + head) * D
+            frame = frame * num_windows + window
+        q_ptr = qkv_ptr + frame * stride_qkv_frame + head * stride_qkv_head
+        k_ptr = q_ptr + stride_qkv_part
+        q = load(q_ptr, rows, stride_qkv_token, num_tokens, HEAD_DIM, BLOCK_DIM)
+        k = load(k_ptr, rows, stride_qkv_token, num_tokens, HEAD_DIM, BLOCK_DIM)
+        v = load(k_ptr + stride_qkv_part, rows, stride_qkv_token, num_tokens, HEAD_DIM, BLOCK_DIM)
+        head_d_out_ptr = d_out_ptr + frame * stride_d_out_frame + head * stride_d_out_head
+        d_out = load(head_d_out_ptr, rows, stride_d_out_token, num_tokens, HEAD_DIM, BLOCK_DIM)
+        # d_qkv[frame, 0, 0, head, :], from where its tokens are 3 * H * d apart, and its d_q, d_k and d_v H * d.
+        d_q_ptr = d_qkv_ptr + (frame * num_tokens * 3 * num_heads + head) * HEAD_DIM
         # Queries beyond the tokens count for nothing: the gradient of what they got is zero.
-        p = _softmax(q, k, pairs, scale)
-        d_v = tl.dot(tl.trans(p.to(g.dtype)), g)
-        store(into + 2 * heads * D, d_v, rows, 3 * heads * D, tokens, D, WIDTH)
-        d_p = tl.dot(g, tl.trans(v))
+        p = _softmax(q, k, added, scale)
+        d_v = tl.dot(tl.trans(p.to(d_out.dtype)), d_out)
+        d_v_ptr = d_q_ptr + 2 * num_heads * HEAD_DIM
+        store(d_v_ptr, d_v, rows, 3 * num_heads * HEAD_DIM, num_tokens, HEAD_DIM, BLOCK_DIM)
+        d_p = tl.dot(d_out, tl.trans(v))
         d_s = (p * (d_p - tl.sum(p * d_p, 1)[:, None])).to(k.dtype)
         d_q = tl.dot(d_s, k) * scale
-        store(into, d_q, rows, 3 * heads * D, tokens, D, WIDTH)
+        store(d_q_ptr, d_q, rows, 3 * num_heads * HEAD_DIM, num_tokens, HEAD_DIM, BLOCK_DIM)
         d_k = tl.dot(tl.trans(d_s), q) * scale
-        store(into + heads * D, d_k, rows, 3 * heads * D, tokens, D, WIDTH)
+        d_k_ptr = d_q_ptr + num_heads * HEAD_DIM
+        store(d_k_ptr, d_k, rows, 3 * num_heads * HEAD_DIM, num_tokens, HEAD_DIM, BLOCK_DIM)
