@@ -1,4 +1,8 @@
-"""Run the row-wise parts of a frozen block as Triton kernels, each reading and writing every element once."""
+"""Triton kernels of the row-wise parts of a frozen block; each reads and writes every element once.
+
+Letters: M rows (tokens), D features of a token (FEATURES), K hidden units of an MLP (UNITS). All arithmetic is float32,
+whatever the dtypes of the tensors; what is written is rounded to the dtype of where it goes.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,27 @@ import triton.language as tl
 
 
 @triton.jit
-def activate(x, KIND: tl.constexpr, EXACT: tl.constexpr):
-    """Return an activation of float32 and its derivative; what a kernel does not use, the compiler leaves out.
-
-    All but ReLU are x times a gate. A division would cost more than the square of a reciprocal square root.
-    """
-    if KIND == "relu":
+def activate(x, ACTIVATION: tl.constexpr, EXACT_ERF: tl.constexpr):
+    # Return f(x) and its derivative f'(x) of float32 x, of any shape; what a kernel does not use, the compiler leaves
+    # out. All but ReLU are x times a gate g(x), so f'(x) = g(x) + x g'(x):
+    #
+    #     relu         max(x, 0), with derivative 0 at 0
+    #     gelu         g = (1 + erf(x / sqrt(2))) / 2,              g' = exp(-x^2 / 2) / sqrt(2 pi)
+    #     gelu_tanh    g = sigmoid(u), u = 2 sqrt(2 / pi) (x + 0.044715 x^3),  g' = g (1 - g) u'
+    #     quick_gelu   g = sigmoid(1.702 x)
+    #     silu         g = sigmoid(x)
+    #
+    # A division would cost more than the square of a reciprocal square root: sigmoid(u) = rsqrt(1 + exp(-u))^2.
+    if ACTIVATION == "relu":
         value = tl.where(x <= 0, 0.0, x)
         slope = tl.where(x <= 0, 0.0, 1.0)
-    elif KIND == "gelu":
+    elif ACTIVATION == "gelu":
         power = tl.exp2(x * x * -0.7213475204444817)  # exp(-x^2 / 2)
-        if EXACT:
+        if EXACT_ERF:
             gate = 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
         else:
             # Abramowitz and Stegun 7.1.26, right to 1e-7: half precision would wait for more instructions than memory.
+            # tail = (1 - erf(|x| / sqrt(2))) / 2, a polynomial in t = 1 / (1 + 0.2316 |x|) times exp(-x^2 / 2).
             t = tl.rsqrt(1.0 + 0.23164189 * tl.abs(x))
             t *= t
             tail = 0.5307027145 * t - 0.7265760135
@@ -29,116 +40,142 @@ def activate(x, KIND: tl.constexpr, EXACT: tl.constexpr):
             tail = (tail * t + 0.127414796) * t * power
             gate = tl.where(x < 0, tail, 1.0 - tail)
         value = x * gate
-        slope = gate + x * power * 0.3989422804014327
+        slope = gate + x * power * 0.3989422804014327  # 1 / sqrt(2 pi)
     else:
-        if KIND == "gelu_tanh":  # (1 + tanh(u)) / 2 is the logistic function of 2 u
+        if ACTIVATION == "gelu_tanh":  # (1 + tanh(u / 2)) / 2 = sigmoid(u)
             u = x * (1.5957691216057308 + 0.07135481282553567 * x * x)
             d_u = 1.5957691216057308 + 0.214064438476607 * x * x
-        elif KIND == "quick_gelu":
+        elif ACTIVATION == "quick_gelu":
             u = 1.702 * x
             d_u = 1.702
         else:  # silu
             u = x
             d_u = 1.0
-        power = tl.exp2(tl.minimum(u * -1.4426950408889634, 126.0))  # finite
+        power = tl.exp2(tl.minimum(u * -1.4426950408889634, 126.0))  # exp(-u), kept finite
         gate = tl.rsqrt(1.0 + power)
         gate *= gate
         value = x * gate
-        slope = gate + value * (power * gate) * d_u
+        slope = gate + value * (power * gate) * d_u  # 1 - gate = power * gate
     return value, slope
 
 
 @triton.jit
-def _elements(rows, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Return the rows and columns of a program's tile, and where there is an element."""
-    groups: tl.constexpr = (K + COLUMNS - 1) // COLUMNS
-    row = (tl.program_id(0) // groups).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(0) % groups * COLUMNS + tl.arange(0, COLUMNS)
-    return row[:, None], column[None, :], (row < rows)[:, None] & (column < K)[None, :]
+def _tile_of_elements(num_rows, UNITS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
+    # Return the rows [BLOCK_ROWS, 1] and columns [1, BLOCK_COLUMNS] of a program's tile of [M, K], and where there is
+    # an element. Program p = row tile * column tiles + column tile.
+    column_tiles: tl.constexpr = (UNITS + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS
+    row = (tl.program_id(0) // column_tiles).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    column = tl.program_id(0) % column_tiles * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    return row[:, None], column[None, :], (row < num_rows)[:, None] & (column < UNITS)[None, :]
 
 
 @triton.jit
 def activation_kernel(
-    pre, out, rows, PRE: tl.constexpr, OUT: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, EXACT: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    pre_ptr, out_ptr, num_rows,
+    STRIDE_PRE_ROW: tl.constexpr, STRIDE_OUT_ROW: tl.constexpr, UNITS: tl.constexpr, ACTIVATION: tl.constexpr,
+    EXACT_ERF: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    row, column, inside = _elements(rows, K, ROWS, COLUMNS)
-    value, _ = activate(tl.load(pre + row * PRE + column, mask=inside, other=0.0).to(tl.float32), KIND, EXACT)
-    tl.store(out + row * OUT + column, value.to(out.dtype.element_ty), mask=inside)
+    # out = f(pre), both [M, K]. A program computes one tile [BLOCK_ROWS, BLOCK_COLUMNS].
+    row, column, inside = _tile_of_elements(num_rows, UNITS, BLOCK_ROWS, BLOCK_COLUMNS)
+    pre = tl.load(pre_ptr + row * STRIDE_PRE_ROW + column, mask=inside, other=0.0)
+    value, _ = activate(pre.to(tl.float32), ACTIVATION, EXACT_ERF)
+    tl.store(out_ptr + row * STRIDE_OUT_ROW + column, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def activation_backward_kernel(
-    d_act, pre, rows, PRE: tl.constexpr, OUT: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, EXACT: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    d_act_ptr, pre_ptr, num_rows,
+    STRIDE_PRE_ROW: tl.constexpr, STRIDE_OUT_ROW: tl.constexpr, UNITS: tl.constexpr, ACTIVATION: tl.constexpr,
+    EXACT_ERF: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    row, column, inside = _elements(rows, K, ROWS, COLUMNS)
-    gradient = tl.load(d_act + row * OUT + column, mask=inside, other=0.0).to(tl.float32)
-    _, slope = activate(tl.load(pre + row * PRE + column, mask=inside, other=0.0).to(tl.float32), KIND, EXACT)
-    tl.store(d_act + row * OUT + column, (gradient * slope).to(d_act.dtype.element_ty), mask=inside)
+    # d_pre = d_act * f'(pre), all [M, K], in place of d_act, whose rows are STRIDE_OUT_ROW apart.
+    # A program computes one tile [BLOCK_ROWS, BLOCK_COLUMNS].
+    row, column, inside = _tile_of_elements(num_rows, UNITS, BLOCK_ROWS, BLOCK_COLUMNS)
+    d_act = tl.load(d_act_ptr + row * STRIDE_OUT_ROW + column, mask=inside, other=0.0).to(tl.float32)
+    pre = tl.load(pre_ptr + row * STRIDE_PRE_ROW + column, mask=inside, other=0.0)
+    _, slope = activate(pre.to(tl.float32), ACTIVATION, EXACT_ERF)
+    d_pre = (d_act * slope).to(d_act_ptr.dtype.element_ty)
+    tl.store(d_act_ptr + row * STRIDE_OUT_ROW + column, d_pre, mask=inside)
 
 
 @triton.jit
-def add_kernel(x, other, out, size, BLOCK: tl.constexpr):
-    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = offsets < size
-    tile = tl.load(x + offsets, mask=inside).to(tl.float32) + tl.load(other + offsets, mask=inside).to(tl.float32)
-    tl.store(out + offsets, tile.to(out.dtype.element_ty), mask=inside)
+def add_kernel(x_ptr, other_ptr, out_ptr, num_elements, BLOCK_ELEMENTS: tl.constexpr):
+    # out = x + other, contiguous tensors of one shape. A program adds BLOCK_ELEMENTS elements.
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK_ELEMENTS + tl.arange(0, BLOCK_ELEMENTS)
+    inside = offsets < num_elements
+    x = tl.load(x_ptr + offsets, mask=inside).to(tl.float32)
+    total = x + tl.load(other_ptr + offsets, mask=inside).to(tl.float32)
+    tl.store(out_ptr + offsets, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _place(rows, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr):
-    """Return the columns, the offsets of a tile of rows, and where there is an element."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, WIDTH)
-    return column, row[:, None] * D + column[None, :], (row < rows)[:, None] & (column < D)[None, :]
+def _tile_of_rows(num_rows, FEATURES: tl.constexpr, BLOCK_FEATURES: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+    # Return the columns [BLOCK_FEATURES], the offsets in a contiguous [M, D] of a program's BLOCK_ROWS whole rows, and
+    # where there is an element, both [BLOCK_ROWS, BLOCK_FEATURES].
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    column = tl.arange(0, BLOCK_FEATURES)
+    offsets = row[:, None] * FEATURES + column[None, :]
+    return column, offsets, (row < num_rows)[:, None] & (column < FEATURES)[None, :]
 
 
 @triton.jit
-def _normalize(tile, inside, eps, D: tl.constexpr):
-    """Return the rows minus their means, and the reciprocals of their standard deviations."""
-    centered = tl.where(inside, tile - (tl.sum(tile, 1) / D)[:, None], 0.0)
-    return centered, tl.rsqrt(tl.sum(centered * centered, 1) / D + eps)[:, None]
+def _normalize(x, inside, eps, FEATURES: tl.constexpr):
+    # Return the rows minus their means, and rstd = 1 / sqrt(variance + eps) of each row, [BLOCK_ROWS, 1].
+    centered = tl.where(inside, x - (tl.sum(x, 1) / FEATURES)[:, None], 0.0)
+    return centered, tl.rsqrt(tl.sum(centered * centered, 1) / FEATURES + eps)[:, None]
 
 
 @triton.jit
 def layer_norm_kernel(
-    x, other, weight, bias, total, out, rows, eps,
-    D: tl.constexpr, WIDTH: tl.constexpr, HAS_OTHER: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
-    ROWS: tl.constexpr,
+    x_ptr, other_ptr, weight_ptr, bias_ptr, total_ptr, out_ptr, num_rows, eps,
+    FEATURES: tl.constexpr, BLOCK_FEATURES: tl.constexpr, HAS_OTHER: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
-    column, offsets, inside = _place(rows, D, WIDTH, ROWS)
-    tile = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
+    # total = x + other, rounded to the dtype it is stored in; out = (total - mean) * rstd * weight + bias, with
+    #
+    #     mean = sum(total) / D,  rstd = 1 / sqrt(sum((total - mean)^2) / D + eps)      of each row, float32
+    #
+    # x, other, total and out are contiguous [M, D], weight and bias [D]. Without HAS_OTHER total is x and not written.
+    # A program computes BLOCK_ROWS whole rows.
+    column, offsets, inside = _tile_of_rows(num_rows, FEATURES, BLOCK_FEATURES, BLOCK_ROWS)
+    x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     if HAS_OTHER:
-        tile += tl.load(other + offsets, mask=inside, other=0.0).to(tl.float32)
-        rounded = tile.to(total.dtype.element_ty)  # the backward pass normalizes what is stored
-        tl.store(total + offsets, rounded, mask=inside)
-        tile = rounded.to(tl.float32)
-    centered, rstd = _normalize(tile, inside, eps, D)
+        x += tl.load(other_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        rounded = x.to(total_ptr.dtype.element_ty)  # the backward pass normalizes what is stored
+        tl.store(total_ptr + offsets, rounded, mask=inside)
+        x = rounded.to(tl.float32)
+    centered, rstd = _normalize(x, inside, eps, FEATURES)
     h = centered * rstd
     if HAS_WEIGHT:
-        h *= tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
+        h *= tl.load(weight_ptr + column, mask=column < FEATURES, other=0.0).to(tl.float32)[None, :]
     if HAS_BIAS:
-        h += tl.load(bias + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
-    tl.store(out + offsets, h.to(out.dtype.element_ty), mask=inside)
+        h += tl.load(bias_ptr + column, mask=column < FEATURES, other=0.0).to(tl.float32)[None, :]
+    tl.store(out_ptr + offsets, h.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def layer_norm_backward_kernel(
-    d_h, x, weight, d_residual, d_x, rows, eps,
-    D: tl.constexpr, WIDTH: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr,
+    d_h_ptr, x_ptr, weight_ptr, d_residual_ptr, d_x_ptr, num_rows, eps,
+    FEATURES: tl.constexpr, BLOCK_FEATURES: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
-    column, offsets, inside = _place(rows, D, WIDTH, ROWS)
-    gradient = tl.load(d_h + offsets, mask=inside, other=0.0).to(tl.float32)
+    # With c = x - mean and rstd of each row, computed again, and g = d_h * weight:
+    #
+    #     d_x = (g - sum(g) / D - c * rstd^2 * sum(g * c) / D) * rstd + d_residual
+    #
+    # d_h, x, d_residual and d_x are contiguous [M, D], weight [D]; sums are float32. Weight and bias are frozen and get
+    # no gradient. A program computes BLOCK_ROWS whole rows.
+    column, offsets, inside = _tile_of_rows(num_rows, FEATURES, BLOCK_FEATURES, BLOCK_ROWS)
+    g = tl.load(d_h_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:  # asked for early: its bytes come while the statistics are made
-        residual = tl.load(d_residual + offsets, mask=inside, other=0.0).to(tl.float32)
+        d_residual = tl.load(d_residual_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     if HAS_WEIGHT:
-        gradient *= tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
-    tile = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
-    centered, rstd = _normalize(tile, inside, eps, D)
-    mean = (tl.sum(gradient, 1) / D)[:, None]
-    along = (tl.sum(gradient * centered, 1) / D)[:, None] * rstd * rstd
-    tile = (gradient - mean - centered * along) * rstd
+        g *= tl.load(weight_ptr + column, mask=column < FEATURES, other=0.0).to(tl.float32)[None, :]
+    x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+    centered, rstd = _normalize(x, inside, eps, FEATURES)
+    mean_g = (tl.sum(g, 1) / FEATURES)[:, None]
+    along_centered = (tl.sum(g * centered, 1) / FEATURES)[:, None] * rstd * rstd
+    d_x = (g - mean_g - centered * along_centered) * rstd
     if HAS_RESIDUAL:
-        tile += residual
-    tl.store(d_x + offsets, tile.to(d_x.dtype.element_ty), mask=inside)
+        d_x += d_residual
+    tl.store(d_x_ptr + offsets, d_x.to(d_x_ptr.dtype.element_ty), mask=inside)

@@ -28,7 +28,9 @@ def add(x: Tensor, other: Tensor) -> Tensor:
     """Compute `FrozenRows.add` by a kernel."""
     out = torch.empty_like(x)
     with torch.cuda.device_of(x):
-        kernels.add_kernel[(cdiv(x.numel(), ELEMENTS),)](x, other, out, x.numel(), BLOCK=ELEMENTS, num_warps=WARPS)
+        kernels.add_kernel[(cdiv(x.numel(), ELEMENTS),)](
+            x, other, out, x.numel(), BLOCK_ELEMENTS=ELEMENTS, num_warps=WARPS
+        )
     return out
 
 
@@ -101,7 +103,8 @@ ELEMENTS, WARPS = 2048, 4  # of a program that computes elements
 
 def _rows(x: Tensor) -> tuple[tuple[int], dict[str, Any]]:
     rows, warps = tile(width := next_power_of_2(x.shape[1]))
-    return (cdiv(x.shape[0], rows),), {"D": x.shape[1], "WIDTH": width, "ROWS": rows, "num_warps": warps}
+    options = {"FEATURES": x.shape[1], "BLOCK_FEATURES": width, "BLOCK_ROWS": rows, "num_warps": warps}
+    return (cdiv(x.shape[0], rows),), options
 
 
 def _elements(pre: Tensor, out: Tensor, kind: str) -> tuple[tuple[int], dict[str, Any]]:
@@ -109,6 +112,7 @@ def _elements(pre: Tensor, out: Tensor, kind: str) -> tuple[tuple[int], dict[str
     # Whole tiles where a power of two divides the width, so that nothing is masked.
     columns = min(max(width & -width, 128), 1024, next_power_of_2(width))
     rows = ELEMENTS // columns
-    options = {"PRE": pre.stride(0), "OUT": out.stride(0), "K": width, "KIND": kind, "EXACT": pre.dtype.itemsize == 4}
-    sizes = {"ROWS": rows, "COLUMNS": columns, "num_warps": WARPS}
+    options = {"STRIDE_PRE_ROW": pre.stride(0), "STRIDE_OUT_ROW": out.stride(0), "UNITS": width, "ACTIVATION": kind}
+    options |= {"EXACT_ERF": pre.dtype.itemsize == 4}
+    sizes = {"BLOCK_ROWS": rows, "BLOCK_COLUMNS": columns, "num_warps": WARPS}
     return (cdiv(pre.shape[0], rows) * cdiv(width, columns),), {**options, **sizes}

@@ -28,8 +28,8 @@ def quantize_columns(weight: Tensor) -> Scaled:
     rows, columns = weight.shape
     with torch.cuda.device_of(weight):
         kernels.quantize_columns_kernel[(cdiv(columns, _COLUMNS),)](
-            weight, *out, N=rows, K=columns, ROWS=min(_COLUMN_ROWS, next_power_of_2(rows)), COLUMNS=_COLUMNS,
-            num_warps=_COLUMN_WARPS,
+            weight, *out, ROWS=rows, COLUMNS=columns, BLOCK_ROWS=min(_COLUMN_ROWS, next_power_of_2(rows)),
+            BLOCK_COLUMNS=_COLUMNS, num_warps=_COLUMN_WARPS,
         )  # fmt: skip
     return out
 
@@ -70,8 +70,9 @@ def _activation(pre: Tensor, d_act: Tensor | None, kind: str) -> Scaled:
     first = 1 << width.bit_length() - 1  # the largest power of two up to the width
     with torch.cuda.device_of(pre):
         kernels.activation_kernel[(len(pre),)](
-            pre, pre if d_act is None else d_act, *out, K=width, KIND=kind, BACKWARD=d_act is not None, FIRST=first,
-            REST=next_power_of_2(width - first) if width > first else 0, num_warps=min(max(1, first // 512), 8),
+            pre, pre if d_act is None else d_act, *out, UNITS=width, ACTIVATION=kind, BACKWARD=d_act is not None,
+            FIRST_SIZE=first, SECOND_SIZE=next_power_of_2(width - first) if width > first else 0,
+            num_warps=min(max(1, first // 512), 8),
         )  # fmt: skip
     return out
 
