@@ -30,7 +30,8 @@ def tried(case: Case) -> Iterator[tuple[str, AbstractContextManager[Any]]]:
 
                 def cut(*tensors: Any, elements: int = elements, warps: int = warps) -> dict[str, Any]:
                     options = chosen(*tensors)
-                    return {**options, "ROWS": max(1, elements // options["WIDTH"]), "num_warps": warps}
+                    rows = max(1, elements // options["BLOCK_UNITS"])
+                    return {**options, "BLOCK_ROWS": rows, "num_warps": warps}
 
                 used = mock.patch.multiple(bottleneck, _options=cut, _TILES=tiles, _STAGES=stages)
                 yield f"(elements, warps, tiles, stages) = {(elements, warps, tiles, stages)}", used

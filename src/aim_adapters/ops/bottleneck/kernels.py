@@ -1,4 +1,9 @@
-"""Run the hidden layer of an adapter as Triton kernels, each reading and writing every element once."""
+"""Triton kernels of the hidden layer of an adapter; each reads and writes every element once.
+
+Letters: M rows (tokens), W hidden units of an adapter (UNITS), P columns that it is given, more than W (COLUMNS): W of
+activations, one that carries the up-projection's bias, and zeros. f is the factor on the branch of a row. What is
+computed is float32, whatever the dtypes of the tensors; what is written is rounded to the dtype of where it goes.
+"""
 
 from __future__ import annotations
 
@@ -9,129 +14,165 @@ from aim_adapters.ops.frozen.kernels import activate
 
 
 @triton.jit
-def _factor(factor, row, rows, rows_per_factor, scale, HAS_FACTOR: tl.constexpr):
-    """Return what the branch of each row is multiplied by."""
+def _factor(factor_ptr, row, num_rows, rows_per_factor, scale, HAS_FACTOR: tl.constexpr):
+    # Return f = scale * factor[row // rows_per_factor], of factor [clips], or f = scale: [BLOCK_ROWS, 1].
     f = tl.zeros(row.shape, tl.float32) + scale
     if HAS_FACTOR:
-        f *= tl.load(factor + row // rows_per_factor, mask=row < rows, other=0.0).to(tl.float32)
+        f *= tl.load(factor_ptr + row // rows_per_factor, mask=row < num_rows, other=0.0).to(tl.float32)
     return f[:, None]
 
 
 @triton.jit
 def _write_hidden(
-    value, f, out, row, column, rows, OUT: tl.constexpr, W: tl.constexpr, P: tl.constexpr, REST: tl.constexpr
+    activated, f, out_ptr, row, column, num_rows,
+    STRIDE_OUT_ROW: tl.constexpr, UNITS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_PADDING: tl.constexpr,
 ):  # fmt: skip
-    into = out + row.to(tl.int64)[:, None] * OUT
-    inside = (row < rows)[:, None]
-    tl.store(into + column[None, :], (value * f).to(out.dtype.element_ty), mask=inside & (column < W)[None, :])
+    # Write rows of out [M, P]: f * activated in the first W columns, f in the next one, and zeros up to P.
+    row_ptr = out_ptr + row.to(tl.int64)[:, None] * STRIDE_OUT_ROW
+    inside = (row < num_rows)[:, None]
+    hidden_ptr = row_ptr + column[None, :]
+    tl.store(hidden_ptr, (activated * f).to(out_ptr.dtype.element_ty), mask=inside & (column < UNITS)[None, :])
     # Apart: a power of two that holds all P columns would be mostly empty.
-    rest = tl.arange(0, REST)[None, :]
-    tile = tl.where(rest == 0, f, 0.0).to(out.dtype.element_ty)
-    tl.store(into + W + rest, tile, mask=inside & (rest < P - W))
+    padding = tl.arange(0, BLOCK_PADDING)[None, :]
+    tile = tl.where(padding == 0, f, 0.0).to(out_ptr.dtype.element_ty)
+    tl.store(row_ptr + UNITS + padding, tile, mask=inside & (padding < COLUMNS - UNITS))
 
 
 @triton.jit
 def hidden_kernel(
-    pre, out, factor, rows, rows_per_factor, scale,
-    PRE: tl.constexpr, OUT: tl.constexpr, W: tl.constexpr, P: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr,
-    HAS_FACTOR: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr,
+    pre_ptr, out_ptr, factor_ptr, num_rows, rows_per_factor, scale,
+    STRIDE_PRE_ROW: tl.constexpr, STRIDE_OUT_ROW: tl.constexpr, UNITS: tl.constexpr, COLUMNS: tl.constexpr,
+    BLOCK_UNITS: tl.constexpr, BLOCK_PADDING: tl.constexpr, HAS_FACTOR: tl.constexpr, EXACT_ERF: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
-    row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
-    inside = (row < rows)[:, None] & (column < W)[None, :]
-    tile = tl.load(pre + row.to(tl.int64)[:, None] * PRE + column[None, :], mask=inside, other=0.0)
-    value, _ = activate(tile.to(tl.float32), "gelu", EXACT)
-    f = _factor(factor, row, rows, rows_per_factor, scale, HAS_FACTOR)
-    _write_hidden(value, f, out, row, column, rows, OUT, W, P, REST)
+    # out[m] = (f[m] * gelu(pre[m]), f[m], 0, ...), of pre [M, W] and out [M, P], f[m] = scale * factor of the clip of
+    # row m. A program computes BLOCK_ROWS whole rows.
+    row, column = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS), tl.arange(0, BLOCK_UNITS)
+    inside = (row < num_rows)[:, None] & (column < UNITS)[None, :]
+    pre = tl.load(pre_ptr + row.to(tl.int64)[:, None] * STRIDE_PRE_ROW + column[None, :], mask=inside, other=0.0)
+    activated, _ = activate(pre.to(tl.float32), "gelu", EXACT_ERF)
+    f = _factor(factor_ptr, row, num_rows, rows_per_factor, scale, HAS_FACTOR)
+    _write_hidden(activated, f, out_ptr, row, column, num_rows, STRIDE_OUT_ROW, UNITS, COLUMNS, BLOCK_PADDING)
 
 
 @triton.jit
 def hidden_backward_kernel(
-    d_hidden, pre, out, sums, factor, rows, rows_per_factor, scale,
-    GRADIENT: tl.constexpr, PRE: tl.constexpr, OUT: tl.constexpr, W: tl.constexpr, P: tl.constexpr,
-    WIDTH: tl.constexpr, REST: tl.constexpr, HAS_OUT: tl.constexpr, HAS_FACTOR: tl.constexpr, EXACT: tl.constexpr,
-    ROWS: tl.constexpr, TILES: tl.constexpr, STAGES: tl.constexpr,
+    d_hidden_ptr, pre_ptr, out_ptr, sums_ptr, factor_ptr, num_rows, rows_per_factor, scale,
+    STRIDE_D_HIDDEN_ROW: tl.constexpr, STRIDE_PRE_ROW: tl.constexpr, STRIDE_OUT_ROW: tl.constexpr,
+    UNITS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_UNITS: tl.constexpr, BLOCK_PADDING: tl.constexpr,
+    HAS_OUT: tl.constexpr, HAS_FACTOR: tl.constexpr, EXACT_ERF: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    TILES: tl.constexpr, NUM_STAGES: tl.constexpr,
 ):  # fmt: skip
-    column = tl.arange(0, WIDTH)
-    total = tl.zeros((ROWS, WIDTH), tl.float32)  # rows are added up at the end, as warps have to meet for it
-    for index in tl.range(0, TILES, num_stages=STAGES):
-        row = (tl.program_id(0) * TILES + index) * ROWS + tl.arange(0, ROWS)
-        inside = (row < rows)[:, None] & (column < W)[None, :]
-        tile = tl.load(pre + row.to(tl.int64)[:, None] * PRE + column[None, :], mask=inside, other=0.0)
-        offsets = row.to(tl.int64)[:, None] * GRADIENT + column[None, :]
-        gradient = tl.load(d_hidden + offsets, mask=inside, other=0.0).to(tl.float32)
-        value, slope = activate(tile.to(tl.float32), "gelu", EXACT)
-        f = _factor(factor, row, rows, rows_per_factor, scale, HAS_FACTOR)
+    # d_pre[m] = f[m] * d_hidden[m] * gelu'(pre[m]), all [M, W], in place of d_hidden; and of the rows of each program
+    # sums[program] = sum(d_pre), float32 [programs, W], which the bias' gradient is made of. With HAS_OUT what
+    # `hidden_kernel` writes is written again. A program computes TILES tiles of BLOCK_ROWS whole rows.
+    column = tl.arange(0, BLOCK_UNITS)
+    total = tl.zeros(
+        (BLOCK_ROWS, BLOCK_UNITS), tl.float32
+    )  # rows are added up at the end, as warps have to meet for it
+    for index in tl.range(0, TILES, num_stages=NUM_STAGES):
+        row = (tl.program_id(0) * TILES + index) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+        inside = (row < num_rows)[:, None] & (column < UNITS)[None, :]
+        pre = tl.load(pre_ptr + row.to(tl.int64)[:, None] * STRIDE_PRE_ROW + column[None, :], mask=inside, other=0.0)
+        offsets = row.to(tl.int64)[:, None] * STRIDE_D_HIDDEN_ROW + column[None, :]
+        gradient = tl.load(d_hidden_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        activated, slope = activate(pre.to(tl.float32), "gelu", EXACT_ERF)
+        f = _factor(factor_ptr, row, num_rows, rows_per_factor, scale, HAS_FACTOR)
         gradient *= slope * f
         total += gradient
-        tl.store(d_hidden + offsets, gradient.to(d_hidden.dtype.element_ty), mask=inside)
+        tl.store(d_hidden_ptr + offsets, gradient.to(d_hidden_ptr.dtype.element_ty), mask=inside)
         if HAS_OUT:
-            _write_hidden(value, f, out, row, column, rows, OUT, W, P, REST)
-    tl.store(sums + tl.program_id(0).to(tl.int64) * W + column, tl.sum(total, 0), mask=column < W)
+            _write_hidden(activated, f, out_ptr, row, column, num_rows, STRIDE_OUT_ROW, UNITS, COLUMNS, BLOCK_PADDING)
+    tl.store(sums_ptr + tl.program_id(0).to(tl.int64) * UNITS + column, tl.sum(total, 0), mask=column < UNITS)
 
 
 @triton.jit
 def gradients_kernel(
-    d_down, sums, d_up, bias, d_down_bias, d_up_weight, d_up_bias, parts,
-    W: tl.constexpr, P: tl.constexpr, D: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr,
-    UNITS: tl.constexpr, PARTS: tl.constexpr, STEPS: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+    d_down_ptr, sums_ptr, d_up_ptr, bias_ptr, d_down_bias_ptr, d_up_weight_ptr, d_up_bias_ptr, num_sums,
+    UNITS: tl.constexpr, COLUMNS: tl.constexpr, OUT_FEATURES: tl.constexpr, IN_FEATURES: tl.constexpr,
+    BLOCK_UNITS: tl.constexpr, HAS_BIAS: tl.constexpr, PROGRAM_UNITS: tl.constexpr, BLOCK_SUMS: tl.constexpr,
+    STEPS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
-    groups: tl.constexpr = (W + UNITS - 1) // UNITS
+    # Finish the gradients of an adapter, whose down-projection is [W, K] (UNITS, IN_FEATURES) and whose up-projection
+    # is [D, W] (OUT_FEATURES, UNITS). The first ceil(W / PROGRAM_UNITS) programs make, of PROGRAM_UNITS units each,
+    #
+    #     d_down_bias[w] = sum(sums[:, w])                     of sums [n, W], float32, n = num_sums
+    #     d_down[w, :]  += d_down_bias[w] * bias               of d_down [W, K], in place, and bias [K], with HAS_BIAS
+    #
+    # and the others split d_up [D, P] into d_up_weight [D, W], its first W columns, and d_up_bias [D], the next one,
+    # BLOCK_ROWS rows each. STEPS * BLOCK_SUMS >= n.
+    unit_programs: tl.constexpr = (UNITS + PROGRAM_UNITS - 1) // PROGRAM_UNITS
     program = tl.program_id(0)
-    if program < groups:
-        unit = program * UNITS + tl.arange(0, UNITS)
-        total = tl.zeros((UNITS,), tl.float32)
+    if program < unit_programs:
+        unit = program * PROGRAM_UNITS + tl.arange(0, PROGRAM_UNITS)
+        total = tl.zeros((PROGRAM_UNITS,), tl.float32)
         for step in range(STEPS):
-            part = step * PARTS + tl.arange(0, PARTS)
-            inside = (part < parts)[:, None] & (unit < W)[None, :]
-            total += tl.sum(tl.load(sums + part.to(tl.int64)[:, None] * W + unit[None, :], mask=inside, other=0.0), 0)
-        tl.store(d_down_bias + unit, total, mask=unit < W)
+            index = step * BLOCK_SUMS + tl.arange(0, BLOCK_SUMS)
+            inside = (index < num_sums)[:, None] & (unit < UNITS)[None, :]
+            index_ptr = sums_ptr + index.to(tl.int64)[:, None] * UNITS
+            total += tl.sum(tl.load(index_ptr + unit[None, :], mask=inside, other=0.0), 0)
+        tl.store(d_down_bias_ptr + unit, total, mask=unit < UNITS)
         if HAS_BIAS:
-            for start in range(0, K, COLUMNS):
-                column = start + tl.arange(0, COLUMNS)
-                inside = (unit < W)[:, None] & (column < K)[None, :]
-                offsets = unit[:, None] * K + column[None, :]
-                tile = tl.load(d_down + offsets, mask=inside, other=0.0).to(tl.float32)
-                tile += total[:, None] * tl.load(bias + column, mask=column < K, other=0.0).to(tl.float32)[None, :]
-                tl.store(d_down + offsets, tile.to(d_down.dtype.element_ty), mask=inside)
+            for start in range(0, IN_FEATURES, BLOCK_COLUMNS):
+                column = start + tl.arange(0, BLOCK_COLUMNS)
+                inside = (unit < UNITS)[:, None] & (column < IN_FEATURES)[None, :]
+                offsets = unit[:, None] * IN_FEATURES + column[None, :]
+                d_down = tl.load(d_down_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+                total_column = total[:, None]
+                bias = tl.load(bias_ptr + column, mask=column < IN_FEATURES, other=0.0).to(tl.float32)
+                d_down += total_column * bias[None, :]
+                tl.store(d_down_ptr + offsets, d_down.to(d_down_ptr.dtype.element_ty), mask=inside)
     else:
-        row, column = (program - groups) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
-        inside = (row < D)[:, None] & (column < W)[None, :]
-        tile = tl.load(d_up + row[:, None] * P + column[None, :], mask=inside)
-        tl.store(d_up_weight + row[:, None] * W + column[None, :], tile, mask=inside)
-        tl.store(d_up_bias + row, tl.load(d_up + row * P + W, mask=row < D), mask=row < D)
+        row, column = (program - unit_programs) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS), tl.arange(0, BLOCK_UNITS)
+        inside = (row < OUT_FEATURES)[:, None] & (column < UNITS)[None, :]
+        d_up_weight = tl.load(d_up_ptr + row[:, None] * COLUMNS + column[None, :], mask=inside)
+        tl.store(d_up_weight_ptr + row[:, None] * UNITS + column[None, :], d_up_weight, mask=inside)
+        d_up_bias_rows_ptr = d_up_bias_ptr + row
+        d_up_bias = tl.load(d_up_ptr + row * COLUMNS + UNITS, mask=row < OUT_FEATURES)
+        tl.store(d_up_bias_rows_ptr, d_up_bias, mask=row < OUT_FEATURES)
 
 
 @triton.jit
 def widened_kernel(
-    weight, up_weight, up_bias, out,
-    OWN: tl.constexpr, W: tl.constexpr, P: tl.constexpr, COLUMNS: tl.constexpr,
+    weight_ptr, up_weight_ptr, up_bias_ptr, out_ptr,
+    OWN_COLUMNS: tl.constexpr, UNITS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    groups: tl.constexpr = (OWN + P + COLUMNS - 1) // COLUMNS
-    row = (tl.program_id(0) // groups).to(tl.int64)
-    column = tl.program_id(0) % groups * COLUMNS + tl.arange(0, COLUMNS)
-    unit = column - OWN
-    tile = tl.load(up_weight + row * W + unit, mask=(unit >= 0) & (unit < W), other=0.0).to(tl.float32)
-    tile += tl.load(up_bias + row + 0 * unit, mask=unit == W, other=0.0).to(tl.float32)
-    if OWN > 0:
-        tile += tl.load(weight + row * OWN + column, mask=column < OWN, other=0.0).to(tl.float32)
-    tl.store(out + row * (OWN + P) + column, tile.to(out.dtype.element_ty), mask=column < OWN + P)
+    # out[d] = (weight[d], up_weight[d], up_bias[d], 0, ...), of a layer's weight [D, K] (OWN_COLUMNS, 0 for no layer),
+    # up_weight [D, W], up_bias [D] and out [D, K + P], all contiguous: (x, f h, f, 0, ...) out^T =
+    # x weight^T + f (h up_weight^T + up_bias). A program computes BLOCK_COLUMNS columns of one row.
+    column_tiles: tl.constexpr = (OWN_COLUMNS + COLUMNS + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS
+    row = (tl.program_id(0) // column_tiles).to(tl.int64)
+    column = tl.program_id(0) % column_tiles * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    unit = column - OWN_COLUMNS
+    # Each column is of one source: the other loads give it zeros.
+    tile = tl.load(up_weight_ptr + row * UNITS + unit, mask=(unit >= 0) & (unit < UNITS), other=0.0).to(tl.float32)
+    tile += tl.load(up_bias_ptr + row + 0 * unit, mask=unit == UNITS, other=0.0).to(tl.float32)
+    if OWN_COLUMNS > 0:
+        own = tl.load(weight_ptr + row * OWN_COLUMNS + column, mask=column < OWN_COLUMNS, other=0.0)
+        tile += own.to(tl.float32)
+    inside = column < OWN_COLUMNS + COLUMNS
+    tl.store(out_ptr + row * (OWN_COLUMNS + COLUMNS) + column, tile.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def joined_kernel(
-    weight, bias, down_weight, down_bias, out, out_bias,
-    OWN: tl.constexpr, D: tl.constexpr, HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr,
+    weight_ptr, bias_ptr, down_weight_ptr, down_bias_ptr, out_ptr, out_bias_ptr,
+    OWN_ROWS: tl.constexpr, FEATURES: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_FEATURES: tl.constexpr,
 ):  # fmt: skip
-    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
-    inside = column < D
-    if row < OWN:
-        tile = tl.load(weight + row * D + column, mask=inside).to(out.dtype.element_ty)
-        tl.store(out + row * D + column, tile, mask=inside)
+    # A layer's rows, weight [K, D] (OWN_ROWS, FEATURES) and bias [K] or zeros, and below them those of a
+    # down-projection, down_weight [W, D] and down_bias [W]: out [K + W, D] and out_bias [K + W], all contiguous.
+    # A program copies one row.
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_FEATURES)
+    inside = column < FEATURES
+    if row < OWN_ROWS:
+        tile = tl.load(weight_ptr + row * FEATURES + column, mask=inside).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + row * FEATURES + column, tile, mask=inside)
         if HAS_BIAS:
-            tl.store(out_bias + row, tl.load(bias + row).to(out.dtype.element_ty))
+            tl.store(out_bias_ptr + row, tl.load(bias_ptr + row).to(out_ptr.dtype.element_ty))
         else:
-            tl.store(out_bias + row, 0.0)
+            tl.store(out_bias_ptr + row, 0.0)
     else:
-        tile = tl.load(down_weight + (row - OWN) * D + column, mask=inside).to(out.dtype.element_ty)
-        tl.store(out + row * D + column, tile, mask=inside)
-        tl.store(out_bias + row, tl.load(down_bias + row - OWN).to(out.dtype.element_ty))
+        tile = tl.load(down_weight_ptr + (row - OWN_ROWS) * FEATURES + column, mask=inside)
+        tile = tile.to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + row * FEATURES + column, tile, mask=inside)
+        tl.store(out_bias_ptr + row, tl.load(down_bias_ptr + row - OWN_ROWS).to(out_ptr.dtype.element_ty))

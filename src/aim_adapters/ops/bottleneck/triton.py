@@ -21,7 +21,7 @@ def hidden(pre: Tensor, out: Tensor, factor: Tensor | None, rows_per_factor: int
     """Compute `BottleneckRows.hidden` by a kernel."""
     options = _options(pre, out, factor)
     with torch.cuda.device_of(pre):
-        kernels.hidden_kernel[(cdiv(len(pre), options["ROWS"]),)](
+        kernels.hidden_kernel[(cdiv(len(pre), options["BLOCK_ROWS"]),)](
             pre, out, factor, len(pre), rows_per_factor, scale, **options
         )
 
@@ -31,13 +31,13 @@ def hidden_backward(
 ) -> Tensor:
     """Compute `BottleneckRows.hidden_backward` by a kernel."""
     options = _options(pre, out, factor)
-    programs = cdiv(len(pre), options["ROWS"] * _TILES)
+    programs = cdiv(len(pre), options["BLOCK_ROWS"] * _TILES)
     sums = torch.empty((programs, pre.shape[1]), dtype=torch.float32, device=pre.device)
     with torch.cuda.device_of(pre):
         kernels.hidden_backward_kernel[(programs,)](
             d_hidden, pre, out, sums, factor, len(pre), rows_per_factor, scale,
-            GRADIENT=d_hidden.stride(0), HAS_OUT=out is not None, TILES=_TILES,
-            STAGES=_STAGES if options["WIDTH"] <= _WIDEST else 1, **options,
+            STRIDE_D_HIDDEN_ROW=d_hidden.stride(0), HAS_OUT=out is not None, TILES=_TILES,
+            NUM_STAGES=_STAGES if options["BLOCK_UNITS"] <= _WIDEST else 1, **options,
         )  # fmt: skip
     return sums
 
@@ -50,8 +50,9 @@ def gradients(d_down: Tensor, sums: Tensor, d_up: Tensor, bias: Tensor | None) -
     with torch.cuda.device_of(sums):
         kernels.gradients_kernel[(cdiv(width, _UNITS) + cdiv(rows, _ROWS),)](
             d_down, sums, d_up, None if bias is None else bias.contiguous(), d_down_b, d_up_w, d_up_b, len(sums),
-            W=width, P=columns, D=rows, K=inner, WIDTH=next_power_of_2(width), HAS_BIAS=bias is not None,
-            UNITS=_UNITS, PARTS=_PARTS, COLUMNS=min(256, next_power_of_2(inner)), ROWS=_ROWS, num_warps=4,
+            UNITS=width, COLUMNS=columns, OUT_FEATURES=rows, IN_FEATURES=inner, BLOCK_UNITS=next_power_of_2(width),
+            HAS_BIAS=bias is not None, PROGRAM_UNITS=_UNITS, BLOCK_SUMS=_PARTS,
+            BLOCK_COLUMNS=min(256, next_power_of_2(inner)), BLOCK_ROWS=_ROWS, num_warps=4,
             STEPS=next_power_of_2(max(1, cdiv(len(sums), _PARTS))),  # one kernel serves batches of many sizes
         )  # fmt: skip
     return d_down, d_down_b, d_up_w, d_up_b
@@ -65,7 +66,7 @@ def widened(weight: Tensor | None, up_weight: Tensor, up_bias: Tensor, dtype: to
     with torch.cuda.device_of(out):
         kernels.widened_kernel[(rows * cdiv(out.shape[1], _COLUMNS),)](
             weight, up_weight.contiguous(), up_bias.contiguous(), out,
-            OWN=own, W=width, P=out.shape[1] - own, COLUMNS=_COLUMNS, num_warps=4,
+            OWN_COLUMNS=own, UNITS=width, COLUMNS=out.shape[1] - own, BLOCK_COLUMNS=_COLUMNS, num_warps=4,
         )  # fmt: skip
     return out
 
@@ -82,7 +83,7 @@ def joined(
         kernels.joined_kernel[(rows,)](
             weight.contiguous(), None if bias is None else bias.contiguous(), down_weight.contiguous(),
             down_bias.contiguous(), out, out_bias,
-            OWN=own, D=width, HAS_BIAS=bias is not None, WIDTH=next_power_of_2(width), num_warps=4,
+            OWN_ROWS=own, FEATURES=width, HAS_BIAS=bias is not None, BLOCK_FEATURES=next_power_of_2(width), num_warps=4,
         )  # fmt: skip
     return out, out_bias
 
@@ -91,14 +92,14 @@ def _options(pre: Tensor, out: Tensor | None, factor: Tensor | None) -> dict[str
     columns = pre.shape[1] if out is None else out.shape[1]
     width = next_power_of_2(pre.shape[1])
     return {
-        "PRE": pre.stride(0),
-        "OUT": 0 if out is None else out.stride(0),
-        "W": pre.shape[1],
-        "P": columns,
-        "WIDTH": width,
-        "REST": next_power_of_2(max(1, columns - pre.shape[1])),
+        "STRIDE_PRE_ROW": pre.stride(0),
+        "STRIDE_OUT_ROW": 0 if out is None else out.stride(0),
+        "UNITS": pre.shape[1],
+        "COLUMNS": columns,
+        "BLOCK_UNITS": width,
+        "BLOCK_PADDING": next_power_of_2(max(1, columns - pre.shape[1])),
         "HAS_FACTOR": factor is not None,
-        "EXACT": pre.dtype.itemsize == 4,
-        "ROWS": max(1, 2048 // max(16, width)),
+        "EXACT_ERF": pre.dtype.itemsize == 4,
+        "BLOCK_ROWS": max(1, 2048 // max(16, width)),
         "num_warps": max(2, min(8, width // 512)),
     }
