@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from aim_adapters.errors import InputError
@@ -157,10 +158,10 @@ def spatial_attention(
         return triton.spatial_attention(qkv, scale=scale, bias=bias, mask=mask, index=index)
     if index is None:
         return _PLAIN[name](qkv, scale=scale, bias=bias, mask=mask)
-    order = index.flatten()
-    windows = qkv.index_select(1, order).unflatten(1, index.shape).flatten(0, 1)  # [F*W, N, 3, H, d]
-    out: Tensor = _PLAIN[name](windows, scale=scale, bias=bias, mask=mask)
-    out = out.unflatten(0, (len(qkv), len(index))).flatten(1, 2)  # [F, W*N, H, d]
+    order, sizes = index.flatten(), {"w": index.shape[0], "n": index.shape[1]}
+    windows = rearrange(qkv.index_select(1, order), "f (w n) qkv h d -> (f w) n qkv h d", **sizes)
+    out = _PLAIN[name](windows, scale=scale, bias=bias, mask=mask)
+    out = rearrange(out, "(f w) n h d -> f (w n) h d", f=qkv.shape[0], **sizes)
     return out.index_select(1, order.argsort())
 
 

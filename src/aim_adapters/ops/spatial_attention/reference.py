@@ -1,8 +1,9 @@
-"""The oracle: spatial attention in plain PyTorch, step by step."""
+"""Spatial attention in plain PyTorch, step by step: what the other implementations are tested against."""
 
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 
@@ -23,6 +24,6 @@ def spatial_attention(qkv: Tensor, *, scale: float, bias: Tensor | None, mask: T
     if bias is not None:
         scores = scores + bias.to(scores.dtype)
     if mask is not None:
-        windows = scores.unflatten(0, (-1, mask.shape[0]))  # [F / W, W, H, N, N]
-        scores = (windows + mask.to(scores.dtype)[:, None]).flatten(0, 1)
+        windows = rearrange(scores, "(f w) h n m -> f w h n m", w=mask.shape[0])
+        scores = rearrange(windows + mask.to(scores.dtype)[:, None], "f w h n m -> (f w) h n m")
     return torch.einsum("fhnm,fmhd->fnhd", scores.softmax(-1), v)

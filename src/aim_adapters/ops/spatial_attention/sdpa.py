@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor
 
 # CUDA limits a grid's second and third dimension to 65,535, and SDPA kernels of some versions put the batch there.
@@ -11,7 +12,7 @@ MAX_SEQUENCES = 65_535
 
 
 def spatial_attention(qkv: Tensor, *, scale: float, bias: Tensor | None, mask: Tensor | None) -> Tensor:
-    """Attend as ``[F, H, N, d]``; bias and mask are summed once, and spread over the frames.
+    """Rearrange to ``[F, H, N, d]``, attend, and rearrange back; bias and mask are summed once for all frames.
 
     Args:
         qkv: Queries, keys and values ``[F, N, 3, H, d]``; F frames or windows.
@@ -26,12 +27,12 @@ def spatial_attention(qkv: Tensor, *, scale: float, bias: Tensor | None, mask: T
     added = None if bias is None else bias.to(qkv.dtype)  # [H, N, N]
     if mask is not None:
         added = mask.to(qkv.dtype)[:, None] + (0 if added is None else added)  # [W, H or 1, N, N]
-    out = []
-    for part in qkv.split(whole):
-        q, k, v = part.permute(2, 0, 3, 1, 4)  # [F, H, N, d] each
+    chunks = []
+    for chunk in qkv.split(whole):
+        q, k, v = rearrange(chunk, "f n qkv h d -> qkv f h n d")
         attn_mask = added
         if mask is not None and added is not None:
-            times = part.shape[0] // mask.shape[0]
-            attn_mask = added.expand(times, *added.shape).flatten(0, 1)  # [F, H or 1, N, N]
-        out.append(F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, scale=scale).transpose(1, 2))
-    return out[0] if len(out) == 1 else torch.cat(out)
+            attn_mask = repeat(added, "w h n m -> (f w) h n m", f=chunk.shape[0] // mask.shape[0])
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, scale=scale)
+        chunks.append(rearrange(out, "f h n d -> f n h d"))
+    return chunks[0] if len(chunks) == 1 else torch.cat(chunks)

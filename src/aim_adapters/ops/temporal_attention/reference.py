@@ -1,13 +1,14 @@
-"""The oracle: temporal attention in plain PyTorch, step by step."""
+"""Temporal attention in plain PyTorch, step by step: what the other implementations are tested against."""
 
 from __future__ import annotations
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
 
 def attention_weights(q: Tensor, k: Tensor, *, num_frames: int, scale: float, bias: Tensor | None) -> Tensor:
-    """Return the softmax weights of every token over its clip's frames.
+    """Return ``softmax(scale · q·kᵀ + bias)`` of every token over its clip's frames.
 
     Args:
         q: Queries ``[B*T, N, H, d]``.
@@ -19,9 +20,8 @@ def attention_weights(q: Tensor, k: Tensor, *, num_frames: int, scale: float, bi
     Returns:
         Weights ``[B, N, H, T, T]``, rows (query frames) summing to 1.
     """
-    group = q.shape[2] // k.shape[2]
-    q = q.unflatten(0, (-1, num_frames))  # [B, T, N, H, d]
-    k = k.unflatten(0, (-1, num_frames)).repeat_interleave(group, dim=3)  # [B, T, N, H, d]
+    q = rearrange(q, "(b t) n h d -> b t n h d", t=num_frames)
+    k = _of_query_heads(k, num_frames, q.shape[3])  # [B, T, N, H, d]
     scores = torch.einsum("bsnhd,btnhd->bnhst", q * scale, k)
     if bias is not None:
         scores = scores + bias.to(scores.dtype)
@@ -45,6 +45,11 @@ def temporal_attention(
         ``[B*T, N, H, d]``.
     """
     weights = attention_weights(q, k, num_frames=num_frames, scale=scale, bias=bias)
-    group = q.shape[2] // v.shape[2]
-    v = v.unflatten(0, (-1, num_frames)).repeat_interleave(group, dim=3)  # [B, T, N, H, d]
-    return torch.einsum("bnhst,btnhd->bsnhd", weights, v).flatten(0, 1)  # [B*T, N, H, d]
+    v = _of_query_heads(v, num_frames, q.shape[2])  # [B, T, N, H, d]
+    out = torch.einsum("bnhst,btnhd->bsnhd", weights, v)
+    return rearrange(out, "b t n h d -> (b t) n h d")
+
+
+def _of_query_heads(x: Tensor, num_frames: int, heads: int) -> Tensor:
+    """Cut keys or values into clips, and repeat each head for the query heads that it serves."""
+    return repeat(x, "(b t) n g d -> b t n (g r) d", t=num_frames, r=heads // x.shape[2])

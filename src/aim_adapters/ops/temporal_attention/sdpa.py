@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 # Each (clip, token) pair is one sequence of T frames. CUDA limits a grid's second and third dimension to
@@ -14,7 +15,7 @@ MAX_SEQUENCES = 65_535
 def temporal_attention(
     q: Tensor, k: Tensor, v: Tensor, *, num_frames: int, scale: float, bias: Tensor | None
 ) -> Tensor:
-    """Rearrange to ``[B*N, H, T, d]``, attend, and rearrange back.
+    """Rearrange to sequences ``[B*N, H, T, d]``, attend over frames, and rearrange back.
 
     Args:
         q: Queries ``[B*T, N, H, d]``.
@@ -30,15 +31,15 @@ def temporal_attention(
     tokens, heads = q.shape[1], q.shape[2]
     sequences = [_sequences(x, num_frames, heads) for x in (q, k, v)]  # 3 x [B*N, H, T, d]
     mask = None if bias is None else bias.to(q.dtype)
-    out = [
+    chunks = [
         F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         for q, k, v in zip(*(x.split(MAX_SEQUENCES) for x in sequences), strict=True)
     ]
-    joined: Tensor = out[0] if len(out) == 1 else torch.cat(out)  # [B*N, H, T, d]
-    clips: Tensor = joined.unflatten(0, (q.shape[0] // num_frames, tokens)).permute(0, 3, 1, 2, 4)  # [B, T, N, H, d]
-    return clips.flatten(0, 1)
+    out = chunks[0] if len(chunks) == 1 else torch.cat(chunks)  # [B*N, H, T, d]
+    return rearrange(out, "(b n) h t d -> (b t) n h d", b=q.shape[0] // num_frames, n=tokens)
 
 
 def _sequences(x: Tensor, num_frames: int, heads: int) -> Tensor:
-    x = x.unflatten(0, (-1, num_frames)).permute(0, 2, 3, 1, 4).flatten(0, 1)  # [B*N, G, T, d]
+    """Return the sequences of all tokens, each key/value head repeated for the query heads that it serves."""
+    x = rearrange(x, "(b t) n g d -> (b n) g t d", t=num_frames)
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
