@@ -1,4 +1,4 @@
-"""Pick an implementation of attention by the name that was asked for, or by what can run."""
+"""Choice of an implementation of attention, by the name that was asked for or by what can run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ class Choice(NamedTuple):
     reason: str
 
 
-def by_name(requested: str, unfit: Callable[[], str | None]) -> Choice | None:
-    """Pick what was asked for by its name, None for ``"auto"``. A name never falls back.
+def by_name(requested: str, unsupported: Callable[[], str | None]) -> Choice | None:
+    """Choose the implementation of a name, or return None for ``"auto"``. A name never falls back.
 
     Args:
         requested: ``"auto"``, ``"triton"``, ``"sdpa"`` or ``"eager"``.
-        unfit: Says why the kernels cannot compute this, or None. Called for ``"triton"`` alone: what it looks at need
-            not concern the others, nor a compiler that guards what was looked at.
+        unsupported: Returns the reason why the kernels cannot compute this, or None if they can. Called for
+            ``"triton"`` alone: the other implementations need not depend on what it reads, and a compiler guards
+            whatever was read.
 
     Raises:
         ConfigError: The name is unknown.
@@ -31,23 +32,23 @@ def by_name(requested: str, unfit: Callable[[], str | None]) -> Choice | None:
         raise ConfigError(f"attention must be 'auto', 'triton', 'sdpa' or 'eager', got {requested!r}")
     if requested == "auto":
         return None
-    if requested == "triton" and (why := unfit()) is not None:
+    if requested == "triton" and (reason := unsupported()) is not None:
         raise UnsupportedKernelError(
-            f"attention='triton' was asked for, but {why}; use 'auto', which falls back, 'sdpa' or 'eager'"
+            f"attention='triton' was asked for, but {reason}; use 'auto', which falls back, 'sdpa' or 'eager'"
         )
     return Choice(requested, "asked for by name")
 
 
-def automatic(unfit: str | None, device: str, *, exporting: bool) -> Choice:
-    """Pick the kernels where they can run, and SDPA elsewhere.
+def automatic(unsupported: str | None, device: str, *, exporting: bool) -> Choice:
+    """Choose the kernels where they can run, and SDPA elsewhere.
 
     Args:
-        unfit: Why the kernels cannot compute this, or None.
+        unsupported: The reason why the kernels cannot compute this, or None if they can.
         device: Type of the device.
-        exporting: The model is being exported, for a place that need not know our operators.
+        exporting: Whether the model is being exported, to run where our operators may not be known.
     """
-    if unfit is not None:
-        return Choice("sdpa", unfit)
+    if unsupported is not None:
+        return Choice("sdpa", unsupported)
     if device != "cuda":
         return Choice("sdpa", "Triton only interprets its kernels on this device")
     if exporting:

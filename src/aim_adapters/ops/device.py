@@ -1,4 +1,4 @@
-"""Say what the machine that runs this can do: whether Triton's kernels run, and on how much shared memory."""
+"""Capabilities of the machine: whether Triton's kernels can run, and how much shared memory they may use."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling
 
 
 def triton_missing(device: str) -> str | None:
-    """Say why Triton's kernels cannot run on a type of device, or None.
+    """Return why Triton's kernels cannot run on a type of device, or None if they can.
 
-    Looked up once, at the latest when a model is wrapped: ``torch.compile`` then finds the answer and need not trace
-    how it came about.
+    Looked up once, at the latest when a model is wrapped, so that ``torch.compile`` reads the answer and does not trace
+    the look-up.
 
     Args:
         device: ``"cuda"``, ``"cpu"``, another type, or ``"any"`` while it is not known.
@@ -29,7 +29,7 @@ def triton_missing(device: str) -> str | None:
             properties = torch.cuda.get_device_properties()
             # PyTorch 2.6, and 2.11 for ROCm, do not have it.
             _shared_memory["cuda"] = getattr(properties, "shared_memory_per_block_optin", _LEAST_SHARED_MEMORY)
-        _missing.update({each: _why_missing(each) for each in ("any", "cpu", "cuda")})
+        _missing.update({kind: _why_missing(kind) for kind in ("any", "cpu", "cuda")})
     return _missing.get(device, f"Triton's kernels need a GPU, got {device}")
 
 
@@ -38,6 +38,7 @@ _shared_memory: dict[str, int] = {}
 
 
 def _why_missing(device: str) -> str | None:
+    """Return why Triton's kernels cannot run on a type of device, or None if they can; looked up anew."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
@@ -51,8 +52,11 @@ def _why_missing(device: str) -> str | None:
 
 
 def _cannot_build() -> str | None:
-    """Say what Triton lacks to build what launches a kernel, or None; slim images and system Pythons often do."""
-    if os.name != "posix":  # brought along elsewhere
+    """Return why Triton cannot compile the C code that launches a kernel, or None if it can.
+
+    Slim container images and system Pythons often lack a compiler or Python's headers.
+    """
+    if os.name != "posix":  # on Windows, Triton's package brings both
         return None
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "Triton needs a C compiler, found neither gcc nor clang nor CC in the environment"
@@ -61,7 +65,7 @@ def _cannot_build() -> str | None:
 
 
 def shared_memory(device: str) -> int:
-    """Return the bytes of shared memory that a kernel may use on a type of device; where kernels are interpreted, many.
+    """Return the bytes of shared memory that a kernel may use on a type of device; plenty where it is interpreted.
 
     Args:
         device: ``"cuda"`` or another type.
@@ -71,7 +75,7 @@ def shared_memory(device: str) -> int:
 
 
 def exporting() -> bool:
-    """Tell whether the model is being exported, for a place that need not know our operators."""
-    # Inside Dynamo some versions (2.11) say that every compilation is an export. So an export by Dynamo (strict=True)
-    # is none here.
+    """Return whether the model is being exported, to run where our operators may not be known."""
+    # Inside Dynamo, PyTorch 2.11 for one says that every compilation is an export. So an export by Dynamo (strict=True)
+    # does not count as one here.
     return not torch.compiler.is_dynamo_compiling() and _exporting()

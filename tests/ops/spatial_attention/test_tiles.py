@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from aim_adapters.ops.spatial_attention.tiles import (
-    RESIDENT,
-    WINDOW,
+    MAX_RESIDENT_TOKENS,
+    MAX_WINDOW_TOKENS,
     Tiles,
     alternatives,
     pieces,
-    rest,
+    remainder,
     shared_memory,
     tiles_for,
 )
@@ -20,7 +20,7 @@ AMPERE, HOPPER = 99 * 1024, 227 * 1024
 
 @pytest.mark.parametrize("largest", [64, 128])
 def test_pieces_cover_a_sequence_with_little_more(largest: int) -> None:
-    for tokens in range(1, RESIDENT + 1):
+    for tokens in range(1, MAX_RESIDENT_TOKENS + 1):
         sizes = pieces(tokens, largest)
         used = [size for size in sizes if size]
         assert tuple(used) == sizes[: len(used)]
@@ -44,21 +44,22 @@ def test_pieces(tokens: int, largest: int, expected: tuple[int, ...]) -> None:
 
 
 def test_rest_holds_what_whole_blocks_leave() -> None:
-    assert [rest(tokens, 64) for tokens in (128, 129, 145, 161, 191)] == [0, 16, 32, 64, 64]
+    assert [remainder(tokens, 64) for tokens in (128, 129, 145, 161, 191)] == [0, 16, 32, 64, 64]
 
 
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("dim", [8, 24, 32, 64, 80, 128])
 def test_something_fits_every_size_on_every_device(dim: int, backward: bool, added: bool) -> None:
-    for tokens in (1, 16, 17, 49, WINDOW, WINDOW + 1, 197, RESIDENT, RESIDENT + 1, 1025):
+    window, resident = MAX_WINDOW_TOKENS, MAX_RESIDENT_TOKENS
+    for tokens in (1, 16, 17, 49, window, window + 1, 197, resident, resident + 1, 1025):
         for shared in (AMPERE, HOPPER):
             found = tiles_for(tokens, dim, added=added, backward=backward, shared=shared)
             assert found is not None
             assert shared_memory(found, tokens, dim, added=added) <= shared
-            assert (found.kind == "window") == (tokens <= WINDOW)
+            assert (found.kind == "window") == (tokens <= window)
             assert found.kind != "window" or found.rows >= tokens
-            assert found.kind != "resident" or (tokens <= RESIDENT and dim <= 64)
+            assert found.kind != "resident" or (tokens <= resident and dim <= 64)
     assert tiles_for(197, dim, added=added, backward=backward, shared=1024) is None
 
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from aim_adapters.errors import UnsupportedKernelError
 from aim_adapters.ops.spatial_attention import spatial_attention
-from aim_adapters.ops.spatial_attention.tiles import WINDOW, Tiles, alternatives
+from aim_adapters.ops.spatial_attention.tiles import MAX_WINDOW_TOKENS, Tiles, alternatives
 from tests.ops.spatial_attention.cases import LAYOUTS, Sizes, added, index_of, projection
 
 triton = pytest.importorskip("triton")
@@ -103,7 +103,7 @@ def test_sizes(sizes: Sizes, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("tokens", [9, 70])
 def test_any_strides(tokens: int, layout: str) -> None:
-    check(Sizes(tokens=tokens, bias=True, windows=2, cut=2 if tokens <= WINDOW else 0), DTYPE, layout)
+    check(Sizes(tokens=tokens, bias=True, windows=2, cut=2 if tokens <= MAX_WINDOW_TOKENS else 0), DTYPE, layout)
 
 
 @pytest.mark.parametrize("tokens", [20, 100])
@@ -124,7 +124,11 @@ def test_gradient_of_the_output_may_have_any_strides(tokens: int) -> None:
 @pytest.mark.parametrize("tokens", [20, 100])
 def test_the_output_may_go_into_a_part_of_something_wider(tokens: int) -> None:
     """Of which the rest stays as it is; the backward pass reads it there."""
-    sizes = Sizes(frames=3, tokens=tokens // 4 if tokens <= WINDOW else tokens, cut=4 if tokens <= WINDOW else 0)
+    sizes = Sizes(
+        frames=3,
+        tokens=tokens // 4 if tokens <= MAX_WINDOW_TOKENS else tokens,
+        cut=4 if tokens <= MAX_WINDOW_TOKENS else 0,
+    )
     qkv = projection(sizes, dtype=DTYPE).to(DEVICE)
     index = index_of(sizes)
     index = None if index is None else index.to(DEVICE)
@@ -142,7 +146,7 @@ def test_the_output_may_go_into_a_part_of_something_wider(tokens: int) -> None:
 @pytest.mark.parametrize("plus", [False, True], ids=["plain", "added"])
 @pytest.mark.parametrize(("tokens", "dim"), [(40, 16), (100, 16), (150, 80)])
 def test_every_alternative_of_the_table(tokens: int, dim: int, plus: bool) -> None:
-    cut = 3 * (plus and tokens <= WINDOW)
+    cut = 3 * (plus and tokens <= MAX_WINDOW_TOKENS)
     sizes = Sizes(frames=3, tokens=tokens, heads=1, dim=dim, bias=plus, windows=3 * plus, cut=cut)
     forward, backward = (alternatives(tokens, dim, added=plus, backward=each) for each in (False, True))
     for index in range(max(len(forward), len(backward))):
@@ -260,7 +264,7 @@ def test_second_derivatives_are_refused() -> None:
 
 
 def test_larger_windows_by_index_are_refused() -> None:
-    sizes = Sizes(tokens=WINDOW + 1, cut=2)
+    sizes = Sizes(tokens=MAX_WINDOW_TOKENS + 1, cut=2)
     with pytest.raises(UnsupportedKernelError, match="windows of up to 64 tokens by index, got 65"):
         operators.forward(projection(sizes, dtype=DTYPE), 0.3, None, None, index=index_of(sizes))
 

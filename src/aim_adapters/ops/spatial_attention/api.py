@@ -1,4 +1,4 @@
-"""Validate the arguments of spatial attention and choose its implementation."""
+"""Entry to spatial attention: validation of its arguments and choice of its implementation."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from aim_adapters.errors import InputError
 from aim_adapters.ops.choice import Choice, automatic, by_name
 from aim_adapters.ops.device import exporting, shared_memory, triton_missing
 from aim_adapters.ops.spatial_attention import reference, sdpa
-from aim_adapters.ops.spatial_attention.tiles import WINDOW, tiles_for
+from aim_adapters.ops.spatial_attention.tiles import MAX_WINDOW_TOKENS, tiles_for
 
 _PLAIN = {"sdpa": sdpa.spatial_attention, "eager": reference.spatial_attention}
-# What the Triton kernels take.
+# What the Triton kernels support.
 _DTYPES = (torch.bfloat16, torch.float16)
 _MAX_HEAD_DIM = 128
 
 
 class Case(NamedTuple):
-    """What the choice depends on.
+    """Facts that the choice of an implementation depends on.
 
     Args:
         device: Type of the device: ``"cuda"``, ``"cpu"``.
         dtype: Dtype of queries, keys and values.
         head_dim: d.
         tokens: N.
-        missing: Why Triton cannot run here at all, or None.
+        missing: Why Triton cannot run here at all, or None if it can.
         shared_memory: Bytes of shared memory that a kernel may use.
-        exporting: The model is being exported, for a place that need not know our operators.
-        added: There is a bias or a mask.
-        trained: One of them requires a gradient.
-        indexed: Windows are given by the tokens that they consist of.
+        exporting: Whether the model is being exported, to run where our operators may not be known.
+        added: Whether there is a bias or a mask.
+        trained: Whether one of them requires a gradient.
+        indexed: Whether windows are given by the indices of their tokens.
     """
 
     device: str
@@ -49,24 +49,24 @@ class Case(NamedTuple):
 
 
 def choose(requested: str, case: Case) -> Choice:
-    """Pick the implementation.
+    """Choose the implementation.
 
     ``"auto"`` may fall back; a name never does.
 
     Args:
         requested: ``"auto"``, ``"triton"``, ``"sdpa"`` or ``"eager"``.
-        case: What is to be computed.
+        case: Facts of the call.
 
     Raises:
         ConfigError: The name is unknown.
         UnsupportedKernelError: The named implementation cannot run here, or cannot compute this.
     """
-    named = by_name(requested, lambda: _unfit(case))
-    return automatic(_unfit(case), case.device, exporting=case.exporting) if named is None else named
+    named = by_name(requested, lambda: _unsupported(case))
+    return automatic(_unsupported(case), case.device, exporting=case.exporting) if named is None else named
 
 
-def _unfit(case: Case) -> str | None:
-    """Say why the Triton kernels cannot compute this, or None."""
+def _unsupported(case: Case) -> str | None:
+    """Return why the Triton kernels cannot compute this, or None if they can."""
     if case.missing is not None:
         return case.missing
     if case.trained:
@@ -75,8 +75,8 @@ def _unfit(case: Case) -> str | None:
         return f"its kernels compute in {', '.join(map(str, _DTYPES))}, got {case.dtype}"
     if case.head_dim > _MAX_HEAD_DIM:
         return f"its kernels take heads up to {_MAX_HEAD_DIM} wide, got {case.head_dim}"
-    if case.indexed and case.tokens > WINDOW:
-        return f"its kernels take windows of up to {WINDOW} tokens by index, got {case.tokens}"
+    if case.indexed and case.tokens > MAX_WINDOW_TOKENS:
+        return f"its kernels take windows of up to {MAX_WINDOW_TOKENS} tokens by index, got {case.tokens}"
     for backward in (False, True):
         if not tiles_for(case.tokens, case.head_dim, added=case.added, backward=backward, shared=case.shared_memory):
             return (
@@ -96,16 +96,16 @@ def case_of(
     trained: bool = False,
     indexed: bool = False,
 ) -> Case:
-    """Gather what the choice depends on.
+    """Gather the facts that the choice of an implementation depends on.
 
     Args:
         device: Type of the device.
         dtype: Dtype of queries, keys and values.
         head_dim: d.
         tokens: N.
-        added: There is a bias or a mask.
-        trained: One of them requires a gradient.
-        indexed: Windows are given by the tokens that they consist of.
+        added: Whether there is a bias or a mask.
+        trained: Whether one of them requires a gradient.
+        indexed: Whether windows are given by the indices of their tokens.
     """
     missing, memory = triton_missing(device), shared_memory(device)
     return Case(device, dtype, head_dim, tokens, missing, memory, exporting(), added, trained, indexed)
@@ -129,9 +129,9 @@ def spatial_attention(
             ``[F, W*N, 3, H, d]``: W windows of N tokens in each of F frames.
         scale: Factor on the scores; ``d ** -0.5`` when None.
         bias: Added to the scores before the softmax, ``[H, N, N]``, floating point, or None.
-        mask: Added too, ``[W, N, N]``, floating point, -inf where nothing is to be seen; window f takes
+        mask: Added too, ``[W, N, N]``, floating point, -inf where a query must not see a key; window f takes
             ``mask[f % W]``, or with an index, window w of every frame takes ``mask[w]``; or None.
-        index: Which tokens of a frame each of its windows consists of, int32 ``[W, N]``, every token in exactly one
+        index: Indices of the tokens of each window of a frame, int32 ``[W, N]``, every token in exactly one window
             (which is not checked); or None. Saves the copies that cutting a frame into windows takes.
         implementation: ``"auto"``, ``"triton"``, ``"sdpa"`` or ``"eager"``. Only the kernels give a bias and a mask no
             gradient; where one of them requires it, ``"auto"`` does without them.
@@ -166,7 +166,11 @@ def spatial_attention(
 
 
 def _validate(qkv: Tensor, bias: Tensor | None, mask: Tensor | None, index: Tensor | None) -> int:
-    """Return N."""
+    """Return the number of tokens of a sequence, N, after checking that the arguments fit together.
+
+    Raises:
+        InputError: Shapes, dtypes or devices do not fit together.
+    """
     if qkv.ndim != 5 or qkv.shape[2] != 3 or 0 in qkv.shape[3:]:
         raise InputError(f"a packed projection is [F, N, 3, H, d], got {tuple(qkv.shape)}")
     if not qkv.is_floating_point():

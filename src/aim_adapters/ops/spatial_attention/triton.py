@@ -1,4 +1,4 @@
-"""Spatial attention as operators of PyTorch over Triton kernels, for a packed projection as it was written.
+"""Spatial attention as PyTorch operators that launch Triton kernels, on a packed projection as it was written.
 
 The gradient comes back packed, as the projection's backward pass reads it. The operators have fake implementations,
 gradients and FLOP formulas, so ``torch.compile``, CUDA graphs and counters know them. They are deterministic.
@@ -16,7 +16,7 @@ from triton import JITFunction, next_power_of_2
 from aim_adapters.errors import UnsupportedKernelError
 from aim_adapters.ops.device import shared_memory
 from aim_adapters.ops.spatial_attention import kernels
-from aim_adapters.ops.spatial_attention.tiles import WINDOW, Tiles, pieces, rest, tiles_for
+from aim_adapters.ops.spatial_attention.tiles import MAX_WINDOW_TOKENS, Tiles, pieces, remainder, tiles_for
 
 _LIBRARY = torch.library.Library("aim_adapters", "FRAGMENT")
 _OPTIONS = "Tensor? bias, Tensor? mask, Tensor? index, float scale"
@@ -29,7 +29,7 @@ _SCHEMAS = {
 def spatial_attention(
     qkv: Tensor, *, scale: float, bias: Tensor | None, mask: Tensor | None, index: Tensor | None = None
 ) -> Tensor:
-    """Attend within every frame, or window of one; the gradient comes back packed.
+    """Attend within every frame, or window of one; the gradient is packed, as the projection is.
 
     Args:
         qkv: Queries, keys and values ``[F, N, 3, H, d]``, any strides; F frames or windows. With an index,
@@ -67,17 +67,17 @@ def forward(
             takes ``mask[f % W]`` or ``mask[w]``; or None.
         index: Tokens of each window of a frame, int32 ``[W, N]``, N up to 64, every token in one; or None.
         out: Where to put the output, in its shape and dtype, elements of a row side by side; made if None.
-        tiles: How to launch the kernel; by the table if None.
+        tiles: Kind and sizes of the kernel; the fastest that fits if None.
 
     Returns:
-        ``[F, N, H, d]``, contiguous, or ``out``; and what `backward` needs besides, float32 ``[F, H, N]``, the
-        logarithm of the sum of the scores' exponentials, empty where N is at most 64.
+        ``[F, N, H, d]``, contiguous, or ``out``; and for `backward` the logsumexp of the scores over the keys, float32
+        ``[F, H, N]``, empty where N is at most 64.
 
     Raises:
         UnsupportedKernelError: A window has more than 64 tokens, or nothing fits the device's shared memory.
     """
     tiles = tiles or _tiles(qkv, bias, mask, index, backward=False)
-    qkv = _rows_together(qkv)
+    qkv = _with_adjacent_columns(qkv)
     o, lse = _outputs(qkv, index)
     if out is not None:
         o = out
@@ -88,7 +88,7 @@ def forward(
         "resident": kernels.resident_forward,
         "streaming": kernels.streaming_forward,
     }[tiles.kind]
-    tensors = qkv, o, lse, _dense(bias), _dense(mask)
+    tensors = qkv, o, lse, _contiguous(bias), _contiguous(mask)
     sizes = *qkv.stride()[:4], *o.stride()[:3], *_sizes(qkv, mask, index, tiles), scale
     programs, constants = _programs(qkv, mask, index, tiles), _constants(qkv, bias, mask, index, tiles)
     with torch.cuda.device_of(qkv):
@@ -114,12 +114,12 @@ def backward(
         d_out: Gradient of the output, in its shape, any strides.
         qkv: As in `forward`.
         o: The output, any strides; not read where N is at most 64.
-        lse: What `forward` returned besides, float32 ``[F, H, N]``.
+        lse: The logsumexp that `forward` returned, float32 ``[F, H, N]``.
         scale: As in `forward`.
         bias: As in `forward`.
         mask: As in `forward`.
         index: As in `forward`.
-        tiles: How to launch the kernel; by the table if None.
+        tiles: Kind and sizes of the kernel; the fastest that fits if None.
 
     Returns:
         In shape and dtype of ``qkv``, contiguous.
@@ -128,11 +128,11 @@ def backward(
         UnsupportedKernelError: A window has more than 64 tokens, or nothing fits the device's shared memory.
     """
     tiles = tiles or _tiles(qkv, bias, mask, index, backward=True)
-    d_out, qkv, o = _rows_together(d_out), _rows_together(qkv), _rows_together(o)
+    d_out, qkv, o = _with_adjacent_columns(d_out), _with_adjacent_columns(qkv), _with_adjacent_columns(o)
     d_qkv = _contiguous_like(qkv)
     if qkv.numel() == 0:
         return d_qkv
-    tensors = d_out, qkv, o, lse, torch.empty_like(lse), _dense(bias), _dense(mask), d_qkv
+    tensors = d_out, qkv, o, lse, torch.empty_like(lse), _contiguous(bias), _contiguous(mask), d_qkv
     strides = *d_out.stride()[:3], *qkv.stride()[:4], *o.stride()[:3]
     sizes = *strides, *_sizes(qkv, mask, index, tiles), scale
     programs, constants = _programs(qkv, mask, index, tiles), _constants(qkv, bias, mask, index, tiles)
@@ -142,35 +142,37 @@ def backward(
         elif tiles.kind == "resident":
             kernels.resident_backward[(2 * programs,)](*tensors, *sizes, **constants)
         else:
-            for of_keys in (False, True):  # the first leaves behind what the second subtracts
+            for of_keys in (False, True):  # the first launch writes delta, which the second reads
                 kernels.streaming_backward[(programs,)](*tensors, *sizes, OF_KEYS=of_keys, **constants)
     return d_qkv
 
 
 def _tokens(qkv: Tensor, index: Tensor | None) -> int:
-    """Return the tokens of a sequence."""
+    """Return the number of tokens of a sequence, N."""
     return qkv.shape[1] if index is None else index.shape[1]
 
 
 def _tiles(qkv: Tensor, bias: Tensor | None, mask: Tensor | None, index: Tensor | None, *, backward: bool) -> Tiles:
+    """Return the fastest tiles that fit in the device's shared memory, or raise `UnsupportedKernelError`."""
     tokens, dim = _tokens(qkv, index), qkv.shape[4]
-    if index is not None and tokens > WINDOW:
+    if index is not None and tokens > MAX_WINDOW_TOKENS:
         raise UnsupportedKernelError(
-            f"the kernels take windows of up to {WINDOW} tokens by index, got {tokens}; use 'auto', which falls back, "
-            "'sdpa' or 'eager'"
+            f"the kernels take windows of up to {MAX_WINDOW_TOKENS} tokens by index, got {tokens}; use 'auto', which "
+            "falls back, 'sdpa' or 'eager'"
         )
     shared = shared_memory(qkv.device.type)
     added = bias is not None or mask is not None
-    found = tiles_for(tokens, dim, added=added, backward=backward, shared=shared)
-    if found is None:
+    tiles = tiles_for(tokens, dim, added=added, backward=backward, shared=shared)
+    if tiles is None:
         raise UnsupportedKernelError(
             f"no tile of {tokens} tokens, {dim} wide, fits in {shared // 1024} KiB of shared memory; choose 'auto', "
             "which falls back, 'sdpa' or 'eager'"
         )
-    return found
+    return tiles
 
 
 def _programs(qkv: Tensor, mask: Tensor | None, index: Tensor | None, tiles: Tiles) -> int:
+    """Return the number of programs of a forward launch."""
     frames, heads, windows = _sizes(qkv, mask, index, tiles)
     if tiles.kind == "window":
         return -(-frames // tiles.columns) * windows * heads
@@ -178,7 +180,7 @@ def _programs(qkv: Tensor, mask: Tensor | None, index: Tensor | None, tiles: Til
 
 
 def _sizes(qkv: Tensor, mask: Tensor | None, index: Tensor | None, tiles: Tiles) -> tuple[int, int, int]:
-    """Return frames, heads and windows; a window kernel counts the frames that each window has."""
+    """Return the numbers of frames, heads and windows; for a window kernel, the frames that have each window."""
     frames, heads = qkv.shape[0], qkv.shape[3]
     if index is not None:
         return frames, heads, index.shape[0]
@@ -189,6 +191,7 @@ def _sizes(qkv: Tensor, mask: Tensor | None, index: Tensor | None, tiles: Tiles)
 def _constants(
     qkv: Tensor, bias: Tensor | None, mask: Tensor | None, index: Tensor | None, tiles: Tiles
 ) -> dict[str, Any]:
+    """Return the arguments that kernels of a kind take by name."""
     tokens, dim = _tokens(qkv, index), qkv.shape[4]
     constants: dict[str, Any] = {
         "TOKENS": tokens,
@@ -201,17 +204,18 @@ def _constants(
         "num_stages": tiles.stages,
     }
     if tiles.kind == "window":
-        return constants | {"FRAMES": tiles.columns, "index_ptr": _dense(index), "HAS_INDEX": index is not None}
+        return constants | {"FRAMES": tiles.columns, "index_ptr": _contiguous(index), "HAS_INDEX": index is not None}
     if tiles.kind != "streaming":
         return constants | {f"SIZE_{i}": size for i, size in enumerate(pieces(tokens, tiles.columns))}
-    return constants | {"BLOCK_COLUMNS": tiles.columns, "REMAINDER": rest(tokens, tiles.columns)}
+    return constants | {"BLOCK_COLUMNS": tiles.columns, "REMAINDER": remainder(tokens, tiles.columns)}
 
 
-def _rows_together(x: Tensor) -> Tensor:
+def _with_adjacent_columns(x: Tensor) -> Tensor:
+    """Return a tensor whose last dimension has stride 1, as kernels read it."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _dense(x: Tensor | None) -> Tensor | None:
+def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
@@ -220,9 +224,10 @@ def _contiguous_like(x: Tensor) -> Tensor:
 
 
 def _outputs(qkv: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return memory for the output and the logsumexp."""
     frames, length, _, heads, dim = qkv.shape
-    kept = (0,) if _tokens(qkv, index) <= WINDOW else (frames, heads, length)
-    return qkv.new_empty((frames, length, heads, dim)), qkv.new_empty(kept, dtype=torch.float32)
+    lse_shape = (0,) if _tokens(qkv, index) <= MAX_WINDOW_TOKENS else (frames, heads, length)
+    return qkv.new_empty((frames, length, heads, dim)), qkv.new_empty(lse_shape, dtype=torch.float32)
 
 
 # Operators
@@ -257,7 +262,7 @@ def _fake_backward(d_out: Tensor, qkv: Tensor, *_: Any) -> Tensor:
     return _contiguous_like(qkv)
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     qkv, bias, mask, index, ctx.scale = inputs
     if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
         raise UnsupportedKernelError(
@@ -268,18 +273,18 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) 
     ctx.save_for_backward(qkv, bias, mask, index, *output)
 
 
-def _differentiate(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward_of_operator(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     qkv, bias, mask, index, o, lse = ctx.saved_tensors
     d_qkv = torch.ops.aim_adapters.spatial_attention_backward(d_out, qkv, o, lse, bias, mask, index, ctx.scale)
     return d_qkv, None, None, None, None
 
 
-def _refuse(ctx: Any, *gradients: Tensor) -> None:
+def _refuse_second_derivative(ctx: Any, *gradients: Tensor) -> None:
     raise UnsupportedKernelError("attention='triton' has no second derivative; choose 'eager'")
 
 
 def _flops(shape: torch.Size, index: torch.Size | None, products: int) -> int:
-    """Return twice the multiply-accumulates of some products of N x N with N x d, for every head and window."""
+    """Return the FLOPs of a number of products of ``[N, N]`` with ``[N, d]``, for every head and window."""
     frames, length, _, heads, dim = shape
     return 2 * products * frames * length * (length if index is None else index[1]) * heads * dim
 
@@ -298,9 +303,11 @@ def _register() -> None:
         torch.library.register_fake(qualified, fake, lib=_LIBRARY)
         gradient = name.endswith("backward")
         if gradient:
-            torch.library.register_autograd(qualified, _refuse, lib=_LIBRARY)
+            torch.library.register_autograd(qualified, _refuse_second_derivative, lib=_LIBRARY)
         else:
-            torch.library.register_autograd(qualified, _differentiate, setup_context=_remember, lib=_LIBRARY)
+            torch.library.register_autograd(
+                qualified, _backward_of_operator, setup_context=_save_for_backward, lib=_LIBRARY
+            )
 
         def count(*shapes: Any, _packed: int = int(gradient), _products: int = products, **_: Any) -> int:
             return _flops(shapes[_packed], shapes[-2], _products)  # the scale is last

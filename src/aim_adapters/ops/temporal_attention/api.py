@@ -1,4 +1,4 @@
-"""Validate the arguments of temporal attention and choose its implementation."""
+"""Entry to temporal attention: validation of its arguments and choice of its implementation."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from aim_adapters.ops.temporal_attention import reference, sdpa
 from aim_adapters.ops.temporal_attention.tiles import shared_memory
 
 _PLAIN = {"sdpa": sdpa.temporal_attention, "eager": reference.temporal_attention}
-# What the Triton kernels take.
+# What the Triton kernels support.
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _MAX_FRAMES, _MAX_HEAD_DIM = 128, 128
 
 
 class Case(NamedTuple):
-    """What the choice depends on.
+    """Facts that the choice of an implementation depends on.
 
     Args:
         device: Type of the device: ``"cuda"``, ``"cpu"``.
         dtype: Dtype of queries, keys and values.
         head_dim: d.
         num_frames: T.
-        missing: Why Triton cannot run here at all, or None.
+        missing: Why Triton cannot run here at all, or None if it can.
         shared_memory: Bytes of shared memory that a kernel may use.
-        exporting: The model is being exported, for a place that need not know our operators.
+        exporting: Whether the model is being exported, to run where our operators may not be known.
     """
 
     device: str
@@ -43,31 +43,31 @@ class Case(NamedTuple):
 
 
 def choose(requested: str, case: Case | None = None) -> Choice:
-    """Pick the implementation.
+    """Choose the implementation.
 
     ``"auto"`` may fall back; a name never does.
 
     Args:
         requested: ``"auto"``, ``"triton"``, ``"sdpa"`` or ``"eager"``.
-        case: What is to be computed, or None while only the name is known.
+        case: Facts of the call, or None while only the name is known.
 
     Raises:
         ConfigError: The name is unknown.
         UnsupportedKernelError: The named implementation cannot run here, or cannot compute this.
     """
-    named = by_name(requested, lambda: triton_missing("any") if case is None else _unfit(case))
+    named = by_name(requested, lambda: triton_missing("any") if case is None else _unsupported(case))
     if named is not None:
         return named
     if case is None:
-        triton_missing("any")  # before a compiler traces it
+        triton_missing("any")  # looked up here, before torch.compile would trace it
         return Choice("auto", "chosen at each call")
     if case.device == "cpu":
         return Choice("eager", "as fast as SDPA on a CPU for the frames of a clip")
-    return automatic(_unfit(case), case.device, exporting=case.exporting)
+    return automatic(_unsupported(case), case.device, exporting=case.exporting)
 
 
-def _unfit(case: Case) -> str | None:
-    """Say why the Triton kernels cannot compute this, or None."""
+def _unsupported(case: Case) -> str | None:
+    """Return why the Triton kernels cannot compute this, or None if they can."""
     if case.missing is not None:
         return case.missing
     if case.dtype not in _DTYPES:
@@ -86,7 +86,7 @@ def _unfit(case: Case) -> str | None:
 
 
 def case_of(device: str, dtype: torch.dtype, head_dim: int, num_frames: int) -> Case:
-    """Gather what the choice depends on.
+    """Gather the facts that the choice of an implementation depends on.
 
     Args:
         device: Type of the device.
@@ -145,7 +145,7 @@ def temporal_attention_packed(
     bias: Tensor | None = None,
     implementation: str = "auto",
 ) -> Tensor:
-    """Do the same for one packed projection, whose gradient a kernel returns packed.
+    """Compute `temporal_attention` of one packed projection, whose gradient a kernel returns packed.
 
     Args:
         qkv: Queries, keys and values ``[B*T, N, 3, H, d]``, floating point.
@@ -177,7 +177,7 @@ def temporal_attention_packed(
 def temporal_attention_weights(
     q: Tensor, k: Tensor, *, num_frames: int, scale: float | None = None, bias: Tensor | None = None
 ) -> Tensor:
-    """Return the attention weights themselves, by the oracle.
+    """Return the attention weights themselves, computed by the reference implementation.
 
     Args:
         q: Queries ``[B*T, N, H, d]``, floating point.

@@ -1,10 +1,10 @@
-"""State how large the tiles of the kernels are, without importing what compiles them."""
+"""Sizes of the kernels' tiles and the shared memory that they take, without importing Triton."""
 
 from __future__ import annotations
 
 
 def smallest_tile(num_frames: int) -> int:
-    """Return the rows of the smallest tile that holds a sequence.
+    """Return the number of rows of the smallest tile that holds a sequence of T frames.
 
     Args:
         num_frames: T, at most 128.
@@ -15,8 +15,9 @@ def smallest_tile(num_frames: int) -> int:
 def shared_memory(num_frames: int, head_dim: int, itemsize: int) -> int:
     """Return the bytes of shared memory that the smallest tile may need in the backward pass.
 
-    Queries, keys, values and the gradient of the output, and two squares of probabilities and their gradients; at
-    least two squares of float32, in which the gradient of a bias is folded. The compiler was never seen to take more.
+    An upper bound: queries, keys, values and the gradient of the output, and two squares of probabilities and their
+    gradients; at least two squares of float32, in which the gradient of a bias is folded. No compiled kernel was seen
+    to take more.
 
     Args:
         num_frames: T, at most 128.

@@ -1,4 +1,4 @@
-"""Temporal attention as operators of PyTorch over Triton kernels, for tensors as the projection wrote them.
+"""Temporal attention as PyTorch operators that launch Triton kernels, on tensors as the projection wrote them.
 
 Two forms: queries, keys and values of any strides, or one packed ``[B*T, N, 3, H, d]`` whose gradient comes back
 packed, as the projection's backward pass reads it. The operators have fake implementations, gradients and FLOP
@@ -18,8 +18,8 @@ from aim_adapters.errors import UnsupportedKernelError
 from aim_adapters.ops.temporal_attention import kernels
 from aim_adapters.ops.temporal_attention.tiles import smallest_tile
 
-# float32 on the matrix units of NVIDIA's GPUs: three products of parts that they hold exactly. Without matrix units a
-# large tile takes a minute to compile. AMD's compiler refuses these words, even for half precision, which ignores them.
+# The precision of products. On NVIDIA's GPUs a float32 product is three TF32 products on the tensor cores; without them
+# a large tile takes a minute to compile. AMD's compiler refuses these names, even where half precision ignores them.
 _HALF, _EXACT = ("ieee", "ieee") if torch.version.hip is not None else ("tf32", "tf32x3")
 _INTERPRETED = kernels.forward is kernels.forward_kernel
 
@@ -38,7 +38,7 @@ _SCHEMAS = {
 def temporal_attention(
     q: Tensor, k: Tensor, v: Tensor, *, num_frames: int, scale: float, bias: Tensor | None
 ) -> Tensor:
-    """Attend over frames; gradients of the three come back contiguous.
+    """Attend over frames; the gradients of queries, keys and values are contiguous.
 
     Args:
         q: Queries ``[B*T, N, H, d]``, any strides.
@@ -56,7 +56,7 @@ def temporal_attention(
 
 
 def temporal_attention_packed(qkv: Tensor, *, num_frames: int, scale: float, bias: Tensor | None) -> Tensor:
-    """Attend over frames; the gradient comes back packed.
+    """Attend over frames; the gradient is packed, as the projection is.
 
     Args:
         qkv: Queries, keys and values ``[B*T, N, 3, H, d]``, any strides.
@@ -72,14 +72,14 @@ def temporal_attention_packed(qkv: Tensor, *, num_frames: int, scale: float, bia
 
 
 def packed_forward(qkv: Tensor, bias: Tensor | None, num_frames: int, scale: float) -> Tensor:
-    """Do what `temporal_attention_packed` does, unknown to autograd."""
+    """Compute `temporal_attention_packed` outside of autograd."""
     return _packed(qkv, bias, num_frames, scale)
 
 
 def packed_backward(
     d_out: Tensor, qkv: Tensor, bias: Tensor | None, num_frames: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of a packed projection and of the bias, and the output, which costs a write on the way."""
+    """Return the gradients of a packed projection and of the bias, and the output, computed again on the way."""
     out = _contiguous_like(d_out)
     d_qkv, d_bias = _packed_backward(d_out, qkv, bias, num_frames, scale, out)
     return d_qkv, d_bias, out
@@ -89,12 +89,12 @@ def packed_backward(
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, num_frames: int, scale: float) -> Tensor:
-    q, k, v = _rows_together(q), _rows_together(k), _rows_together(v)
+    q, k, v = _with_adjacent_columns(q), _with_adjacent_columns(k), _with_adjacent_columns(v)
     out = _contiguous_like(q)
     grid, options = _launch(q, k, bias, num_frames, tiles=1)
     with _device_of(q):
         kernels.forward[grid](
-            q, k, v, out, _dense(bias),
+            q, k, v, out, _contiguous(bias),
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
             q.shape[1], q.shape[2], scale, **options,
         )  # fmt: skip
@@ -112,8 +112,23 @@ def _backward(
     into: tuple[Tensor, Tensor, Tensor],
     out: Tensor | None = None,
 ) -> Tensor:
-    """Write the gradients of q, k and v (one per query head), and the output if asked; return that of the bias."""
-    d_out, q, k, v = _rows_together(d_out), _rows_together(q), _rows_together(k), _rows_together(v)
+    """Write the gradients of q, k and v into given tensors, and return the gradient of the bias.
+
+    Args:
+        d_out: Gradient of the output ``[B*T, N, H, d]``.
+        q: Queries ``[B*T, N, H, d]``.
+        k: Keys ``[B*T, N, G, d]``.
+        v: Values ``[B*T, N, G, d]``.
+        bias: Added to the scores, ``[H, T, T]``, or None.
+        num_frames: T.
+        scale: Factor on the scores.
+        into: Where to write the gradients of q, k and v, each ``[B*T, N, H, d]``: one per query head.
+        out: Where to write the output ``[B*T, N, H, d]``, or None.
+
+    Returns:
+        ``[H, T, T]`` in the dtype of ``bias``; empty without one.
+    """
+    d_out, q, k, v = (_with_adjacent_columns(x) for x in (d_out, q, k, v))
     tokens, heads = q.shape[1:3]
     tiles = 1 if bias is None else 8  # fewer partial sums to write and add up
     grid, options = _launch(q, k, bias, num_frames, tiles=tiles)
@@ -124,7 +139,7 @@ def _backward(
     d_q, d_k, d_v = into
     with _device_of(q):
         kernels.backward[grid](
-            d_out, q, k, v, _dense(bias), d_q, d_k, d_v, partial, out,
+            d_out, q, k, v, _contiguous(bias), d_q, d_k, d_v, partial, out,
             *d_out.stride()[:3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
             *d_q.stride()[:3], *d_k.stride()[:3], *d_v.stride()[:3], *(d_out if out is None else out).stride()[:3],
             tokens, heads, scale,
@@ -135,7 +150,7 @@ def _backward(
 
 
 def _launch(q: Tensor, k: Tensor, bias: Tensor | None, num_frames: int, *, tiles: int) -> tuple[Any, dict[str, Any]]:
-    """Return the grid as a function of the tile, and the constants of both kernels."""
+    """Return the grid as a function of the tile's rows, and the constants that both kernels share."""
     frames, tokens, heads, dim = q.shape
 
     def grid(meta: dict[str, Any]) -> tuple[int]:
@@ -150,16 +165,17 @@ def _launch(q: Tensor, k: Tensor, bias: Tensor | None, num_frames: int, *, tiles
         "HAS_BIAS": bias is not None,
         "DOT_PRECISION": _HALF if q.dtype.itemsize < 4 else _EXACT,
     }
-    if _INTERPRETED:  # nothing is tuned
+    if _INTERPRETED:  # tiles are not tuned
         options["BLOCK_ROWS"] = smallest_tile(num_frames)
     return grid, options
 
 
-def _rows_together(x: Tensor) -> Tensor:
+def _with_adjacent_columns(x: Tensor) -> Tensor:
+    """Return a tensor whose last dimension has stride 1, as kernels read it."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _dense(bias: Tensor | None) -> Tensor | None:
+def _contiguous(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.contiguous()
 
 
@@ -226,12 +242,12 @@ def _fake_bias(x: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(0) if bias is None else torch.empty(bias.shape, dtype=bias.dtype, device=bias.device)
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.num_frames, ctx.scale = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+def _backward_of_operator(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, bias = ctx.saved_tensors
     packed = len(tensors) == 1
     name = "temporal_attention_packed_backward" if packed else "temporal_attention_backward"
@@ -239,14 +255,14 @@ def _differentiate(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
     return (*gradients, None if bias is None else d_bias, None, None)
 
 
-def _refuse(ctx: Any, *gradients: Tensor) -> None:
+def _refuse_second_derivative(ctx: Any, *gradients: Tensor) -> None:
     raise UnsupportedKernelError(
         "attention='triton' has no second derivative; choose 'eager', by set_attention for a whole model"
     )
 
 
 def _flops(shape: torch.Size, num_frames: int, products: int) -> int:
-    """Return twice the multiply-accumulates of some products of T x T with T x d, for every sequence."""
+    """Return the FLOPs of a number of products of ``[T, T]`` with ``[T, d]``, for every token and head."""
     frames, tokens, heads, dim = shape[0], shape[1], shape[-2], shape[-1]
     return 2 * products * frames * num_frames * tokens * heads * dim
 
@@ -267,12 +283,14 @@ def _register() -> None:
         torch.library.register_fake(qualified, fake, lib=_LIBRARY)
         gradient = name.endswith("backward")
         if gradient:
-            torch.library.register_autograd(qualified, _refuse, lib=_LIBRARY)
+            torch.library.register_autograd(qualified, _refuse_second_derivative, lib=_LIBRARY)
         else:
-            torch.library.register_autograd(qualified, _differentiate, setup_context=_remember, lib=_LIBRARY)
+            torch.library.register_autograd(
+                qualified, _backward_of_operator, setup_context=_save_for_backward, lib=_LIBRARY
+            )
 
         def count(*shapes: Any, _first: int = int(gradient), _products: int = products, **_: Any) -> int:
-            num_frames = next(each for each in shapes if isinstance(each, int))
+            num_frames = next(argument for argument in shapes if isinstance(argument, int))
             return _flops(shapes[_first], num_frames, _products)
 
         register_flop_formula(getattr(torch.ops.aim_adapters, name))(count)
