@@ -48,7 +48,7 @@ def _load(
     x_ptr, frame, token, inside, head, stride_x_frame, stride_x_token, stride_x_head,
     HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr,
 ):  # fmt: skip
-    # Read x[frame, token, head, :] for each row, of x [B*T, N, H, d]: [BLOCK_ROWS, BLOCK_DIM], zeros where is none.
+    # Read x[frame, token, head, :] for each row, of x [B*T, N, H, d]: [BLOCK_ROWS, BLOCK_DIM], zeros elsewhere.
     columns = tl.arange(0, BLOCK_DIM)
     rows = frame * stride_x_frame + token * stride_x_token + head.to(tl.int64) * stride_x_head
     offsets = rows[:, None] + columns[None, :]

@@ -25,7 +25,7 @@ in units of log2, s * log2(e).
 
 Letters: F frames (or windows), W windows that a mask or an index tells apart, N tokens of a sequence (TOKENS), H heads,
 d width of a head (HEAD_DIM). A tile is BLOCK_ROWS rows of one head, BLOCK_DIM columns each, zeros where there is no
-element.
+element. In a packed projection [F, N, 3, H, d] keys lie stride_qkv_q_to_k behind queries, and values behind keys.
 """
 
 from aim_adapters.ops.spatial_attention.kernels.resident import resident_backward, resident_forward

@@ -26,7 +26,7 @@ from aim_adapters.ops.spatial_attention.kernels.tile_math import (
 @triton.jit
 def resident_forward(
     qkv_ptr, out_ptr, lse_ptr, bias_ptr, mask_ptr,
-    stride_qkv_frame, stride_qkv_token, stride_qkv_part, stride_qkv_head,
+    stride_qkv_frame, stride_qkv_token, stride_qkv_q_to_k, stride_qkv_head,
     stride_out_frame, stride_out_token, stride_out_head,
     num_frames, num_heads, num_windows, scale,
     TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,
@@ -44,8 +44,8 @@ def resident_forward(
     head = (tl.program_id(0) % num_heads).to(tl.int64)
     frame = (tl.program_id(0) // num_heads).to(tl.int64)
     q_ptr = qkv_ptr + frame * stride_qkv_frame + head * stride_qkv_head
-    k_ptr = q_ptr + stride_qkv_part
-    v_ptr = k_ptr + stride_qkv_part  # no multiple of a stride, which may pass 32 bits
+    k_ptr = q_ptr + stride_qkv_q_to_k
+    v_ptr = k_ptr + stride_qkv_q_to_k  # no multiple of a stride, which may pass 32 bits
     out_ptr += frame * stride_out_frame + head * stride_out_head
     lse_ptr += (frame * num_heads + head) * TOKENS
     if HAS_BIAS:
@@ -109,7 +109,7 @@ def _save_delta(
 def resident_backward(
     d_out_ptr, qkv_ptr, out_ptr, lse_ptr, delta_ptr, bias_ptr, mask_ptr, d_qkv_ptr,
     stride_d_out_frame, stride_d_out_token, stride_d_out_head,
-    stride_qkv_frame, stride_qkv_token, stride_qkv_part, stride_qkv_head,
+    stride_qkv_frame, stride_qkv_token, stride_qkv_q_to_k, stride_qkv_head,
     stride_out_frame, stride_out_token, stride_out_head,
     num_frames, num_heads, num_windows, scale,
     TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,
@@ -130,8 +130,8 @@ def resident_backward(
     head = (tl.program_id(0) % num_heads).to(tl.int64)
     frame = (tl.program_id(0) // num_heads // 2).to(tl.int64)
     q_ptr = qkv_ptr + frame * stride_qkv_frame + head * stride_qkv_head
-    k_ptr = q_ptr + stride_qkv_part
-    v_ptr = k_ptr + stride_qkv_part  # no multiple of a stride, which may pass 32 bits
+    k_ptr = q_ptr + stride_qkv_q_to_k
+    v_ptr = k_ptr + stride_qkv_q_to_k  # no multiple of a stride, which may pass 32 bits
     head_d_out_ptr = d_out_ptr + frame * stride_d_out_frame + head * stride_d_out_head
     out_ptr += frame * stride_out_frame + head * stride_out_head
     # d_qkv[frame, 0, 0, head, :], from where its tokens are 3 * H * d apart, and its d_q, d_k and d_v H * d.

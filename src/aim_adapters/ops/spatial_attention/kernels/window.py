@@ -57,7 +57,7 @@ def _softmax(q, k, added, scale):
 @triton.jit
 def window_forward(
     qkv_ptr, out_ptr, lse_ptr, bias_ptr, mask_ptr,
-    stride_qkv_frame, stride_qkv_token, stride_qkv_part, stride_qkv_head,
+    stride_qkv_frame, stride_qkv_token, stride_qkv_q_to_k, stride_qkv_head,
     stride_out_frame, stride_out_token, stride_out_head,
     num_frames, num_heads, num_windows, scale, index_ptr,
     TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,
@@ -79,10 +79,10 @@ def window_forward(
         if not HAS_INDEX:
             frame = frame * num_windows + window
         q_ptr = qkv_ptr + frame * stride_qkv_frame + head * stride_qkv_head
-        k_ptr = q_ptr + stride_qkv_part
+        k_ptr = q_ptr + stride_qkv_q_to_k
         q = load(q_ptr, rows, stride_qkv_token, num_tokens, HEAD_DIM, BLOCK_DIM)
         k = load(k_ptr, rows, stride_qkv_token, num_tokens, HEAD_DIM, BLOCK_DIM)
-        v = load(k_ptr + stride_qkv_part, rows, stride_qkv_token, num_tokens, HEAD_DIM, BLOCK_DIM)
+        v = load(k_ptr + stride_qkv_q_to_k, rows, stride_qkv_token, num_tokens, HEAD_DIM, BLOCK_DIM)
         p = _softmax(q, k, added, scale)
         head_out_ptr = out_ptr + frame * stride_out_frame + head * stride_out_head
         store(head_out_ptr, tl.dot(p.to(v.dtype), v), rows, stride_out_token, num_tokens, HEAD_DIM, BLOCK_DIM)
@@ -92,7 +92,7 @@ def window_forward(
 def window_backward(
     d_out_ptr, qkv_ptr, out_ptr, lse_ptr, delta_ptr, bias_ptr, mask_ptr, d_qkv_ptr,
     stride_d_out_frame, stride_d_out_token, stride_d_out_head,
-    stride_qkv_frame, stride_qkv_token, stride_qkv_part, stride_qkv_head,
+    stride_qkv_frame, stride_qkv_token, stride_qkv_q_to_k, stride_qkv_head,
     stride_out_frame, stride_out_token, stride_out_head,
     num_frames, num_heads, num_windows, scale, index_ptr,
     TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,
@@ -117,10 +117,10 @@ def window_backward(
         if not HAS_INDEX:
             frame = frame * num_windows + window
         q_ptr = qkv_ptr + frame * stride_qkv_frame + head * stride_qkv_head
-        k_ptr = q_ptr + stride_qkv_part
+        k_ptr = q_ptr + stride_qkv_q_to_k
         q = load(q_ptr, rows, stride_qkv_token, num_tokens, HEAD_DIM, BLOCK_DIM)
         k = load(k_ptr, rows, stride_qkv_token, num_tokens, HEAD_DIM, BLOCK_DIM)
-        v = load(k_ptr + stride_qkv_part, rows, stride_qkv_token, num_tokens, HEAD_DIM, BLOCK_DIM)
+        v = load(k_ptr + stride_qkv_q_to_k, rows, stride_qkv_token, num_tokens, HEAD_DIM, BLOCK_DIM)
         head_d_out_ptr = d_out_ptr + frame * stride_d_out_frame + head * stride_d_out_head
         d_out = load(head_d_out_ptr, rows, stride_d_out_token, num_tokens, HEAD_DIM, BLOCK_DIM)
         # d_qkv[frame, 0, 0, head, :], from where its tokens are 3 * H * d apart, and its d_q, d_k and d_v H * d.
