@@ -11,6 +11,7 @@ from aim_adapters.anatomy import AttentionParts, BlockAnatomy, MlpParts, Windows
 from aim_adapters.core.state import BlockState
 from aim_adapters.errors import UnsupportedKernelError
 from aim_adapters.layers import Adapter, keep_clips, relative_temporal_bias
+from aim_adapters.ops import spatial_attention as spatial
 from aim_adapters.ops.branches import (
     AdapterTensors,
     AttentionPlan,
@@ -26,8 +27,6 @@ from aim_adapters.ops.branches import (
     tile,
 )
 from aim_adapters.ops.device import exporting, triton_missing
-from aim_adapters.ops.spatial_attention import api as spatial
-from aim_adapters.ops.spatial_attention.tiles import WINDOW
 from aim_adapters.ops.temporal_attention import case_of, choose
 
 DEVICES = ("cpu", "cuda")
@@ -276,7 +275,7 @@ def _windowed(block: Any, x: Tensor, parts: AttentionParts, windows: Windows, wi
     ):
         return ByModules(f"it shifts windows of {size} within {height} x {across} tokens")
     choice = spatial.choose("auto", spatial.case_of(device, dtype, width, tokens, added=True))
-    if device != "cpu" and (choice.implementation != "triton" or tokens > WINDOW):
+    if device != "cpu" and (choice.implementation != "triton" or tokens > spatial.MAX_WINDOW_TOKENS):
         return ByModules(
             f"no fused attention takes windows of {tokens} tokens, {width} wide, in {dtype}: {choice.reason}"
         )

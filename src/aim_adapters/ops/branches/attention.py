@@ -7,7 +7,7 @@ from torch import Tensor
 
 from aim_adapters.ops.branches.plan import AttentionPlan
 from aim_adapters.ops.branches.tensors import WindowTensors
-from aim_adapters.ops.spatial_attention.tiles import WINDOW
+from aim_adapters.ops.spatial_attention.tiles import MAX_WINDOW_TOKENS
 
 _FLASH = {"cpu": (torch.float64, torch.float32, torch.bfloat16, torch.float16), "cuda": (torch.bfloat16, torch.float16)}
 
@@ -21,7 +21,7 @@ def lse_shape(plan: AttentionPlan, frames: int, tokens: int, index: Tensor | Non
     """Return the shape of the log-sum-exp that `attend` keeps; a tile of all tokens needs none."""
     if index is not None:
         frames, tokens = frames * index.shape[0], index.shape[1]
-    return (0,) if plan.implementation == "triton" and tokens <= WINDOW else (frames, plan.heads, tokens)
+    return (0,) if plan.implementation == "triton" and tokens <= MAX_WINDOW_TOKENS else (frames, plan.heads, tokens)
 
 
 def attend(

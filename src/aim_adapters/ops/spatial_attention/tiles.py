@@ -8,7 +8,6 @@ from typing import NamedTuple
 MAX_WINDOW_TOKENS = 64
 # The longest sequence, and the widest head, of which all keys or all queries stay in shared memory.
 MAX_RESIDENT_TOKENS, MAX_RESIDENT_TOKENS_FORWARD, MAX_RESIDENT_HEAD_DIM = 272, 208, 64
-WINDOW = MAX_WINDOW_TOKENS  # the name that its importers still use
 
 
 class Tiles(NamedTuple):
