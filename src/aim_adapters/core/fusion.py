@@ -160,8 +160,12 @@ def _branches(block: Any, x: Tensor, *, positions: bool) -> Branches:
     parts = None if reason is not None or anatomy.parts is None else anatomy.parts(block, anatomy)
     if parts is None:
         return Branches(*(ByModules(reason or "this family's parts are not described") for _ in Branches._fields))
-    temporal = None if block.aim.temporal is None else _temporal(block, x, parts.attention)
-    return Branches(temporal, _spatial(block, x, parts.attention, positions=positions), _mlp(block, x, parts.mlp))
+    attention, mlp = parts.attention, _mlp(block, parts.mlp)
+    if isinstance(attention, str):
+        return Branches(ByModules(attention), ByModules(attention), mlp)
+    frozen = attention_tensors(attention)
+    temporal = None if block.aim.temporal is None else _temporal(block, x, attention, frozen)
+    return Branches(temporal, _spatial(block, x, attention, frozen, positions=positions), mlp)
 
 
 def _require_fused(branches: Branches, aim: BlockState, asked: str, instead: str) -> None:
@@ -230,10 +234,8 @@ def _unfit(x: Tensor) -> str | None:
     return None
 
 
-def _temporal(block: Any, x: Tensor, parts: AttentionParts | str) -> Branch:
+def _temporal(block: Any, x: Tensor, parts: AttentionParts, frozen: AttentionTensors) -> Branch:
     aim, state = block.aim, block.aim.root_state
-    if isinstance(parts, str):
-        return ByModules(parts)
     if aim.temporal_input is not None:
         return ByModules("it has an adapter in front of its attention")
     heads, dtype = parts.heads, compute_dtype(x)
@@ -243,28 +245,27 @@ def _temporal(block: Any, x: Tensor, parts: AttentionParts | str) -> Branch:
         return ByModules(f"its attention runs as 'sdpa': {choice.reason}")
     plan = AttentionPlan("frames", heads, parts.scale, parts.eps, choice.implementation)
     bias = None if aim.temporal_bias is None else relative_temporal_bias(aim.temporal_bias)
-    return _fused(block, plan, attention_tensors(parts), aim.temporal, bias=bias, drop=True)
+    return _fused(block, plan, frozen, aim.temporal, bias=bias, drop=True)
 
 
-def _spatial(block: Any, x: Tensor, parts: AttentionParts | str, *, positions: bool) -> Branch:
-    if isinstance(parts, str):
-        return ByModules(parts)
+def _spatial(block: Any, x: Tensor, parts: AttentionParts, frozen: AttentionTensors, *, positions: bool) -> Branch:
     if positions or not (parts.plain or parts.windows):
         return ByModules("its spatial attention knows positions or masks")
     dtype, width = compute_dtype(x), parts.qkv_weight.shape[0] // 3 // parts.heads
     if parts.windows is not None:
-        return _windowed(block, x, parts, parts.windows, width)
+        return _windowed(block, x, parts, frozen, parts.windows)
     if not flash_takes(x.device.type, dtype, width):
         return ByModules(f"no fused attention takes heads of width {width} in {dtype} on {x.device.type}")
     tokens = x.flatten(1, -2).shape[1]
     choice = spatial.choose("auto", spatial.case_of(x.device.type, dtype, width, tokens))
     implementation = "triton" if choice.implementation == "triton" else "flash"
     plan = AttentionPlan("tokens", parts.heads, parts.scale, parts.eps, implementation)
-    return _fused(block, plan, attention_tensors(parts), block.aim.spatial)
+    return _fused(block, plan, frozen, block.aim.spatial)
 
 
-def _windowed(block: Any, x: Tensor, parts: AttentionParts, windows: Windows, width: int) -> Branch:
+def _windowed(block: Any, x: Tensor, parts: AttentionParts, frozen: AttentionTensors, windows: Windows) -> Branch:
     dtype, device, size = compute_dtype(x), x.device.type, windows.size
+    width = parts.qkv_weight.shape[0] // 3 // parts.heads
     # Who asks in general knows no height and width: then several windows are taken to tile a frame.
     height, across = x.shape[1:3] if x.ndim == 4 else (2 * side for side in size)
     tokens = size[0] * size[1]
@@ -283,10 +284,10 @@ def _windowed(block: Any, x: Tensor, parts: AttentionParts, windows: Windows, wi
     plan = AttentionPlan("windows", parts.heads, parts.scale, parts.eps, implementation)
     index, mask = tile(height, across, size, windows.shift, x.device)
     tensors = WindowTensors(windows.bias, mask, index)
-    return _fused(block, plan, attention_tensors(parts), block.aim.spatial, windows=tensors)
+    return _fused(block, plan, frozen, block.aim.spatial, windows=tensors)
 
 
-def _mlp(block: Any, x: Tensor, parts: MlpParts | str) -> Branch:
+def _mlp(block: Any, parts: MlpParts | str) -> Branch:
     if isinstance(parts, str):
         return ByModules(parts)
     plan = MlpPlan(parts.activation, parts.eps, block.aim.root_state.config.scale)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aim_adapters.ops.branches.kept import KeptAttention, KeptMlp, flatten_kept, kept_names, select, unflatten_kept
-from aim_adapters.ops.branches.tensors import TrainedTensors, flat_gradients, flatten, unflatten
+from aim_adapters.ops.branches.tensors import flat_gradients, flatten, unflatten
 from tests.ops.branches.cases import FRAME, MEMORY, Case
 from tests.ops.branches.test_chain import CHAINS, build
 
@@ -42,13 +42,6 @@ def test_gradients_lie_where_what_they_are_gradients_of_lies() -> None:
     trained = [tensor is not None and tensor.requires_grad for tensor in flatten(given)]
     assert [tensor is not None for tensor in gradients] == trained
     assert [float(tensor) for tensor in gradients if tensor is not None] == list(range(sum(trained)))
-
-
-def test_gradients_take_the_dtypes_of_what_trains() -> None:
-    (branch,) = build(Case(time_bias=True), ("frames",))[1]
-    low = branch.trained.filled(iter([tensor.bfloat16() for tensor in branch.trained.present()]))
-    assert {tensor.dtype for tensor in low.in_dtypes_of(branch.trained).present()} == {torch.float64}
-    assert TrainedTensors().in_dtypes_of(TrainedTensors()).present() == []
 
 
 @pytest.mark.parametrize(("kind", "memory", "adapter", "precision"), [

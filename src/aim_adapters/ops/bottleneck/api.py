@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Protocol
 
 import torch
@@ -100,6 +101,7 @@ class BottleneckRows(Protocol):
         ...
 
 
+@functools.cache
 def bottleneck_rows(device: torch.device) -> BottleneckRows:
     """Return what computes the hidden layer on a device."""
     if device.type != "cuda":

@@ -30,6 +30,7 @@ from aim_adapters.ops.branches.tensors import (
     flat_gradients,
     flatten,
     unflatten,
+    with_shared,
 )
 from aim_adapters.ops.frozen import frozen_rows
 
@@ -60,18 +61,23 @@ def run_branches(x: Tensor, branches: Sequence[BranchTensors], plan: ChainPlan) 
         raise InputError(
             f"the first dimension must be a multiple of num_frames={plan.num_frames}, got {tuple(x.shape)}"
         )
-    x = x.contiguous()
-    text, flat = encode(plan), flatten(branches)
-    if torch.is_grad_enabled() and (x.requires_grad or any(t is not None and t.requires_grad for t in flat)):
-        out: Tensor = _Chain.apply(x, text, *flat)
-        return out
-    return _forward(x, flat, text, train=False)[0]
+    x, compiling = x.contiguous(), torch.compiler.is_compiling()
+    if compiling or torch.is_grad_enabled():
+        flat = flatten(branches)
+        if torch.is_grad_enabled() and (x.requires_grad or any(t is not None and t.requires_grad for t in flat)):
+            out: Tensor = _Chain.apply(x, encode(plan), *flat)
+            return out
+        if compiling:
+            out = torch.ops.aim_adapters.branches(x, flat, encode(plan), False)[0]
+            return out
+    return _compute(x, with_shared(branches), plan._replace(tokens=x.shape[1]), train=False)[0]
 
 
 class _Chain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, text: str, *flat: Tensor | None) -> Tensor:
-        out, *kept = _forward(x, flat, text, train=True)
+        run = torch.ops.aim_adapters.branches if torch.compiler.is_compiling() else _run
+        out, *kept = run(x, list(flat), text, True)
         ctx.save_for_backward(x, *kept, *flat)
         ctx.text, ctx.number = text, len(kept)
         return out
@@ -90,13 +96,6 @@ class _Chain(torch.autograd.Function):
         return d_x, None, *flat_gradients(flat, found)
 
 
-def _forward(x: Tensor, flat: Sequence[Tensor | None], text: str, *, train: bool) -> list[Tensor]:
-    if torch.compiler.is_compiling():
-        out: list[Tensor] = torch.ops.aim_adapters.branches(x, list(flat), text, train)
-        return out
-    return _run(x, flat, text, train)
-
-
 def _backward(
     d_out: Tensor, x: Tensor, kept: Sequence[Tensor], flat: Sequence[Tensor | None], text: str, needs_input: bool
 ) -> list[Tensor]:
@@ -109,13 +108,18 @@ def _backward(
 
 
 def _run(x: Tensor, flat: Sequence[Tensor | None], text: str, train: bool) -> list[Tensor]:
-    """Return the output, and what the backward pass uses: inputs of branches but the first, and what each kept."""
+    """Compute as `_compute` does, from what the operator takes."""
     plan = decode(text)._replace(tokens=x.shape[1])
+    return _compute(x, unflatten(flat, plan), plan, train=train)
+
+
+def _compute(x: Tensor, branches: Sequence[BranchTensors], plan: ChainPlan, *, train: bool) -> list[Tensor]:
+    """Return the output, and what the backward pass uses: inputs of branches but the first, and what each kept."""
     keep = plan.memory if train else "low"
     saved: list[Tensor] = []
     with torch.no_grad(), _without_autocast(x):
         rows, y = x.view(-1, x.shape[2]), None  # [M, D]
-        for index, (branch, tensors) in enumerate(zip(plan.branches, unflatten(flat, plan), strict=True)):
+        for index, (branch, tensors) in enumerate(zip(plan.branches, branches, strict=True)):
             rows, y, kept = branch_forward(rows, y, tensors, branch, plan, keep=keep)
             saved += ([rows] if index and keep != "low" else []) + flatten_kept(kept)
         assert y is not None
@@ -135,11 +139,13 @@ def _run_backward(
         while steps:
             index, (rows, kept) = len(steps) - 1, steps.pop()
             assert d is not None
+            tensors = branches[index]
             d, trained = branch_backward(
-                d, rows, branches[index], kept, plan.branches[index], plan, needs_input=index > 0 or needs_input
+                d, rows, tensors, kept, plan.branches[index], plan, needs_input=index > 0 or needs_input
             )
             del rows, kept
-            gradients = trained.present() + gradients
+            pairs = zip(trained.present(), tensors.trained.present(), strict=True)
+            gradients = [gradient.to(tensor.dtype) for gradient, tensor in pairs] + gradients
     if not needs_input:
         return gradients
     assert d is not None

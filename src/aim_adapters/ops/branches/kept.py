@@ -66,7 +66,7 @@ def kept_names(branch: AttentionPlan | MlpPlan, chain: ChainPlan, tensors: Branc
 
 def select(kept: Kept, names: Sequence[str]) -> Kept:
     """Return what a branch keeps without what is not named, whose memory is free then."""
-    return type(kept)(**{name: getattr(kept, name) for name in names})
+    return type(kept)(**{name: getattr(kept, name) for name in names}) if names else type(kept)()
 
 
 def flatten_kept(kept: Kept) -> list[Tensor]:

@@ -14,6 +14,7 @@ adds the two where it reads them anyway.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -56,18 +57,17 @@ class Gradients(NamedTuple):
 
     Attributes:
         x: That of its input ``[M, D]``, or None where it is not asked for.
-        trained: Those of what trains, in the dtypes of that.
+        trained: Those of what trains, in the dtypes that products return.
     """
 
     x: Tensor | None
     trained: TrainedTensors
 
 
-def products_for(chain: ChainPlan, device: torch.device) -> Products[Any]:
-    """Return the way to multiply by frozen weights that a chain asks for."""
-    if chain.frozen_precision == "fp8":
-        return ScaledProducts(device, chain.compute_dtype)
-    return DenseProducts(device, chain.compute_dtype)
+@functools.lru_cache(maxsize=64)
+def products_for(frozen_precision: str, device: torch.device, dtype: torch.dtype) -> Products[Any]:
+    """Return the way to multiply by frozen weights in a precision, between tokens in a dtype."""
+    return ScaledProducts(device, dtype) if frozen_precision == "fp8" else DenseProducts(device, dtype)
 
 
 def branch_forward(
@@ -89,7 +89,8 @@ def branch_forward(
         chain: The chain it is in.
         keep: ``"fast"`` or ``"balanced"``: what is kept; ``"low"``: nothing.
     """
-    products, names = products_for(chain, x.device), kept_names(branch, chain, tensors, keep=keep)
+    products = products_for(chain.frozen_precision, x.device, chain.compute_dtype)
+    names = kept_names(branch, chain, tensors, keep=keep)
     if isinstance(branch, AttentionPlan):
         return _attention_forward(x, y, tensors, branch, chain, products, names)
     return _mlp_forward(x, y, tensors, branch, chain, products, names)
@@ -116,14 +117,12 @@ def branch_backward(
         chain: The chain it is in.
         needs_input: The gradient of ``x`` is asked for.
     """
-    products = products_for(chain, x.device)
+    products = products_for(chain.frozen_precision, x.device, chain.compute_dtype)
     if isinstance(branch, AttentionPlan):
         assert isinstance(kept, KeptAttention)
-        d_x, trained = _attention_backward(d_out, x, tensors, kept, branch, chain, products, needs_input=needs_input)
-    else:
-        assert isinstance(kept, KeptMlp)
-        d_x, trained = _mlp_backward(d_out, x, tensors, kept, branch, chain, products, needs_input=needs_input)
-    return Gradients(d_x, trained.in_dtypes_of(tensors.trained))
+        return _attention_backward(d_out, x, tensors, kept, branch, chain, products, needs_input=needs_input)
+    assert isinstance(kept, KeptMlp)
+    return _mlp_backward(d_out, x, tensors, kept, branch, chain, products, needs_input=needs_input)
 
 
 def _attention_forward(
@@ -173,7 +172,7 @@ def _attention_backward(
     products: Products[Any],
     *,
     needs_input: bool,
-) -> tuple[Tensor | None, TrainedTensors]:
+) -> Gradients:
     t, adapter, dtype = tensors.frozen, tensors.trained.adapter, chain.compute_dtype
     assert isinstance(t, AttentionTensors)
     bottleneck = bottleneck_rows(x.device)
@@ -220,7 +219,7 @@ def _attention_backward(
         d_h = products.project_backward(d_qkv.view(len(x), len(t.qkv_weight)), t)  # [M, D]
         del d_qkv
         d_x = frozen_rows(x.device).layer_norm_backward(d_h, x, t.norm_weight, branch.eps, d_out)
-    return d_x, TrainedTensors(d_adapter, d_bias)
+    return Gradients(d_x, TrainedTensors(d_adapter, d_bias))
 
 
 def _mlp_forward(
@@ -252,7 +251,7 @@ def _mlp_backward(
     products: Products[Any],
     *,
     needs_input: bool,
-) -> tuple[Tensor | None, TrainedTensors]:
+) -> Gradients:
     t, adapter = tensors.frozen, tensors.trained.adapter
     assert isinstance(t, MlpTensors)
     first = products.first_layer(t, adapter)
@@ -278,7 +277,7 @@ def _mlp_backward(
         d_h = products.expand_backward(d_out, d, pre, first, t, adapter, branch.activation)  # [M, D]
         del d, pre, first  # before the gradient of the tokens needs memory
         d_x = frozen_rows(x.device).layer_norm_backward(d_h, x, t.norm_weight, branch.eps, d_out)
-    return d_x, TrainedTensors(d_adapter)
+    return Gradients(d_x, TrainedTensors(d_adapter))
 
 
 def _as_heads(packed: Tensor, branch: AttentionPlan, chain: ChainPlan) -> Tensor:

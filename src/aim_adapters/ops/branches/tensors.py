@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import NamedTuple
 
 from torch import Tensor
@@ -86,16 +85,6 @@ class TrainedTensors(NamedTuple):
         """Return the tensors that are there, in order."""
         return [tensor for tensor in (*(self.adapter or ()), self.temporal_bias) if tensor is not None]
 
-    def filled(self, values: Iterator[Tensor]) -> TrainedTensors:
-        """Return other tensors, taken one by one, in place of those that are there."""
-        adapter = None if self.adapter is None else AdapterTensors(*(next(values) for _ in self.adapter))
-        return TrainedTensors(adapter, None if self.temporal_bias is None else next(values))
-
-    def in_dtypes_of(self, other: TrainedTensors) -> TrainedTensors:
-        """Return the same in the dtypes of ``other``, which has the same tensors."""
-        pairs = zip(self.present(), other.present(), strict=True)
-        return self.filled(iter([tensor.to(like.dtype) for tensor, like in pairs]))
-
 
 class WindowTensors(NamedTuple):
     """Which tokens attend to one another, where a frame is cut in windows of N tokens.
@@ -128,21 +117,22 @@ class BranchTensors(NamedTuple):
 
 
 _FROZEN, _ADAPTER, _WINDOWS = len(MlpTensors._fields), len(AdapterTensors._fields), len(WindowTensors._fields)
-# Of a branch, in the order of `_flat`: frozen tensors, those that train (the adapter's, the temporal bias), the factor,
-# and those of windows.
+# Of a branch, in the order of `flatten`: frozen tensors, those that train (the adapter's and the temporal bias), the
+# factor, and those of windows.
 _TRAINED = _ADAPTER + 1
 _COUNT = _FROZEN + _TRAINED + 1 + _WINDOWS
+_NONE = (None,) * _COUNT
 
 
 def flatten(branches: Sequence[BranchTensors]) -> list[Tensor | None]:
     """Return the tensors of branches as the operator's schema has them: as many for each, None for what is absent."""
-    return list(chain.from_iterable(_flat(branch) for branch in branches))
-
-
-def _flat(branch: BranchTensors) -> tuple[Tensor | None, ...]:
-    adapter = branch.trained.adapter or (None,) * _ADAPTER
-    windows = branch.windows or (None,) * _WINDOWS
-    return (*(branch.frozen or (None,) * _FROZEN), *adapter, branch.trained.temporal_bias, branch.factor, *windows)
+    flat: list[Tensor | None] = []
+    for branch in branches:
+        flat += branch.frozen or _NONE[:_FROZEN]
+        flat += branch.trained.adapter or _NONE[:_ADAPTER]
+        flat += (branch.trained.temporal_bias, branch.factor)
+        flat += branch.windows or _NONE[:_WINDOWS]
+    return flat
 
 
 def flat_gradients(flat: Sequence[Tensor | None], gradients: Iterator[Tensor]) -> list[Tensor | None]:
@@ -162,21 +152,28 @@ def flat_gradients(flat: Sequence[Tensor | None], gradients: Iterator[Tensor]) -
     return out
 
 
+def with_shared(branches: Sequence[BranchTensors]) -> list[BranchTensors]:
+    """Return branches, each with the frozen layers that it shares with the one in front."""
+    whole: list[BranchTensors] = []
+    for branch in branches:
+        whole.append(branch if branch.frozen is not None else branch._replace(frozen=whole[-1].frozen))
+    return whole
+
+
 def unflatten(flat: Sequence[Tensor | None], plan: ChainPlan) -> list[BranchTensors]:
     """Return what `flatten` was given, each branch with the frozen layers that it shares with the one in front."""
     branches: list[BranchTensors] = []
-    for index, branch in enumerate(plan.branches):
-        values = iter(flat[index * _COUNT : (index + 1) * _COUNT])
-        frozen, adapter = [next(values) for _ in range(_FROZEN)], [next(values) for _ in range(_ADAPTER)]
-        temporal_bias, factor, windows = next(values), next(values), [*values]
+    for start, branch in zip(range(0, len(flat), _COUNT), plan.branches, strict=True):
+        trained, rest = start + _FROZEN, start + _FROZEN + _TRAINED
+        adapter, windows = flat[trained : trained + _ADAPTER], flat[rest + 1 : start + _COUNT]
         kind = AttentionTensors if isinstance(branch, AttentionPlan) else MlpTensors
         shares = isinstance(branch, AttentionPlan) and branch.shares
         branches.append(
             BranchTensors(
-                branches[-1].frozen if shares else kind(*frozen),  # type: ignore[arg-type]
-                TrainedTensors(None if adapter[0] is None else AdapterTensors(*adapter), temporal_bias),  # type: ignore[arg-type]
-                factor,
+                None if shares else kind(*flat[start:trained]),  # type: ignore[arg-type]
+                TrainedTensors(None if adapter[0] is None else AdapterTensors(*adapter), flat[rest - 1]),  # type: ignore[arg-type]
+                flat[rest],
                 None if windows[0] is None else WindowTensors(*windows),  # type: ignore[arg-type]
             )
         )
-    return branches
+    return with_shared(branches)

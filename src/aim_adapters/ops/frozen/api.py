@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Protocol
 
 import torch
@@ -172,6 +173,7 @@ class ScaledRows(Protocol):
         ...
 
 
+@functools.cache
 def frozen_rows(device: torch.device) -> FrozenRows:
     """Return what computes the row-wise parts on a device."""
     if device.type != "cuda":
@@ -181,6 +183,7 @@ def frozen_rows(device: torch.device) -> FrozenRows:
     return triton
 
 
+@functools.cache
 def scaled_rows(device: torch.device) -> ScaledRows:
     """Return what computes the row-wise parts that write float8 on a device."""
     if device.type != "cuda":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
 from torch import Tensor
 
 # CUDA limits a grid's second and third dimension to 65,535, and SDPA kernels of some versions put the batch there.
@@ -29,10 +28,11 @@ def spatial_attention(qkv: Tensor, *, scale: float, bias: Tensor | None, mask: T
         added = mask.to(qkv.dtype)[:, None] + (0 if added is None else added)  # [W, H or 1, N, N]
     chunks = []
     for chunk in qkv.split(whole):
-        q, k, v = rearrange(chunk, "f n qkv h d -> qkv f h n d")
+        q, k, v = chunk.permute(2, 0, 3, 1, 4)  # [F, H, N, d] each
         attn_mask = added
         if mask is not None and added is not None:
-            attn_mask = repeat(added, "w h n m -> (f w) h n m", f=chunk.shape[0] // mask.shape[0])
+            times = chunk.shape[0] // mask.shape[0]
+            attn_mask = added.expand(times, *added.shape).flatten(0, 1)  # [F, H or 1, N, N]
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, scale=scale)
-        chunks.append(rearrange(out, "f h n d -> f n h d"))
+        chunks.append(out.transpose(1, 2))  # [F, N, H, d]
     return chunks[0] if len(chunks) == 1 else torch.cat(chunks)

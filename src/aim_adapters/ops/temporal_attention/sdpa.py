@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 # Each (clip, token) pair is one sequence of T frames. CUDA limits a grid's second and third dimension to
@@ -35,11 +34,12 @@ def temporal_attention(
         F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         for q, k, v in zip(*(x.split(MAX_SEQUENCES) for x in sequences), strict=True)
     ]
-    out = chunks[0] if len(chunks) == 1 else torch.cat(chunks)  # [B*N, H, T, d]
-    return rearrange(out, "(b n) h t d -> (b t) n h d", b=q.shape[0] // num_frames, n=tokens)
+    out: Tensor = chunks[0] if len(chunks) == 1 else torch.cat(chunks)  # [B*N, H, T, d]
+    clips: Tensor = out.unflatten(0, (q.shape[0] // num_frames, tokens)).permute(0, 3, 1, 2, 4)  # [B, T, N, H, d]
+    return clips.flatten(0, 1)
 
 
 def _sequences(x: Tensor, num_frames: int, heads: int) -> Tensor:
     """Return the sequences of all tokens, each key/value head repeated for the query heads that it serves."""
-    x = rearrange(x, "(b t) n g d -> (b n) g t d", t=num_frames)
+    x = x.unflatten(0, (-1, num_frames)).permute(0, 2, 3, 1, 4).flatten(0, 1)  # [B*N, G, T, d]
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
