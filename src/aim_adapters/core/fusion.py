@@ -52,7 +52,7 @@ class FusedBranch(NamedTuple):
         """Return the same without the frozen layers that the branch in front gives: both passes attend by one layer."""
         if not chain or not isinstance(self.plan, AttentionPlan):
             return self
-        return FusedBranch(self.plan._replace(shares=True), self.tensors._replace(frozen=None), self.drops)
+        return FusedBranch(self.plan.sharing(), self.tensors.sharing(), self.drops)
 
     def drawn(self, block: Any, x: Tensor) -> BranchTensors:
         """Return the tensors with the stochastic depth of each clip of ``x``, if the branch drops clips."""
@@ -60,7 +60,8 @@ class FusedBranch(NamedTuple):
             return self.tensors
         clips = x.shape[0] // block.aim.root_state.num_frames
         factor = x.new_empty(clips, dtype=torch.promote_types(compute_dtype(x), torch.float32))
-        return self.tensors._replace(factor=keep_clips(factor, block.aim.drop_path))
+        frozen, trained, _, windows = self.tensors
+        return BranchTensors(frozen, trained, keep_clips(factor, block.aim.drop_path), windows)
 
 
 class ByModules(NamedTuple):
@@ -105,8 +106,9 @@ def token_dtype(block: Any, x: Tensor) -> torch.dtype:
     dtype of autocast, so are the tokens.
     """
     # Layers that others have quantized may have no parameters.
-    held = next(getattr(block, block.aim_spec.attention).parameters(), x).dtype
-    return held if held == compute_dtype(x) else x.dtype
+    for held in getattr(block, block.aim_spec.attention).parameters():
+        return held.dtype if held.dtype == compute_dtype(x) else x.dtype
+    return x.dtype
 
 
 def run_fused(block: Any, x: Tensor, chain: list[FusedBranch]) -> Tensor:
@@ -144,7 +146,7 @@ def fused_branches(block: Any, x: Tensor, *, positions: bool) -> Branches:
     execution = aim.root_state.execution
     branches = _branches(block, x, positions=positions)
     if aim.temporal is None:
-        branches = branches._replace(temporal=None)
+        branches = Branches(None, branches.spatial, branches.mlp)
     if execution.fused is True:
         _require_fused(branches, aim, "fused=True", "fused='auto', which runs it as modules")
     if execution.frozen_precision == "fp8":

@@ -60,7 +60,8 @@ class VideoRoot(Patched):
         state, anatomy = self.aim, self.aim.anatomy
         if getattr(self, "_is_replica", False):
             raise StateError("nn.DataParallel cannot replicate a wrapped model; use DistributedDataParallel")
-        given = {**dict(zip(self.aim_inputs, args, strict=False)), **kwargs}
+        # Cut to one length beforehand: the compiler of PyTorch 2.6 takes every zip for a strict one.
+        given = {**dict(zip(self.aim_inputs[: len(args)], args[: len(self.aim_inputs)], strict=True)), **kwargs}
         for name in anatomy.refused_inputs:
             if given.get(name) is not None:
                 raise UnsupportedModelError(f"{name} has no meaning along time; call the wrapped model without it")

@@ -27,6 +27,11 @@ class AttentionPlan(NamedTuple):
     implementation: str
     shares: bool = False
 
+    def sharing(self) -> AttentionPlan:
+        """Return the description of the same branch behind another that gives its frozen layers."""
+        # By the constructor: the compiler of PyTorch 2.6 cannot trace _replace.
+        return AttentionPlan(self.over, self.heads, self.scale, self.eps, self.implementation, shares=True)
+
     @property
     def skip(self) -> bool:
         """Return whether the adapter has an inner skip: the attention's output itself is added too."""

@@ -115,6 +115,10 @@ class BranchTensors(NamedTuple):
     factor: Tensor | None = None
     windows: WindowTensors | None = None
 
+    def sharing(self) -> BranchTensors:
+        """Return the tensors of the same branch behind another that gives its frozen layers."""
+        return BranchTensors(None, self.trained, self.factor, self.windows)
+
 
 _FROZEN, _ADAPTER, _WINDOWS = len(MlpTensors._fields), len(AdapterTensors._fields), len(WindowTensors._fields)
 # Of a branch, in the order of `flatten`: frozen tensors, those that train (the adapter's and the temporal bias), the
