@@ -111,6 +111,7 @@ def _fits(what: str, line: str) -> bool:
 class _Handler(BaseHTTPRequestHandler):
     server: LoopbackHub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits for the client to acknowledge the headers, which takes 40 ms
 
     def log_message(self, format: str, *args: Any) -> None:
         """Be quiet."""

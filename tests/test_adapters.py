@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 import aim_adapters as aim
 from aim_adapters.core import install
 from aim_adapters.errors import ConfigError, StateError
-from tests.backbones.contract import assert_same, process_group, snapshot
+from tests.backbones.cases import assert_same, process_group, snapshot
 from tests.several import CONFIGS, NAMES, alone, out, several
 from tests.tiny import FRAMES, base, run, wrapped
 

@@ -9,7 +9,7 @@ import torch
 
 import aim_adapters as aim
 from aim_adapters.errors import ConfigError
-from tests.backbones.contract import assert_same, snapshot
+from tests.backbones.cases import assert_same, snapshot
 from tests.several import alone, several
 from tests.tiny import FRAMES, run
 

@@ -9,7 +9,7 @@ import torch
 
 import aim_adapters as aim
 from aim_adapters.errors import CheckpointError
-from tests.backbones.contract import assert_same, snapshot, wake
+from tests.backbones.cases import assert_same, snapshot, wake
 from tests.several import CONFIGS, NAMES, alone, out, several
 from tests.tiny import base, run, trained, wrapped
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import aim_adapters as aim
 from aim_adapters.ops.temporal_attention import temporal_attention
-from tests.backbones.contract import loss, scramble, wake
+from tests.backbones.cases import loss, scramble, wake
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 T = 8

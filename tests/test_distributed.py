@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import aim_adapters as aim
-from tests.backbones.contract import scramble, wake
+from tests.backbones.cases import scramble, wake
 
 SIZE: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 T, WORLD = 4, 2
@@ -40,9 +40,15 @@ def train(model: nn.Module, video: Tensor, labels: Tensor) -> None:
         optimizer.step()
 
 
-def worker(rank: int, holder: str, folder: str) -> None:
+def worker(rank: int, holders: list[str], folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", WORLD), rank=rank, world_size=WORLD)
+    for holder in holders:
+        train_and_load(rank, holder, f"{folder}/{holder}")
+    dist.destroy_process_group()
+
+
+def train_and_load(rank: int, holder: str, out: str) -> None:
     model = make()
     if holder == "ddp":
         held: nn.Module = DistributedDataParallel(model)
@@ -55,27 +61,34 @@ def worker(rank: int, holder: str, folder: str) -> None:
     part = slice(rank * 2, rank * 2 + 2)
     train(held, video[part], labels[part])
     if holder == "fsdp2" or rank == 0:
-        aim.save_adapters(held, f"{folder}/out")
+        aim.save_adapters(held, out)
     dist.barrier()
     # and back: every rank loads into what it holds
     before = {key: tensor.clone() for key, tensor in aim.adapter_state_dict(held).items()}
     with torch.no_grad():
         for parameter in aim.trainable_parameters(held):
             parameter.zero_()
-    assert not any(aim.load_adapters(held, f"{folder}/out"))
+    assert not any(aim.load_adapters(held, out))
     after = aim.adapter_state_dict(held)
     assert all(torch.equal(before[key], after[key]) for key in before)
-    dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("holder", ["ddp", "fsdp2"])
-def test_two_processes_train_as_one(holder: str, tmp_path: Path) -> None:
-    if holder == "fsdp2" and not hasattr(torch.cpu.Stream, "record_event"):
-        pytest.skip("this version of torch cannot run FSDP2 on a CPU")
-    mp.spawn(worker, args=(holder, str(tmp_path)), nprocs=WORLD, join=True)
+HOLDERS = ["ddp", "fsdp2"] if hasattr(torch.cpu.Stream, "record_event") else ["ddp"]  # as old as torch may be
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train in two processes, which take seconds to start, in one way after the other; return what each has saved."""
+    folder = tmp_path_factory.mktemp("distributed")
+    mp.spawn(worker, args=(HOLDERS, str(folder)), nprocs=WORLD, join=True)
+    return folder
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_two_processes_train_as_one(holder: str, saved: Path) -> None:
     alone, together = make(), make()
     train(alone, *batch())
-    aim.load_adapters(together, tmp_path / "out")
+    aim.load_adapters(together, saved / holder)
     expected, got = aim.adapter_state_dict(alone), aim.adapter_state_dict(together)
     assert expected.keys() == got.keys()
     for key, tensor in expected.items():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import aim_adapters as aim
 from aim_adapters.config import Execution
 from aim_adapters.errors import ConfigError, UnsupportedKernelError
-from tests.backbones.contract import scramble, wake
+from tests.backbones.cases import scramble, wake
 
 T = 4
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -14,7 +14,7 @@ from torch import nn
 import aim_adapters as aim
 from aim_adapters.errors import ConfigError, StateError
 from aim_adapters.layers.temporal import relative_temporal_bias, resize_temporal_bias, resize_temporal_embedding
-from tests.backbones.contract import scramble, wake
+from tests.backbones.cases import scramble, wake
 
 SIZE: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 import aim_adapters as aim
 from aim_adapters.errors import ConfigError, StateError
-from tests.backbones.contract import assert_same, snapshot
+from tests.backbones.cases import assert_same, snapshot
 from tests.tiny import FRAMES as T
 from tests.tiny import base, trained, video
 

@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import aim_adapters as aim
-from tests.backbones.contract import scramble, wake
+from tests.backbones.cases import scramble, wake
 
 SIZE: dict[str, Any] = {
     "img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5,

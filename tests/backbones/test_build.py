@@ -30,7 +30,7 @@ from aim_adapters.backbones._assign import read_once
 from aim_adapters.backbones.registry import _registered as registered
 from aim_adapters.errors import CheckpointError, ConfigError, UnsupportedModelError
 from tests.alignment import is_aligned, run_aligned
-from tests.backbones.contract import scramble
+from tests.backbones.cases import scramble
 
 SMALL: dict[str, Any] = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 SWIN: dict[str, Any] = {

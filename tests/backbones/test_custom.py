@@ -14,7 +14,8 @@ import custom_backbone
 from aim_adapters.backbones import base_facts, registry
 from aim_adapters.errors import ConfigError
 from custom_backbone import TINY_VIT, TinyViT
-from tests.backbones.contract import Case, Contract, process_group
+from tests.backbones.cases import Case, process_group
+from tests.backbones.contract import Contract
 
 __all__ = ["process_group"]
 

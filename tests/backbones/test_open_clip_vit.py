@@ -18,7 +18,8 @@ from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import Tensor, nn
 
 import aim_adapters as aim
-from tests.backbones.contract import FRAMES, Case, Contract, loss, process_group, wake
+from tests.backbones.cases import FRAMES, Case, loss, process_group, wake
+from tests.backbones.contract import Contract
 
 __all__ = ["process_group"]
 

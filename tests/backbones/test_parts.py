@@ -24,7 +24,7 @@ from tests.backbones import (
     test_torchvision_vit,
     test_transformers,
 )
-from tests.backbones.contract import Case
+from tests.backbones.cases import Case
 from tests.ops.branches.cases import plain_attention, plain_mlp
 
 FAMILIES = {

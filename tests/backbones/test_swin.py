@@ -13,7 +13,8 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 from torchvision.models import swin_transformer as torchvision_swin
 
-from tests.backbones.contract import Case, Contract, process_group
+from tests.backbones.cases import Case, process_group
+from tests.backbones.contract import Contract
 
 __all__ = ["process_group"]
 

@@ -11,7 +11,8 @@ import torch
 from timm.models.eva import Eva
 from torch import nn
 
-from tests.backbones.contract import Case, Contract, process_group
+from tests.backbones.cases import Case, process_group
+from tests.backbones.contract import Contract
 
 __all__ = ["process_group"]
 

@@ -13,11 +13,13 @@ from timm.layers import SwiGLUPacked
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock, ResPostBlock, VisionTransformer
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import aim_adapters as aim
 from aim_adapters.backbones import read_anatomy
-from tests.backbones.contract import Case, Contract, process_group
-from tests.tiny import base
+from tests.backbones.cases import Case, process_group, wake
+from tests.backbones.contract import Contract
+from tests.tiny import FRAMES, base, video
 
 __all__ = ["process_group"]
 
@@ -132,3 +134,15 @@ def test_a_layer_in_place_of_the_packed_projection_is_called() -> None:
     h = torch.randn(2, 5, 32)
     q, k, v = read_anatomy(model).blocks[0][1].project_qkv(attention, h)
     assert torch.equal(torch.stack([q, k, v], 2).flatten(2), attention.qkv(h))
+
+
+def test_compiles_once_with_every_size_symbolic() -> None:
+    """The contract leaves the size of an image alone, whatever the family."""
+    model = wake(aim.wrap_image_model(base(depth=2), FRAMES))
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    compiled, compiles = torch.compile(model, fullgraph=True, dynamic=True, backend=counter), []
+    for clips in (6, 7):
+        torch.testing.assert_close(compiled(video(clips)), model(video(clips)), rtol=1e-4, atol=1e-5)
+        compiles.append(counter.frame_count)
+    assert compiles[0] == compiles[1] > 0

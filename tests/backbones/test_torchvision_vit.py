@@ -10,7 +10,8 @@ import pytest
 from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
-from tests.backbones.contract import Case, Contract, process_group
+from tests.backbones.cases import Case, process_group
+from tests.backbones.contract import Contract
 
 __all__ = ["process_group"]
 

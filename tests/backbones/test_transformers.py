@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import aim_adapters as aim
 from aim_adapters.errors import ConfigError, InputError
-from tests.backbones.contract import FRAMES, Case, Contract, process_group, scramble, wake
+from tests.backbones.cases import FRAMES, Case, process_group, scramble, wake
+from tests.backbones.contract import Contract
 
 __all__ = ["process_group"]
 

@@ -27,7 +27,7 @@ import aim_adapters as aim
 from aim_adapters.errors import CheckpointError, ConfigError
 from aim_adapters.storage.files import CONFIG_NAME, WEIGHTS_NAME, WeightsFile
 from benchmarks.checks.fuzz_checkpoint import OUR_WARNINGS, Loading, checkpoint_file, mutate
-from tests.backbones.contract import assert_same, snapshot
+from tests.backbones.cases import assert_same, snapshot
 from tests.checkpoint.cases import header, rewrite
 from tests.memory import at_most
 from tests.tiny import FRAMES, base, run, trained, wrapped

@@ -16,7 +16,7 @@ import aim_adapters as aim
 from aim_adapters.config import Execution
 from aim_adapters.errors import StateError
 from aim_adapters.storage import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
-from tests.backbones.contract import wake
+from tests.backbones.cases import wake
 from tests.checkpoint.cases import assert_refused, config_of, names, rewrite, watch_opens
 from tests.tiny import FRAMES, base, run, trained, wrapped
 

@@ -18,7 +18,7 @@ from torch import nn
 import aim_adapters as aim
 from aim_adapters.errors import CheckpointError
 from aim_adapters.storage import CONFIG_NAME, WEIGHTS_NAME
-from tests.backbones.contract import assert_same, snapshot
+from tests.backbones.cases import assert_same, snapshot
 from tests.checkpoint.cases import assert_refused, header, rewrite
 from tests.tiny import base, run, trained, wrapped
 

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import aim_adapters as aim
 from aim_adapters.errors import CheckpointError
-from tests.backbones.contract import assert_same, process_group, snapshot
+from tests.backbones.cases import assert_same, process_group, snapshot
 from tests.tiny import base, run, trained, wrapped
 
 __all__ = ["process_group"]

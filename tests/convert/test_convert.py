@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import aim_adapters as aim
 from aim_adapters.convert import convert_official_checkpoint
 from aim_adapters.errors import CheckpointError, ConfigError, StateError
-from tests.backbones.contract import assert_same, snapshot
+from tests.backbones.cases import assert_same, snapshot
 from tests.convert.cases import (
     FRAMES,
     VITS,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from aim_adapters.errors import CheckpointError
-from tests.backbones.contract import assert_same, snapshot
+from tests.backbones.cases import assert_same, snapshot
 from tests.convert.cases import VITS, clip_base, clip_file, load, run, small_swin_file, swin_base, video_of
 from tests.oracle import holders
 from tests.oracle.reference import CLIP, IMAGENET, run_swin, vit_file

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import aim_adapters as aim
 from aim_adapters.core import ByModules, by_modules, fused_branches
-from tests.backbones.contract import scramble, wake
+from tests.backbones.cases import scramble, wake
 
 T = 4
 SIZE: dict[str, Any] = {

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import aim_adapters as aim
-from tests.backbones.contract import wake
+from tests.backbones.cases import wake
 
 T, H = 4, 2
 SIZE: dict[str, Any] = {

@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from aim_adapters.core.foreign import DISTRIBUTED_CLASSES, FOREIGN_CLASSES, canonical_path, inside, outermost_path
-from tests.backbones.contract import process_group
+from tests.backbones.cases import process_group
 
 __all__ = ["process_group"]
 

@@ -19,7 +19,7 @@ from aim_adapters.core import by_modules, fused_branches
 from aim_adapters.core.fusion import FusedBranch
 from aim_adapters.errors import InputError
 from aim_adapters.ops.branches import windows
-from tests.backbones.contract import scramble, wake
+from tests.backbones.cases import scramble, wake
 from tests.core.cases import (
     ALL,
     POSITIONS,

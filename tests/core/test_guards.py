@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 import aim_adapters as aim
 from aim_adapters.core.guards import require_bare, require_local, require_memory
 from aim_adapters.errors import StateError
-from tests.backbones.contract import process_group
+from tests.backbones.cases import process_group
 from tests.tiny import FRAMES as T
 from tests.tiny import base, wrapped
 

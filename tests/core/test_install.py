@@ -13,7 +13,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_ac
 
 import aim_adapters as aim
 from aim_adapters.errors import StateError
-from tests.backbones.contract import snapshot
+from tests.backbones.cases import snapshot
 from tests.several import NAMES, alone, out, several
 from tests.tiny import run
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import aim_adapters as aim
 from aim_adapters.core.records import RootCall
 from aim_adapters.errors import InputError, StateError
-from tests.backbones.contract import scramble, wake
+from tests.backbones.cases import scramble, wake
 from tests.tiny import FRAMES as T
 from tests.tiny import base, trained, video, wrapped
 

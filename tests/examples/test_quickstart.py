@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 import quickstart
-from tests.backbones.contract import wake
+from tests.backbones.cases import wake
 
 CLASSES = 6
 

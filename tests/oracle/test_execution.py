@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import aim_adapters as aim
-from tests.backbones.contract import WAYS_TO_RUN, wake
+from tests.backbones.cases import WAYS_TO_RUN, wake
 from tests.oracle import holders
 from tests.oracle.swin import aim_swin
 from tests.oracle.test_swin import DEPTHS, HEADS, WINDOW, timm_swin

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import swin_transformer as torchvision_swin
 
 import aim_adapters as aim
-from tests.backbones.contract import scramble, wake
+from tests.backbones.cases import scramble, wake
 from tests.oracle.agreement import assert_agree
 from tests.oracle.swin import aim_swin
 from tests.oracle.vit import Weights

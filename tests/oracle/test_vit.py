@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import aim_adapters as aim
-from tests.backbones.contract import wake
+from tests.backbones.cases import wake
 from tests.oracle import holders
 from tests.oracle.agreement import assert_agree
 from tests.oracle.vit import Size, Weights, aim_vit, random_weights

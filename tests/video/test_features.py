@@ -18,7 +18,7 @@ import aim_adapters as aim
 from aim_adapters.errors import ConfigError, InputError, StateError
 from aim_adapters.video.features import extract_features
 from tests.backbones import test_open_clip_vit, test_swin, test_timm_vit, test_torchvision_vit, test_transformers
-from tests.backbones.contract import FRAMES, Case, scramble, wake
+from tests.backbones.cases import FRAMES, Case, scramble, wake
 from tests.memory import at_most
 
 FAMILIES = (test_timm_vit, test_open_clip_vit, test_torchvision_vit, test_transformers, test_swin)

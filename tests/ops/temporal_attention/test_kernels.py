@@ -49,7 +49,7 @@ for case in {cases}:
 CUDA = """[
     (("cuda", 80, 32), 8, 64, torch.bfloat16, False),
     (("cuda", 89, 32), 64, 16, torch.bfloat16, True),
-    (("cuda", 90, 32), 16, 80, torch.bfloat16, False),
+    (("cuda", 90, 32), 33, 80, torch.bfloat16, False),
     (("cuda", 90, 32), 8, 32, torch.float32, True),
 ]"""
 HIP = """[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,8 +22,9 @@ from aim_adapters.ops.temporal_attention import (
     temporal_attention,
     temporal_attention_packed,
 )
-from tests.backbones.contract import loss, scramble, wake
+from tests.backbones.cases import loss, scramble, wake
 from tests.ops.temporal_attention.cases import LAYOUTS, Sizes, inputs, sizes
+from tests.pairwise import pairwise
 
 triton = pytest.importorskip("triton")
 operators = pytest.importorskip("aim_adapters.ops.temporal_attention.triton")
@@ -79,28 +81,40 @@ def check(sizes: Sizes, layout: str, dtype: torch.dtype, *, biased: bool) -> Non
         assert (got.double() - true).norm() <= 2 * (plain.double() - true).norm() + 4 * torch.finfo(dtype).eps * size
 
 
+# The interpreter takes as long for a program as for a hundred times its work, so there are few.
 @given(sizes(), st.sampled_from(LAYOUTS), st.booleans(), st.sampled_from(DTYPES))
-@settings(deadline=None, max_examples=25 if CUDA else 12)
+@settings(deadline=None, max_examples=25 if CUDA else 5)
 def test_any_shape_and_strides(sizes: Sizes, layout: str, biased: bool, dtype: torch.dtype) -> None:
+    check(sizes if CUDA else replace(sizes, clips=min(sizes.clips, 2)), layout, dtype, biased=biased)
+
+
+SMALL = [
+    Sizes(clips=1, frames=1, tokens=1, heads=1, groups=1, dim=1),
+    Sizes(clips=2, frames=3, tokens=4, heads=1, groups=1, dim=5),
+    Sizes(clips=1, frames=6, tokens=3, heads=4, groups=2, dim=9),
+    Sizes(clips=1, frames=2, tokens=2, heads=3, groups=1, dim=4),
+    Sizes(clips=1, frames=5, tokens=9, heads=1, groups=1, dim=8),  # more tokens than a tile holds
+]
+
+
+@pytest.mark.parametrize(("layout", "sizes", "biased", "dtype"), pairwise(LAYOUTS, SMALL, (False, True), DTYPES))
+def test_any_strides_at_any_shape(layout: str, sizes: Sizes, biased: bool, dtype: torch.dtype) -> None:
     check(sizes, layout, dtype, biased=biased)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("biased", [False, True], ids=["plain", "biased"])
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        Sizes(clips=2, frames=8, tokens=9, heads=3, groups=3, dim=64),
-        Sizes(clips=2, frames=1, tokens=40, heads=1, groups=1, dim=16),
-        Sizes(clips=1, frames=16, tokens=7, heads=2, groups=1, dim=80),
-        Sizes(clips=1, frames=31, tokens=3, heads=1, groups=1, dim=72),
-        Sizes(clips=1, frames=33, tokens=2, heads=2, groups=2, dim=88),
-        Sizes(clips=1, frames=64, tokens=2, heads=1, groups=1, dim=32),
-        Sizes(clips=1, frames=127, tokens=1, heads=1, groups=1, dim=128),
-        Sizes(clips=1, frames=128, tokens=2, heads=1, groups=1, dim=64),
-    ],
-    ids=lambda sizes: f"T{sizes.frames}_d{sizes.dim}",
-)
+IN_USE = [
+    Sizes(clips=1 + CUDA, frames=8, tokens=9, heads=3, groups=3, dim=64),
+    Sizes(clips=2, frames=1, tokens=40, heads=1, groups=1, dim=16),
+    Sizes(clips=1, frames=16, tokens=7, heads=2, groups=1, dim=80),
+    Sizes(clips=1, frames=31, tokens=3, heads=1, groups=1, dim=72),
+    Sizes(clips=1, frames=33, tokens=2, heads=2, groups=2, dim=88),
+    Sizes(clips=1, frames=64, tokens=2, heads=1, groups=1, dim=32),
+    Sizes(clips=1, frames=127, tokens=1, heads=1, groups=1, dim=128),
+    Sizes(clips=1, frames=128, tokens=2, heads=1, groups=1, dim=64),
+]
+
+
+@pytest.mark.parametrize(("sizes", "biased", "dtype"), pairwise(IN_USE, (False, True), DTYPES))
 def test_sizes_in_use(sizes: Sizes, biased: bool, dtype: torch.dtype) -> None:
     if CUDA and dtype == torch.float32 and sizes.frames > 64:
         pytest.skip("such a tile does not fit in shared memory; the table sends it elsewhere")
@@ -111,7 +125,8 @@ def test_sizes_in_use(sizes: Sizes, biased: bool, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("frames", [1, 3, 8, 17])
 def test_packed_form_is_the_same_and_its_gradient_is_packed(frames: int, biased: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    qkv = torch.randn(2 * frames, 5, 3, 2, 24, generator=generator).to(DEVICE).requires_grad_()
+    tokens = 5 if frames <= 3 else 2
+    qkv = torch.randn(2 * frames, tokens, 3, 2, 24, generator=generator).to(DEVICE).requires_grad_()
     bias = torch.randn(2, frames, frames, generator=generator).to(DEVICE).requires_grad_() if biased else None
     wanted = [qkv] if bias is None else [qkv, bias]
     separate = operators.temporal_attention(*qkv.unbind(2), num_frames=frames, scale=0.2, bias=bias)
@@ -156,8 +171,9 @@ def test_clips_tokens_and_heads_never_mix() -> None:
 
 
 def test_backward_is_deterministic() -> None:
-    qkv = torch.randn(2 * 8, 40 if CUDA else 6, 3, 4, 32, device=DEVICE, requires_grad=True)
-    bias = torch.randn(4, 8, 8, device=DEVICE, requires_grad=True)
+    heads = 4 if CUDA else 2
+    qkv = torch.randn(2 * 8, 40 if CUDA else 6, 3, heads, 32, device=DEVICE, requires_grad=True)
+    bias = torch.randn(heads, 8, 8, device=DEVICE, requires_grad=True)
     results = []
     for _ in range(2 if not CUDA else 10):
         out = operators.temporal_attention_packed(qkv, num_frames=8, scale=0.3, bias=bias)
@@ -169,8 +185,8 @@ def test_backward_is_deterministic() -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("biased", [False, True], ids=["plain", "biased"])
 def test_operators_are_registered_in_full(biased: bool) -> None:
-    qkv = torch.randn(2 * 3, 4, 3, 2, 16, device=DEVICE)
-    bias = torch.randn(2, 3, 3, device=DEVICE, requires_grad=True) if biased else None
+    qkv = torch.randn(2 * 3, 4, 3, 1, 16, device=DEVICE)  # as few programs as do for what is checked
+    bias = torch.randn(1, 3, 3, device=DEVICE, requires_grad=True) if biased else None
     separate = [x.detach().clone().requires_grad_() for x in qkv.unbind(2)]
     ops = torch.ops.aim_adapters
     torch.library.opcheck(ops.temporal_attention.default, (*separate, bias, 3, 0.3))
@@ -206,7 +222,7 @@ def test_nothing_attends_to_nothing(clips: int, tokens: int, biased: bool) -> No
 
 @pytest.mark.parametrize("wanted", ["q", "k", "v", "bias"])
 def test_any_of_the_inputs_alone_gets_its_gradient(wanted: str) -> None:
-    sizes = Sizes(clips=2, frames=4, tokens=5, heads=4, groups=2, dim=16)
+    sizes = Sizes(clips=1, frames=4, tokens=5, heads=4, groups=2, dim=16)
     tensors = dict(zip("qkv", (x.detach().to(DEVICE) for x in inputs(sizes, dtype=torch.float32)[1]), strict=True))
     tensors["bias"] = torch.randn(4, 4, 4, device=DEVICE)
     tensors[wanted].requires_grad_()

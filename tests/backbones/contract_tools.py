@@ -1,0 +1,254 @@
+"""What other tools may do with a wrapped model, and what is refused: promises 6 to 8 of the design, for any family."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import aim_adapters as aim
+from aim_adapters.backbones import read_anatomy
+from aim_adapters.errors import InputError, StateError
+from tests.backbones.cases import (
+    FRAMES,
+    WAYS_TO_RUN,
+    Case,
+    loss,
+    needs_machinery,
+    read_root,
+    set_checkpointing,
+    wake,
+)
+
+
+class ToolPromises:
+    """Files, PyTorch's machinery, refusals: for one member of a family."""
+
+    # 6. Save and load
+
+    @pytest.mark.parametrize("holder", ["bare", "compiled", "ddp", "fsdp2", "checkpointed", "ema"])
+    def test_saved_adapters_load_bit_exactly(
+        self, case: Case, holder: str, tmp_path: Any, request: pytest.FixtureRequest
+    ) -> None:
+        if holder in ("compiled", "ddp", "fsdp2"):
+            needs_machinery(case)
+        if holder in ("ddp", "fsdp2"):
+            request.getfixturevalue("process_group")
+        model, video = wake(aim.wrap_image_model(case.model(), FRAMES)), case.video()
+        with torch.no_grad():
+            expected = case.call(model, video)
+        held: nn.Module = model
+        if holder == "compiled":
+            held = torch.compile(model, backend="eager")  # type: ignore[assignment]
+        elif holder == "ddp":
+            held = DistributedDataParallel(model)
+        elif holder == "fsdp2":
+            if not hasattr(torch.cpu.Stream, "record_event"):
+                pytest.skip("this version of torch cannot run FSDP2 on a CPU")
+            mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+            for module in model.modules():
+                if hasattr(module, "aim") and hasattr(module.aim, "temporal"):
+                    fully_shard(module, mesh=mesh)
+            # the tower, not the whole: fully_shard takes no scalar parameters such as CLIP's logit_scale
+            fully_shard(model.get_submodule(read_root(model)), mesh=mesh)
+        elif holder == "checkpointed":
+            apply_activation_checkpointing(model, check_fn=lambda m: hasattr(m, "aim") and hasattr(m.aim, "temporal"))
+        elif holder == "ema":
+            held = copy.deepcopy(model)
+        aim.save_adapters(held, tmp_path / "out")
+        fresh = case.model()
+        assert not any(aim.load_adapters(fresh, tmp_path / "out"))
+        with torch.no_grad():
+            assert torch.equal(case.call(fresh, video), expected)
+        # and back into what holds the model
+        report = aim.load_adapters(held, tmp_path / "out")
+        assert report == aim.LoadReport((), (), ())
+        with torch.no_grad():
+            torch.testing.assert_close(case.call(model, video), expected, rtol=1e-6, atol=1e-6)
+
+    # 7. PyTorch's own machinery
+
+    def test_compiles_into_one_graph_for_every_number_of_clips(self, case: Case) -> None:
+        needs_machinery(case)
+        model = wake(aim.wrap_image_model(case.model(), FRAMES)).train()
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(case.call, fullgraph=True, backend=counter)
+        for clips in (6, 7):  # equal to no other size, which the tracer would take for the same
+            video, grads = case.video(clips=clips), []
+            # Clips alone: with symbolic heights and widths, tracing how torchvision pads its windows takes minutes.
+            torch._dynamo.mark_dynamic(video, 0)
+            for run in (case.call, compiled):
+                model.zero_grad()
+                out = run(model, video)
+                loss(out).backward()
+                grads.append([out.detach(), *(p.grad.clone() for p in aim.trainable_parameters(model))])
+            for eager, compiled_one in zip(*grads, strict=True):
+                torch.testing.assert_close(compiled_one, eager, rtol=1e-4, atol=1e-5)
+            assert counter.frame_count == 1
+
+    def test_all_ways_to_run_agree(self, case: Case) -> None:
+        model, video = wake(aim.wrap_image_model(case.model().double(), FRAMES, drop_path=0.5)), case.video().double()
+        model.train()
+        runs = []
+        for fused, memory in WAYS_TO_RUN:
+            aim.set_execution(model, fused=fused, memory=memory)
+            model.zero_grad()
+            torch.manual_seed(0)  # all of them drop the same branches
+            out = case.call(model, video)
+            loss(out).backward()
+            runs.append([out.detach(), *(p.grad.clone() for p in aim.trainable_parameters(model))])
+        for expected, *others in zip(*runs, strict=True):
+            for other in others:
+                torch.testing.assert_close(other, expected, rtol=1e-8, atol=1e-10)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_autocast_agrees(self, case: Case, dtype: torch.dtype) -> None:
+        model, video = wake(aim.wrap_image_model(case.model(), FRAMES)), case.video()
+        with torch.no_grad():
+            expected = case.call(model, video)
+        with torch.autocast("cpu", dtype):
+            out = case.call(model.train(), video)
+        loss(out.float()).backward()
+        assert all(p.grad is not None and p.grad.dtype == p.dtype for p in aim.trainable_parameters(model))
+        assert (out.float() - expected).norm() / expected.norm() < 0.05
+
+    def test_pure_bfloat16_agrees(self, case: Case) -> None:
+        model, video = wake(aim.wrap_image_model(case.model(), FRAMES)), case.video()
+        with torch.no_grad():
+            expected = case.call(model, video)
+            out = case.call(model.to(torch.bfloat16), video.to(torch.bfloat16))
+        assert out.dtype == torch.bfloat16
+        assert (out.float() - expected).norm() / expected.norm() < 0.05
+
+    def test_wrapping_a_bfloat16_model_gives_bfloat16_adapters(self, case: Case) -> None:
+        model = aim.wrap_image_model(case.model().to(torch.bfloat16), FRAMES)
+        assert {p.dtype for p in aim.trainable_parameters(model)} == {torch.bfloat16}
+        loss(case.call(model, case.video().to(torch.bfloat16)).float()).backward()
+
+    def test_channels_last_agrees(self, case: Case) -> None:
+        model, video = wake(aim.wrap_image_model(case.model(), FRAMES)), case.video()
+        with torch.no_grad():
+            expected = case.call(model, video)
+            model.to(memory_format=torch.channels_last)
+            flat = video.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(case.call(model, flat), expected, rtol=1e-5, atol=1e-6)
+
+    def test_exports(self, case: Case) -> None:
+        needs_machinery(case)
+        model, video = wake(aim.wrap_image_model(case.model(), FRAMES)), case.video()
+        tower = model.get_submodule(read_root(model))
+        with torch.no_grad():
+            expected = case.output(tower(video))
+            program = torch.export.export(tower, (video,), strict=False)
+            torch.testing.assert_close(case.output(program.module()(video)), expected, rtol=1e-5, atol=1e-6)
+
+    def test_functional_call_agrees(self, case: Case) -> None:
+        model, video = aim.wrap_image_model(case.model(), FRAMES), case.video()
+        tower = model.get_submodule(read_root(model))
+        other = wake(copy.deepcopy(tower))
+        with torch.no_grad():
+            expected = case.output(other(video))
+            out = torch.func.functional_call(tower, dict(other.named_parameters()), (video,))
+            assert torch.equal(case.output(out), expected)
+            assert not torch.allclose(case.output(tower(video)), expected)
+
+    def test_checkpointing_keeps_outputs_and_gradients(self, case: Case) -> None:
+        if not case.checkpoints:
+            pytest.skip("this library checkpoints nothing by itself")
+        model, video = wake(aim.wrap_image_model(case.model(), FRAMES)), case.video()
+        grads = []
+        for enable in (False, True):
+            set_checkpointing(model, enable)
+            model.train().zero_grad()
+            out = case.call(model, video)
+            loss(out).backward()
+            grads.append([out.detach(), *(p.grad.clone() for p in aim.trainable_parameters(model))])
+        for plain, checkpointed in zip(*grads, strict=True):
+            torch.testing.assert_close(checkpointed, plain, rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+    def test_copies_are_whole_and_independent(self, case: Case, how: str) -> None:
+        model, video = wake(aim.wrap_image_model(case.model(), FRAMES)), case.video()
+        with torch.no_grad():
+            expected = case.call(model, video)
+        if how == "deepcopy":
+            other = copy.deepcopy(model)
+        elif how == "pickle":
+            other = pickle.loads(pickle.dumps(model))
+        else:
+            buffer = io.BytesIO()
+            torch.save(model, buffer)
+            buffer.seek(0)
+            other = torch.load(buffer, weights_only=False)
+        assert type(other) is type(model)
+        assert not {id(p) for p in other.parameters()} & {id(p) for p in model.parameters()}
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+            assert torch.equal(case.call(other, video), expected)
+        aim.unwrap_image_model(other)
+        assert not aim.is_wrapped(other)
+
+    # 8. What is not supported says so
+
+    def test_wrong_input_is_refused(self, case: Case) -> None:
+        model = aim.wrap_image_model(case.model(), FRAMES)
+        for video, text in (
+            (case.video(frames=FRAMES + 1), f"{FRAMES} frames"),
+            (case.video(frames=FRAMES)[:, :, :2], f"{case.channels} channels"),
+            (case.video()[0, 0], "must be"),
+            (case.video().flatten(0, 1)[1:], "multiple"),
+            (case.video().to(torch.uint8), "floating point"),
+        ):
+            with pytest.raises(InputError, match=text):
+                case.call(model, video)
+
+    def test_attention_masks_are_refused(self, case: Case) -> None:
+        if not case.mask:
+            pytest.skip("this member takes no mask")
+        model = aim.wrap_image_model(case.model(), FRAMES)
+        with pytest.raises(aim.UnsupportedModelError, match="mask"):
+            model(case.video(), **case.mask)
+
+    def test_wrapping_what_another_tool_holds_is_refused(self, case: Case, request: pytest.FixtureRequest) -> None:
+        needs_machinery(case)
+        request.getfixturevalue("process_group")
+        mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+        sharded, checkpointed, in_place, parametrized = (case.model() for _ in range(4))
+        fully_shard(sharded.get_submodule(read_anatomy(sharded).root), mesh=mesh)
+        norm = nn.LayerNorm
+        apply_activation_checkpointing(checkpointed, check_fn=lambda m: isinstance(m, norm))
+        in_place.compile(backend="eager")
+        linear = next(m for m in parametrized.modules() if isinstance(m, nn.Linear))
+        torch.nn.utils.parametrizations.weight_norm(linear)
+        for model in (
+            torch.compile(case.model(), backend="eager"),
+            DistributedDataParallel(case.model()),
+            sharded,
+            checkpointed,
+            in_place,
+            parametrized,
+        ):
+            with pytest.raises((StateError, aim.UnsupportedModelError), match="first"):
+                aim.wrap_image_model(model, FRAMES)
+
+    def test_unwrapping_what_another_tool_holds_is_refused(self, case: Case, request: pytest.FixtureRequest) -> None:
+        needs_machinery(case)
+        request.getfixturevalue("process_group")
+        model = aim.wrap_image_model(case.model(), FRAMES)
+        with pytest.raises(StateError, match="DistributedDataParallel"):
+            aim.unwrap_image_model(DistributedDataParallel(model))
+        fully_shard(model.get_submodule(read_root(model)), mesh=dist.device_mesh.init_device_mesh("cpu", (1,)))
+        with pytest.raises(StateError, match="full state dict"):
+            aim.unwrap_image_model(model)
