@@ -9,6 +9,7 @@ import pytest
 from timm.models.vision_transformer import VisionTransformer
 
 import aim_adapters as aim
+from tests.checkpoint.hostile_cases import STARTS
 from tests.tiny import base, trained, wrapped
 
 
@@ -30,3 +31,9 @@ def fresh(request: pytest.FixtureRequest) -> VisionTransformer:
     model = wrapped() if request.param == "wrapped" else base()
     next(model.parameters()).requires_grad_(False)
     return model
+
+
+@pytest.fixture(params=STARTS)
+def start(request: pytest.FixtureRequest) -> str:
+    """Return the name of a way to start loading; see `hostile_cases.load`."""
+    return str(request.param)

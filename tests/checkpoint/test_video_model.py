@@ -24,8 +24,8 @@ from aim_adapters.core import only_root
 from aim_adapters.errors import CheckpointError, ConfigError
 from aim_adapters.storage.files import CONFIG_NAME, WEIGHTS_NAME
 from tests.alignment import is_aligned, run_aligned
+from tests.backbones.bases import OPEN_CLIP, TIMM, TOWER, mapped, open_clip_folder, timm_folder
 from tests.backbones.cases import scramble, wake
-from tests.backbones.test_build import OPEN_CLIP, TIMM, TOWER, mapped, open_clip_folder, timm_folder
 from tests.checkpoint.cases import watch_opens
 from tests.loopback_hub import LoopbackHub
 

@@ -146,7 +146,9 @@ def test_the_output_may_go_into_a_part_of_something_wider(tokens: int) -> None:
 @pytest.mark.parametrize("plus", [False, True], ids=["plain", "added"])
 @pytest.mark.parametrize(("tokens", "dim"), [(40, 16), (100, 16), (150, 80)])
 def test_every_alternative_of_the_table(tokens: int, dim: int, plus: bool) -> None:
-    count = 3 if tokens <= MAX_WINDOW_TOKENS else 1  # of frames, masks and windows; a program goes through some of those alone
+    count = (
+        3 if tokens <= MAX_WINDOW_TOKENS else 1
+    )  # of frames, masks and windows; a program goes through some of those alone
     cut = count * (plus and tokens <= MAX_WINDOW_TOKENS)
     sizes = Sizes(frames=count, tokens=tokens, heads=1, dim=dim, bias=plus, windows=count * plus, cut=cut)
     forward, backward = (alternatives(tokens, dim, added=plus, backward=each) for each in (False, True))
