@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -36,6 +36,7 @@ class Case:
     plain_attention: Callable[[Any, Tensor], Tensor] | None = None  # the family's attention without spatial position
     checkpoints: bool = True  # the library can checkpoint activations itself
     machinery: bool = False  # runs what takes seconds: compiling, exporting, sharding; some members of each family do
+    compiler: str = "aot_eager"  # what compiled graphs are handed to
 
     def model(self) -> nn.Module:
         """Return a member with random weights everywhere, so that nothing is hidden behind a zero or a one.
@@ -111,6 +112,11 @@ def process_group(tmp_path: Any) -> Iterator[None]:
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
+
+
+def with_machinery(case: Case, names: tuple[str, ...]) -> Case:
+    """Let the members of these names run what takes seconds; the first compiles gradients too, others graphs alone."""
+    return replace(case, machinery=case.name in names, compiler="aot_eager" if case.name == names[0] else "eager")
 
 
 def needs_machinery(case: Case) -> None:

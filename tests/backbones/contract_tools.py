@@ -82,7 +82,7 @@ class ToolPromises:
         needs_machinery(case)
         model = wake(aim.wrap_image_model(case.model(), FRAMES)).train()
         torch._dynamo.reset()
-        counter = CompileCounterWithBackend("aot_eager")
+        counter = CompileCounterWithBackend(case.compiler)
         compiled = torch.compile(case.call, fullgraph=True, backend=counter)
         for clips in (6, 7):  # equal to no other size, which the tracer would take for the same
             video, grads = case.video(clips=clips), []

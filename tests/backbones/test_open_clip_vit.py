@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -18,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import Tensor, nn
 
 import aim_adapters as aim
-from tests.backbones.cases import FRAMES, Case, loss, process_group, wake
+from tests.backbones.cases import FRAMES, Case, loss, process_group, wake, with_machinery
 from tests.backbones.contract import Contract
 
 __all__ = ["process_group"]
@@ -101,7 +100,7 @@ MACHINERY = ("class_token", "clip")
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
 def case(request: pytest.FixtureRequest) -> Case:
-    return dataclasses.replace(request.param, machinery=request.param.name in MACHINERY)
+    return with_machinery(request.param, MACHINERY)
 
 
 class TestContract(Contract):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 from torchvision.models import swin_transformer as torchvision_swin
 
-from tests.backbones.cases import Case, process_group
+from tests.backbones.cases import Case, process_group, with_machinery
 from tests.backbones.contract import Contract
 
 __all__ = ["process_group"]
@@ -80,7 +79,7 @@ MACHINERY = ("timm_v1", "torchvision_v2")
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
 def case(request: pytest.FixtureRequest) -> Case:
-    return dataclasses.replace(request.param, machinery=request.param.name in MACHINERY)
+    return with_machinery(request.param, MACHINERY)
 
 
 class TestContract(Contract):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from timm.models.beit import Beit
 from torch import Tensor, nn
 
-from tests.backbones.cases import Case, process_group
+from tests.backbones.cases import Case, process_group, with_machinery
 from tests.backbones.contract import Contract
 
 __all__ = ["process_group"]
@@ -50,7 +49,7 @@ MACHINERY = ("beit",)
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
 def case(request: pytest.FixtureRequest) -> Case:
-    return dataclasses.replace(request.param, machinery=request.param.name in MACHINERY)
+    return with_machinery(request.param, MACHINERY)
 
 
 class TestContract(Contract):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from timm.models.eva import Eva
 from torch import nn
 
-from tests.backbones.cases import Case, process_group
+from tests.backbones.cases import Case, process_group, with_machinery
 from tests.backbones.contract import Contract
 
 __all__ = ["process_group"]
@@ -57,7 +56,7 @@ MACHINERY = ("eva02_rotary_swiglu_norms", "dinov3")
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
 def case(request: pytest.FixtureRequest) -> Case:
-    return dataclasses.replace(request.param, machinery=request.param.name in MACHINERY)
+    return with_machinery(request.param, MACHINERY)
 
 
 class TestContract(Contract):

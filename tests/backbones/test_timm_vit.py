@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import aim_adapters as aim
 from aim_adapters.backbones import read_anatomy
-from tests.backbones.cases import Case, process_group, wake
+from tests.backbones.cases import Case, process_group, wake, with_machinery
 from tests.backbones.contract import Contract
 from tests.tiny import FRAMES, base, video
 
@@ -61,7 +60,7 @@ MACHINERY = ("class_token", "registers_layer_scale_dinov2")
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
 def case(request: pytest.FixtureRequest) -> Case:
-    return dataclasses.replace(request.param, machinery=request.param.name in MACHINERY)
+    return with_machinery(request.param, MACHINERY)
 
 
 class TestContract(Contract):

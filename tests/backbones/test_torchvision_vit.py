@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
-from tests.backbones.cases import Case, process_group
+from tests.backbones.cases import Case, process_group, with_machinery
 from tests.backbones.contract import Contract
 
 __all__ = ["process_group"]
@@ -36,7 +35,7 @@ MACHINERY = ("vit",)
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
 def case(request: pytest.FixtureRequest) -> Case:
-    return dataclasses.replace(request.param, machinery=request.param.name in MACHINERY)
+    return with_machinery(request.param, MACHINERY)
 
 
 class TestContract(Contract):

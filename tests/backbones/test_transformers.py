@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 import aim_adapters as aim
 from aim_adapters.errors import ConfigError, InputError
-from tests.backbones.cases import FRAMES, Case, process_group, scramble, wake
+from tests.backbones.cases import FRAMES, Case, process_group, scramble, wake, with_machinery
 from tests.backbones.contract import Contract
 
 __all__ = ["process_group"]
@@ -107,7 +106,7 @@ MACHINERY = ("ViTForImageClassification", "Dinov2Model", "SiglipModel")
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
 def case(request: pytest.FixtureRequest) -> Case:
-    return dataclasses.replace(request.param, machinery=request.param.name in MACHINERY)
+    return with_machinery(request.param, MACHINERY)
 
 
 class TestContract(Contract):
