@@ -98,15 +98,15 @@ def windowed_parts(block: Any, anatomy: BlockAnatomy, windows: Windows) -> Block
         anatomy: Its anatomy.
         windows: The windows.
     """
-    parts = _read(block, anatomy, plain=False)
-    if isinstance(parts.attention, str):
-        return parts
-    return parts._replace(attention=parts.attention._replace(windows=windows))
+    return _read(block, anatomy, plain=False, windows=windows)
 
 
-def _read(block: Any, anatomy: BlockAnatomy, *, plain: bool) -> BlockParts:
+# Blocks are read while compilers trace: that of PyTorch 2.6 traces neither `_replace` nor `next` with a default.
+
+
+def _read(block: Any, anatomy: BlockAnatomy, *, plain: bool, windows: Windows | None = None) -> BlockParts:
     try:
-        attention: AttentionParts | str = _attention(block, anatomy, plain=plain)
+        attention: AttentionParts | str = _attention(block, anatomy, plain=plain, windows=windows)
     except _UnknownPart as reason:
         attention = reason.args[0]
     try:
@@ -116,7 +116,7 @@ def _read(block: Any, anatomy: BlockAnatomy, *, plain: bool) -> BlockParts:
     return BlockParts(attention, mlp)
 
 
-def _attention(block: Any, anatomy: BlockAnatomy, *, plain: bool) -> AttentionParts:
+def _attention(block: Any, anatomy: BlockAnatomy, *, plain: bool, windows: Windows | None) -> AttentionParts:
     attn = getattr(block, anatomy.attention)
     if type(attn).__module__.partition(".")[0] not in _LIBRARIES:
         raise _UnknownPart(f"its attention is a {type(attn).__name__}, which this package does not know")
@@ -139,6 +139,7 @@ def _attention(block: Any, anatomy: BlockAnatomy, *, plain: bool) -> AttentionPa
         anatomy.heads(attn),
         anatomy.softmax_scale(attn),
         plain,
+        windows,
     )
 
 
@@ -154,10 +155,10 @@ def _qkv(attn: Any) -> tuple[Tensor, Tensor | None]:
     weights, biases = [weight for weight, _ in layers], [bias for _, bias in layers]
     if any(weight.shape != weights[0].shape for weight in weights):
         raise _UnknownPart("its attention has fewer key and value heads than query heads")
-    present = next((bias for bias in biases if bias is not None), None)
-    if present is None:
+    present = [bias for bias in biases if bias is not None]
+    if not present:
         return torch.cat(weights), None
-    return torch.cat(weights), torch.cat([torch.zeros_like(present) if bias is None else bias for bias in biases])
+    return torch.cat(weights), torch.cat([torch.zeros_like(present[0]) if bias is None else bias for bias in biases])
 
 
 def _mlp(block: Any, anatomy: BlockAnatomy) -> MlpParts:
