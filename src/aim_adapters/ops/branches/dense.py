@@ -40,10 +40,6 @@ class DenseProducts:
         joined = self._bottleneck.joined(t.in_weight, t.in_bias, adapter.down_weight, adapter.down_bias, self._dtype)
         return FirstLayer(*joined)
 
-    def normalize(self, x: Tensor, t: MlpTensors, eps: float) -> Tensor:
-        """Compute `Products.normalize`."""
-        return self._rows.layer_norm(x, t.norm_weight, t.norm_bias, eps, self._dtype)
-
     def expand(
         self,
         x: Tensor,

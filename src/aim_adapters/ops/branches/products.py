@@ -86,10 +86,6 @@ class Products(Protocol[ActivatedT]):
         """Return the first layer as `expand` and `expand_backward` take it."""
         ...
 
-    def normalize(self, x: Tensor, t: MlpTensors, eps: float) -> Tensor:
-        """Return the normalized tokens ``[M, D]`` in the compute dtype."""
-        ...
-
     def expand(
         self,
         x: Tensor,

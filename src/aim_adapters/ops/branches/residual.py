@@ -258,7 +258,9 @@ def _mlp_backward(
     if kept.pre is None:
         _, h, pre = products.expand(x, None, first, t, adapter, branch.eps)
     else:
-        h = None if adapter is None else products.normalize(x, t, branch.eps)  # [M, D]
+        h = None  # [M, D]
+        if adapter is not None:
+            h = frozen_rows(x.device).layer_norm(x, t.norm_weight, t.norm_bias, branch.eps, chain.compute_dtype)
         pre = products.restored(kept.pre, kept.units, t)
     d, d_adapter = None, None
     if adapter is not None:

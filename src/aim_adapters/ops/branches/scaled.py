@@ -19,7 +19,7 @@ from aim_adapters.ops.branches.linear import in_dtype, linear, scaled_output
 from aim_adapters.ops.branches.plan import MlpPlan
 from aim_adapters.ops.branches.products import FirstLayer, HiddenGradient, MlpHidden
 from aim_adapters.ops.branches.tensors import AdapterTensors, AttentionTensors, MlpTensors
-from aim_adapters.ops.frozen import Scaled, frozen_rows, product, scaled_rows
+from aim_adapters.ops.frozen import Scaled, product, scaled_rows
 
 
 class ScaledProducts:
@@ -31,7 +31,7 @@ class ScaledProducts:
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self._rows, self._scaled, self._dtype = frozen_rows(device), scaled_rows(device), dtype
+        self._scaled, self._dtype = scaled_rows(device), dtype
         self._bottleneck = bottleneck_rows(device)
 
     def project(self, x: Tensor, y: Tensor | None, t: AttentionTensors, eps: float) -> tuple[Tensor, Tensor]:
@@ -48,10 +48,6 @@ class ScaledProducts:
     def first_layer(self, t: MlpTensors, adapter: AdapterTensors | None) -> FirstLayer:
         """Return the frozen layer alone."""
         return FirstLayer(t.in_weight, t.in_bias)
-
-    def normalize(self, x: Tensor, t: MlpTensors, eps: float) -> Tensor:
-        """Compute `Products.normalize`."""
-        return self._rows.layer_norm(x, t.norm_weight, t.norm_bias, eps, self._dtype)
 
     def expand(
         self,
