@@ -32,7 +32,7 @@ def assert_printed(count: int, printed: str) -> None:
 
 
 def test_vit_b_clip_has_exactly_the_papers_parameters(capsys: pytest.CaptureFixture[str]) -> None:
-    model = wrapped("vit_base_patch16_clip_224.openai", num_classes=400)
+    model = wrapped("vit_base_patch16_clip_quickgelu_224.openai", num_classes=400)
     assert aim.count_parameters(model) == (10_966_672, 96_764_560)
     aim.print_trainable_parameters(model)
     expected = "trainable params: 10,966,672 || all params: 96,764,560 || trainable%: 11.3334\n"
@@ -53,7 +53,9 @@ def test_table_1(components: tuple[str, ...], input_adapter: bool, trainable: st
     ("classes", "input_adapter", "trainable", "total"), [(400, False, "38", "341"), (174, True, "50", "354")]
 )
 def test_vit_l(classes: int, input_adapter: bool, trainable: str, total: str) -> None:
-    model = wrapped("vit_large_patch14_clip_224.openai", num_classes=classes, temporal_input_adapter=input_adapter)
+    model = wrapped(
+        "vit_large_patch14_clip_quickgelu_224.openai", num_classes=classes, temporal_input_adapter=input_adapter
+    )
     count = aim.count_parameters(model)
     assert_printed(count.trainable, trainable)
     assert_printed(count.total, total)
@@ -61,7 +63,7 @@ def test_vit_l(classes: int, input_adapter: bool, trainable: str, total: str) ->
 
 @pytest.mark.parametrize("layers", ["bottom_half", "top_half", "alternate"])
 def test_table_7(layers: str) -> None:
-    model = wrapped("vit_base_patch16_clip_224.openai", num_classes=400, layers=layers)
+    model = wrapped("vit_base_patch16_clip_quickgelu_224.openai", num_classes=400, layers=layers)
     assert aim.count_parameters(model).trainable == 5_640_976
     assert_printed(5_640_976, "5.6")
 
@@ -71,7 +73,7 @@ def test_table_7(layers: str) -> None:
     [(0.0625, 2_998_864, "3"), (0.125, 5_654_800, "5.6"), (0.25, 10_966_672, "11"), (0.5, 21_590_416, "21")],
 )
 def test_table_8(ratio: float, exact: int, printed: str) -> None:
-    model = wrapped("vit_base_patch16_clip_224.openai", num_classes=400, bottleneck=ratio)
+    model = wrapped("vit_base_patch16_clip_quickgelu_224.openai", num_classes=400, bottleneck=ratio)
     assert aim.count_parameters(model).trainable == exact
     assert_printed(exact, printed)
 

@@ -16,7 +16,8 @@ import torch
 
 import aim_adapters as aim
 
-BASE, LARGE, IN21K = "vit_base_patch16_clip_224.openai", "vit_large_patch14_clip_224.openai", "vit_base_patch16_224"
+BASE, LARGE = "vit_base_patch16_clip_quickgelu_224.openai", "vit_large_patch14_clip_quickgelu_224.openai"
+IN21K = "vit_base_patch16_224"
 K400: dict[str, Any] = {"num_classes": 400}
 SSV2: dict[str, Any] = {"num_classes": 174, "temporal_input_adapter": True}
 VIEWS = 3

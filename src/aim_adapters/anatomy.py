@@ -220,6 +220,7 @@ class BackboneAnatomy:
             never.
         whole_model: The root is part of a larger model (CLIP) that reads its output, so the output's width must not
             change.
+        caution: What a user should hear before adapting these weights, or ``""``; wrapping warns with it.
     """
 
     family: str
@@ -251,6 +252,7 @@ class BackboneAnatomy:
     patch_conv: str | None = None
     class_token_only: Callable[[Any], bool] | None = None
     whole_model: bool = False
+    caution: str = ""
 
 
 def apply_part(block: nn.Module, name: str | tuple[str, ...] | None, x: Tensor) -> Tensor:

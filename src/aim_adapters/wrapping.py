@@ -129,6 +129,8 @@ def wrap_with_config(model: ModelT, config: AIMConfig, execution: Execution | No
     root, record = model.get_submodule(anatomy.root), make_record(model, anatomy)
     adapter = build_adapter(root, config, record=record, name=DEFAULT_NAME, execution=execution, owner=model)
     wrap_with_adapter(model, adapter)
+    if anatomy.caution:
+        warn(anatomy.caution)
     return model
 
 

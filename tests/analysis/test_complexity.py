@@ -36,14 +36,14 @@ def test_count_equals_the_formula(input_adapter: bool, device: str) -> None:
 @pytest.mark.parametrize(
     ("name", "frames", "ssv2", "printed"),
     [
-        ("vit_base_patch16_clip_224.openai", 8, False, 606),
-        ("vit_base_patch16_clip_224.openai", 16, False, 1214),
-        ("vit_base_patch16_clip_224.openai", 32, False, 2428),
-        ("vit_base_patch16_clip_224.openai", 8, True, 624),
-        ("vit_base_patch16_clip_224.openai", 32, True, 2496),
-        ("vit_large_patch14_clip_224.openai", 8, False, 2802),
-        ("vit_large_patch14_clip_224.openai", 8, True, 2877),
-        ("vit_large_patch14_clip_224.openai", 32, True, 11508),
+        ("vit_base_patch16_clip_quickgelu_224.openai", 8, False, 606),
+        ("vit_base_patch16_clip_quickgelu_224.openai", 16, False, 1214),
+        ("vit_base_patch16_clip_quickgelu_224.openai", 32, False, 2428),
+        ("vit_base_patch16_clip_quickgelu_224.openai", 8, True, 624),
+        ("vit_base_patch16_clip_quickgelu_224.openai", 32, True, 2496),
+        ("vit_large_patch14_clip_quickgelu_224.openai", 8, False, 2802),
+        ("vit_large_patch14_clip_quickgelu_224.openai", 8, True, 2877),
+        ("vit_large_patch14_clip_quickgelu_224.openai", 32, True, 11508),
     ],
 )
 def test_paper_tables(name: str, frames: int, ssv2: bool, printed: int) -> None:

@@ -107,7 +107,7 @@ def test_distilled_heads_are_both_new() -> None:
     "name",
     [
         "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "vit_small_patch14_reg4_dinov2",
-        "vit_base_patch16_clip_224.openai", "vit_base_patch16_siglip_224", "vit_base_patch16_gap_224",
+        "vit_base_patch16_clip_quickgelu_224.openai", "vit_base_patch16_siglip_224", "vit_base_patch16_gap_224",
     ],
 )  # fmt: skip
 def test_models_by_name_are_read(name: str) -> None:
@@ -145,3 +145,24 @@ def test_compiles_once_with_every_size_symbolic() -> None:
         torch.testing.assert_close(compiled(video(clips)), model(video(clips)), rtol=1e-4, atol=1e-5)
         compiles.append(counter.frame_count)
     assert compiles[0] == compiles[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("vit_base_patch16_clip_224.openai", "vit_base_patch16_clip_quickgelu_224.openai"),
+        ("vit_base_patch32_clip_224.metaclip_400m", "vit_base_patch32_clip_quickgelu_224.metaclip_400m"),
+    ],
+)
+def test_weights_of_another_activation_are_warned_about(name: str, right: str) -> None:
+    model = timm.create_model(name, **SIZE)
+    with pytest.warns(UserWarning, match=f"trained with QuickGELU.*{right}"):
+        aim.wrap_image_model(model, num_frames=2, num_classes=3)
+    assert timm.models.is_model(right.partition(".")[0])
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_base_patch16_clip_quickgelu_224.openai", "vit_base_patch16_clip_224.openai_ft_in1k"]
+)
+def test_weights_of_the_right_activation_are_not(name: str) -> None:
+    aim.wrap_image_model(timm.create_model(name, **SIZE), num_frames=2, num_classes=3)

@@ -17,7 +17,7 @@ CONFIG: dict[str, Any] = {
     "num_frames": 8,
     "num_classes": 400,
     "input_layout": "auto",
-    "base_model_name_or_path": "vit_base_patch16_clip_224.openai",
+    "base_model_name_or_path": "vit_base_patch16_clip_quickgelu_224.openai",
     "base_model_library": "timm",
     "base_model_arguments": {},
     "clip": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -51,7 +52,23 @@ def common_fields(model: Any) -> dict[str, Any]:
         "image_size": tuple(size) if size else None,
         "image_mean": cfg.get("mean"),
         "image_std": cfg.get("std"),
+        "caution": _caution(model, cfg),
     }
+
+
+def _caution(model: Any, cfg: dict[str, Any]) -> str:
+    """Return a note on weights that were trained with another activation than this model has, or ``""``."""
+    from timm.layers import QuickGELU
+
+    tag = cfg.get("tag") or ""
+    quick = tag == "openai" or any("natively QuickGELU" in note for note in cfg.get("notes") or ())
+    if not quick or any(isinstance(module, QuickGELU) for module in model.modules()):
+        return ""
+    right = f"{str(cfg.get('architecture')).replace('_clip_', '_clip_quickgelu_')}.{tag}"
+    return (
+        f"the weights {tag!r} were trained with QuickGELU, and this model runs them with another activation; build "
+        f"{right!r} for the model that they belong to"
+    )
 
 
 def _name(cfg: dict[str, Any]) -> dict[str, str | None]:
@@ -67,19 +84,27 @@ def _name(cfg: dict[str, Any]) -> dict[str, str | None]:
 
 
 def hub_id(name: str) -> str | None:
-    """Return the repository of a name in timm: ``timm/name`` for an entry of its registry with a tag."""
+    """Return the repository of a name in timm: the one that its registry gives for a name with a tag."""
     repo_id = prefixed_hub_id(name)
     if repo_id is not None or "/" in name:
         return repo_id or name
-    return f"timm/{name}" if "." in name else None  # without a tag, no weights are named
+    if "." not in name:
+        return None  # without a tag, no weights are named
+    with suppress(ImportError):  # a card is also made where timm is not installed
+        from timm.models import get_pretrained_cfg
+
+        # Models that differ only in their activation share one repository.
+        if (cfg := get_pretrained_cfg(name, allow_unregistered=True)) is not None and cfg.hf_hub_id:
+            return str(cfg.hf_hub_id)
+    return f"timm/{name}"
 
 
 def build(request: BaseRequest) -> nn.Module:
     """Build a timm model from a name in its registry, a repository on the Hub, or a directory.
 
     Args:
-        request: With a name such as ``vit_base_patch16_clip_224.openai`` or ``hf-hub:user/name``. Weights are read from
-            safetensors only.
+        request: With a name such as ``vit_base_patch16_clip_quickgelu_224.openai`` or ``hf-hub:user/name``. Weights are
+            read from safetensors only.
 
     Raises:
         ConfigError: The directory has no safetensors file, the registry has no weights on the Hub for that name, or an
