@@ -132,10 +132,11 @@ def flatten(branches: Sequence[BranchTensors]) -> list[Tensor | None]:
     """Return the tensors of branches as the operator's schema has them: as many for each, None for what is absent."""
     flat: list[Tensor | None] = []
     for branch in branches:
-        flat += branch.frozen or _NONE[:_FROZEN]
-        flat += branch.trained.adapter or _NONE[:_ADAPTER]
-        flat += (branch.trained.temporal_bias, branch.factor)
-        flat += branch.windows or _NONE[:_WINDOWS]
+        # Not by `+=`: the compiler of PyTorch 2.11 adds no named tuple to a list.
+        flat.extend(branch.frozen or _NONE[:_FROZEN])
+        flat.extend(branch.trained.adapter or _NONE[:_ADAPTER])
+        flat.extend((branch.trained.temporal_bias, branch.factor))
+        flat.extend(branch.windows or _NONE[:_WINDOWS])
     return flat
 
 
