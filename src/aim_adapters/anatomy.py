@@ -123,9 +123,9 @@ class BlockAnatomy:
         mlp: Attribute of the MLP.
         pre_attention: Part applied before attention (the norm of a pre-norm block).
         post_attention: Part applied to the attention's output (LayerScale, the norm of a post-norm block), or several
-            parts in order.
+            parts in order. Name dropout and drop path too: frozen, they change nothing, but they may have hooks.
         pre_mlp: Part applied before the MLP; the joint adapter reads its output.
-        post_mlp: Part applied to the MLP's output.
+        post_mlp: The same for the MLP's output.
         project_qkv: ``(attention, h) -> q, k, v``: project tokens ``[B*T, N, D]`` to queries ``[B*T, N, H, d]`` and to
             keys and values, which may have fewer heads. Any query/key norm is applied, all three have one dtype, and
             they are views of a packed projection where there is one.
@@ -150,7 +150,7 @@ class BlockAnatomy:
     pre_attention: str | None
     post_attention: str | tuple[str, ...] | None
     pre_mlp: str | None
-    post_mlp: str | None
+    post_mlp: str | tuple[str, ...] | None
     project_qkv: ProjectQKV
     project_out: ProjectOut
     attend: Attend

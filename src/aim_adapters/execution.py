@@ -110,7 +110,9 @@ def set_execution(
     """Choose how adapted blocks run. All ways compute the same, to rounding, and nothing of it is saved.
 
     A fused branch calls the frozen layers' weights, not the layers: hooks on them would not run, so a layer with hooks
-    makes its branch run as modules. It holds for every adapter of the model. A compiled model compiles once more.
+    makes its branch run as modules. Hooks on all modules of a process at once
+    (``torch.nn.modules.module.register_module_forward_hook``) do not; for them choose ``fused=False``. It holds for
+    every adapter of the model. A compiled model compiles once more.
 
     Args:
         model: A wrapped model.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.distributed.fsdp import fully_shard
@@ -111,6 +111,31 @@ class ToolPromises:
         for expected, *others in zip(*runs, strict=True):
             for other in others:
                 torch.testing.assert_close(other, expected, rtol=1e-8, atol=1e-10)
+
+    def test_hooks_fire_on_every_part_of_a_block_that_the_image_model_calls(self, case: Case) -> None:
+        model, video = case.model(), case.video(clips=1)
+        anatomy = read_anatomy(model)
+        root = model.get_submodule(anatomy.root)
+        parts = [
+            part
+            for path in {anatomy.blocks[0][0], anatomy.blocks[-1][0]}  # Swin: the one with time, and one without
+            for part in root.get_submodule(path).modules()
+        ]
+        called: list[nn.Module] = []
+
+        def run(hooked: list[nn.Module], frames: Tensor) -> list[nn.Module]:
+            called.clear()
+            handles = [part.register_forward_hook(lambda module, *_: called.append(module)) for part in hooked]
+            with torch.no_grad():
+                case.call(model, frames)
+            for handle in handles:
+                handle.remove()
+            return list(called)
+
+        own = run(parts, video.flatten(0, 1))
+        aim.wrap_image_model(model, FRAMES)
+        assert len(own) > 10
+        assert [part for part in own if part not in run([part], video)] == []
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_autocast_agrees(self, case: Case, dtype: torch.dtype) -> None:

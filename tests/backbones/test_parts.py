@@ -250,9 +250,18 @@ def test_fewer_key_heads_are_seen() -> None:
 
 
 def test_several_parts_behind_a_branch_are_seen() -> None:
-    block, anatomy = vit()
+    block, anatomy = vit(init_values=0.1)
     twice = BlockAnatomy(**{**vars(anatomy), "post_attention": ("ls1", "ls2")})
-    assert read(block, twice).attention == "behind its branch come ls1 and ls2"
+    assert read(block, twice).attention == "behind its branch comes more than one factor, ls2 the last"
+
+
+def test_frozen_drop_paths_are_left_out_unless_something_is_hooked_to_them_or_put_there() -> None:
+    block, anatomy = vit(drop_path_rate=0.5, proj_drop_rate=0.5)
+    assert isinstance(read(block, anatomy).attention, AttentionParts)
+    block.drop_path1.register_forward_hook(lambda *_: None)
+    assert read(block, anatomy).attention == "its drop_path1 has hooks, which a fused branch would not call"
+    block.drop_path2 = nn.Tanh()
+    assert read(block, anatomy).mlp == "behind its branch comes a Tanh"
 
 
 @pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"])

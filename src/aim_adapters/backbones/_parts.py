@@ -44,6 +44,18 @@ _SCALES = frozenset(
         "transformers.models.dinov3_vit.modeling_dinov3_vit.DINOv3ViTLayerScale",
     }
 )
+# Parts that change nothing while they are frozen.
+_INERT = frozenset(
+    {
+        "torch.nn.modules.linear.Identity",
+        "torch.nn.modules.dropout.Dropout",
+        "timm.layers.drop.DropPath",
+        "torchvision.ops.stochastic_depth.StochasticDepth",
+        "transformers.models.dinov2.modeling_dinov2.Dinov2DropPath",
+        "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersDropPath",
+        "transformers.models.dinov3_vit.modeling_dinov3_vit.Dinov3ViTDropPath",
+    }
+)
 # MLPs that are a Sequential, and the layers of the other ones by their names.
 _SEQUENCES = frozenset(
     {
@@ -208,19 +220,22 @@ def _linear(layer: Any) -> tuple[Tensor, Tensor | None]:
     return layer.weight, layer.bias
 
 
-def _scale(block: Any, name: str | tuple[str, ...] | None) -> Tensor | None:
-    if isinstance(name, tuple):
-        raise _UnknownPart(f"behind its branch come {' and '.join(name)}")
-    part = None if name is None else getattr(block, name)
-    if isinstance(part, nn.Identity):
-        _refuse_hooks(part, "LayerScale")
-        return None
-    if part is None or isinstance(part, Tensor):
-        return part
-    if _full_name(part) not in _SCALES:
-        raise _UnknownPart(f"behind its branch comes a {type(part).__name__}")
-    _refuse_hooks(part, "LayerScale")
-    gamma: Tensor = part.gamma if hasattr(part, "gamma") else part.lambda1
+def _scale(block: Any, names: str | tuple[str, ...] | None) -> Tensor | None:
+    gamma: Tensor | None = None
+    for name in names if isinstance(names, tuple) else (names,):
+        part: Any = None if name is None else getattr(block, name)
+        if part is None:
+            continue
+        if isinstance(part, nn.Module):
+            _refuse_hooks(part, str(name))
+            if _full_name(part) in _INERT:
+                continue
+            if _full_name(part) not in _SCALES:
+                raise _UnknownPart(f"behind its branch comes a {type(part).__name__}")
+            part = part.gamma if hasattr(part, "gamma") else part.lambda1
+        if gamma is not None:
+            raise _UnknownPart(f"behind its branch comes more than one factor, {name} the last")
+        gamma = part
     return gamma
 
 

@@ -50,7 +50,7 @@ def _scale(attn: Any) -> float:
     return float((attn.qkv.out_features // 3 // attn.num_heads) ** -0.5)  # the width d of a head may be more than D/H
 
 
-def block_anatomy(version: int, attend: Attend, parts: Parts, *, shifted: bool) -> BlockAnatomy:
+def block_anatomy(version: int, attend: Attend, parts: Parts, *, shifted: bool, drops: tuple[str, str]) -> BlockAnatomy:
     """Return the anatomy of a block.
 
     Args:
@@ -58,14 +58,15 @@ def block_anatomy(version: int, attend: Attend, parts: Parts, *, shifted: bool) 
         attend: The library's own windowed attention.
         parts: Reads the branches of a block of version 1.
         shifted: Whether its windows are shifted (the odd blocks of a stage), so that it does not attend over time.
+        drops: Attributes of the drop paths after attention and MLP.
     """
     return BlockAnatomy(
         attention="attn",
         mlp="mlp",
         pre_attention="norm1" if version == 1 else None,
-        post_attention=None if version == 1 else "norm1",
+        post_attention=drops[:1] if version == 1 else ("norm1", drops[0]),
         pre_mlp="norm2" if version == 1 else None,
-        post_mlp=None if version == 1 else "norm2",
+        post_mlp=drops[1:] if version == 1 else ("norm2", drops[1]),
         project_qkv=_project_qkv if version == 1 else _project_qkv_cosine,
         project_out=project_out,
         project_packed=_project_packed if version == 1 else None,

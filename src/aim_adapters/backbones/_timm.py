@@ -169,9 +169,9 @@ def block_anatomy(attend: Attend, *, scales: tuple[str, str], parts: Parts = pla
         attention="attn",
         mlp="mlp",
         pre_attention="norm1",
-        post_attention=scales[0],
+        post_attention=(scales[0], "drop_path1"),
         pre_mlp="norm2",
-        post_mlp=scales[1],
+        post_mlp=(scales[1], "drop_path2"),
         project_qkv=project_qkv,
         project_out=project_out,
         project_packed=project_packed,
@@ -188,4 +188,10 @@ def post_norm(block: BlockAnatomy) -> BlockAnatomy:
     Args:
         block: The anatomy of the pre-norm block.
     """
-    return dataclasses.replace(block, pre_attention=None, post_attention="norm1", pre_mlp=None, post_mlp="norm2")
+    return dataclasses.replace(
+        block,
+        pre_attention=None,
+        post_attention=("norm1", "drop_path1"),
+        pre_mlp=None,
+        post_mlp=("norm2", "drop_path2"),
+    )

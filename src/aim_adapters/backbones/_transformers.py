@@ -22,7 +22,7 @@ def block_anatomy(
     *,
     attention: str,
     norms: tuple[str, str],
-    layer_scales: tuple[str | None, str | None] = (None, None),
+    after: tuple[tuple[str, ...], tuple[str, ...]] = ((), ()),
 ) -> BlockAnatomy:
     """Return the anatomy of a pre-norm block with separate projections.
 
@@ -30,15 +30,15 @@ def block_anatomy(
         attend: The family's own attention.
         attention: Attribute of the attention.
         norms: Attributes of the norms before attention and MLP.
-        layer_scales: Attributes of the LayerScales after attention and MLP.
+        after: Attributes of the parts after attention and MLP: LayerScale, dropout, drop path.
     """
     return BlockAnatomy(
         attention=attention,
         mlp="mlp",
         pre_attention=norms[0],
-        post_attention=layer_scales[0],
+        post_attention=after[0],
         pre_mlp=norms[1],
-        post_mlp=layer_scales[1],
+        post_mlp=after[1],
         project_qkv=project_qkv,
         project_out=project_out,
         attend=attend,

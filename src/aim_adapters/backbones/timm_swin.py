@@ -39,7 +39,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
             require_type(layer.blocks, str(index), (block_type,), where=f"layers.{stage}.blocks")
             require_type(block, "attn", (attention_type,), where=path)
             # Judged by the index: in a stage that one window covers, timm sets the shift of every block to 0.
-            blocks.append((path, block_anatomy(version, _attend, _parts, shifted=index % 2 == 1)))
+            blocks.append((path, block_anatomy(version, _attend, _parts, shifted=index % 2 == 1, drops=_DROPS)))
             widths.append(block.dim)
     return BackboneAnatomy(
         family="timm_swin",
@@ -53,6 +53,9 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
         prefix_tokens=0,
         **common_fields(model),
     )
+
+
+_DROPS = ("drop_path1", "drop_path2")
 
 
 def _attend(block: Any, h: Tensor) -> Tensor:

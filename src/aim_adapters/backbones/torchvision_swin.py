@@ -41,7 +41,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
             require_type(layer, str(index), tuple(versions), where=f"features.{stage}")
             version = versions[type(block)]
             require_type(block, "attn", (attention[version],), where=path)
-            blocks.append((path, block_anatomy(version, _attend, _parts, shifted=index % 2 == 1)))
+            blocks.append((path, block_anatomy(version, _attend, _parts, shifted=index % 2 == 1, drops=_DROPS)))
             widths.append(block.attn.qkv.in_features)
     if not blocks:
         raise UnsupportedModelError("this torchvision SwinTransformer has no blocks")
@@ -63,6 +63,9 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
         library="torchvision",
         build_arguments={"num_classes": model.head.out_features},
     )
+
+
+_DROPS = ("stochastic_depth", "stochastic_depth")
 
 
 def _attend(block: Any, h: Tensor) -> Tensor:

@@ -58,7 +58,10 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
 
 
 _BLOCK = block_anatomy(
-    attend_attention, attention="attention", norms=("norm1", "norm2"), layer_scales=("layer_scale1", "layer_scale2")
+    attend_attention,
+    attention="attention",
+    norms=("norm1", "norm2"),
+    after=(("layer_scale1", "drop_path"), ("layer_scale2", "drop_path")),
 )
 _ROTARY_BLOCK = dataclasses.replace(_BLOCK, parts=placed_parts)
 

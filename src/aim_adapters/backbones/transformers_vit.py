@@ -50,7 +50,12 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
     return None
 
 
-_BLOCK = block_anatomy(attend_attention, attention="attention", norms=("layernorm_before", "layernorm_after"))
+_BLOCK = block_anatomy(
+    attend_attention,
+    attention="attention",
+    norms=("layernorm_before", "layernorm_after"),
+    after=(("dropout",), ("dropout",)),
+)
 
 BACKBONE = Backbone(
     name="transformers_vit",

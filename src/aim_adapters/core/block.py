@@ -166,8 +166,9 @@ class AdaptedBlock(Patched):
 
     def _attend_over_tokens(self, h: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         anatomy = self.aim_spec
-        if anatomy.fused_spatial and not any(a is not None for a in (*args, *kwargs.values())):
-            attention = getattr(self, anatomy.attention)
+        attention = getattr(self, anatomy.attention)
+        as_family = has_hooks(attention) or any(a is not None for a in (*args, *kwargs.values()))
+        if anatomy.fused_spatial and not as_family:
             q, k, v = (x.transpose(1, 2) for x in anatomy.project_qkv(attention, h))  # [B*T, H, N, d]
             o = F.scaled_dot_product_attention(q, k, v, scale=anatomy.softmax_scale(attention))
             out = anatomy.project_out(attention, o.transpose(1, 2), h)
