@@ -199,7 +199,10 @@ class BackboneAnatomy:
         prefix_tokens: Number of tokens in front of the patches ([class], registers, distillation).
         hidden_when_headed: Attributes of the root that must be None while a new classification layer is in place.
         refused_inputs: Arguments of the root that must stay None: masks, which have no meaning along time.
-        blocked_methods: Methods of the root that would replace or bypass an adapted part; they raise while wrapped.
+        blocked_methods: Methods of the root, or of modules inside of it, that would replace, cut or bypass an adapted
+            part; they raise while wrapped.
+        image_methods: Methods of the root, or of modules inside of it, that take images as their first argument and
+            return one row per image. While wrapped, those of the root take videos too and return one row per frame.
         library: Library the model comes from.
         model_name: Name under which that library rebuilds the base model, or None when unknown.
         model_revision: Revision of the weights under that name, or None when unknown.
@@ -239,6 +242,7 @@ class BackboneAnatomy:
     hidden_when_headed: tuple[str, ...] = ()
     refused_inputs: tuple[str, ...] = ()
     blocked_methods: tuple[str, ...] = ()
+    image_methods: tuple[str, ...] = ()
     library: str = ""
     model_name: str | None = None
     model_revision: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 from typing import Any
@@ -15,18 +16,24 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves
 
 import aim_adapters as aim
 from aim_adapters.backbones import read_anatomy
+from aim_adapters.core.mixins import PatchProduct, TokenEntry
+from aim_adapters.core.readers import ImageReader
+from aim_adapters.core.root import VideoRoot
 from aim_adapters.errors import InputError, StateError
 from tests.backbones.cases import (
     FRAMES,
     WAYS_TO_RUN,
     Case,
+    assert_same,
     loss,
     needs_machinery,
     read_root,
     set_checkpointing,
+    snapshot,
     wake,
 )
 
@@ -238,6 +245,46 @@ class ToolPromises:
         ):
             with pytest.raises(InputError, match=text):
                 case.call(model, video)
+
+    def test_methods_that_take_images_take_videos_frame_by_frame(self, case: Case) -> None:
+        model, video = case.model(), case.video()
+        anatomy = read_anatomy(model)
+        root = model.get_submodule(anatomy.root)
+        names = [name for name in anatomy.image_methods if hasattr(root, name)]
+        signatures = [inspect.signature(getattr(root, name)) for name in names]
+        wake(aim.wrap_image_model(model, FRAMES))
+        assert [inspect.signature(getattr(root, name)) for name in names] == signatures
+        for name in names:
+            method = getattr(root, name)
+            with torch.no_grad():
+                expected, *others = (
+                    tree_leaves(out)
+                    for out in (method(video.flatten(0, 1)), method(video), method(x=video.transpose(1, 2)))
+                )
+            assert {len(leaf) for leaf in expected} <= {2 * FRAMES, 2}  # 2: what the head gives is one a clip
+            for out in others:
+                assert all(torch.equal(one, other) for one, other in zip(out, expected, strict=True))
+
+    def test_video_given_to_a_part_says_to_call_the_model(self, case: Case) -> None:
+        model = aim.wrap_image_model(case.model(), FRAMES)
+        root = model.get_submodule(read_root(model))
+        for part in root.modules():
+            if isinstance(part, (ImageReader, TokenEntry, PatchProduct)):
+                with pytest.raises(InputError, match="call the wrapped model itself"):
+                    part(case.video())
+
+    def test_methods_that_cut_the_model_are_refused_and_change_nothing(self, case: Case) -> None:
+        model = case.model()
+        anatomy = read_anatomy(model)
+        aim.wrap_image_model(model, FRAMES)
+        before = snapshot(model)
+        for part in model.modules():
+            if isinstance(part, (VideoRoot, ImageReader)):
+                for name in anatomy.blocked_methods:
+                    if hasattr(part, name):
+                        with pytest.raises(StateError, match=rf"{name}\(\) would .* unwrap_image_model"):
+                            getattr(part, name)(1)
+        assert_same(before, snapshot(model))
 
     def test_attention_masks_are_refused(self, case: Case) -> None:
         if not case.mask:

@@ -81,6 +81,8 @@ def _read_vit(model: Any) -> BackboneAnatomy:
         prefix_tokens=1,
         hidden_when_headed=("proj",),
         class_token_only=_reads_class_token if type(model) is VisionTransformer else None,
+        blocked_methods=("prune_intermediate_layers",),
+        image_methods=("forward_intermediates",),
         **_common_fields(model),
     )
 
@@ -134,7 +136,6 @@ def _read_timm_tower(model: Any) -> BackboneAnatomy:
         patch_conv=None if trunk.patch_conv is None else f"trunk.{trunk.patch_conv}",
         heads=tuple(dataclasses.replace(head, classifier=False) for head in heads),
         class_token_only=None if trunk.class_token_only is None else _trunk_reads_class_token,
-        blocked_methods=(),
         **_common_fields(model),
     )
 

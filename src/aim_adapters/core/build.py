@@ -14,6 +14,7 @@ from aim_adapters.config import AIMConfig, Execution
 from aim_adapters.core.block import AdaptedBlock
 from aim_adapters.core.mixins import ClipHead, PatchProduct, TokenEntry, TrainedNorm
 from aim_adapters.core.patching import Patched, unpatch
+from aim_adapters.core.readers import ImageReader, inner_readers
 from aim_adapters.core.records import Layout, Patch, WrapRecord
 from aim_adapters.core.root import VideoRoot
 from aim_adapters.core.state import AdapterSet, AIMState, BlockState, NormState, RootState, declared_tensors
@@ -79,13 +80,15 @@ def build_adapter(
         execution=execution or Execution(),
         bypassed=_bypassed(root, anatomy, config),
     )
-    builder.add("", state, VideoRoot, (anatomy.hidden_when_headed, anatomy.blocked_methods))
+    methods = (anatomy.blocked_methods, anatomy.image_methods)
+    builder.add("", state, VideoRoot, (anatomy.hidden_when_headed, *methods))
     for index in adapted:
         builder.add_block(index, state, first=adapted[0])
     builder.add_heads(state)
     if config.train_norm and anatomy.norm is not None:
         trained = builder.copy_of(anatomy.norm)
         builder.add(anatomy.norm, NormState(trained, root=state), TrainedNorm, None)
+    builder.add_readers(methods)
     state.layout = Layout(tuple(builder.paths), tuple(builder.holders), tuple(builder.patches))
     return AdapterSet(builder.containers)
 
@@ -152,6 +155,13 @@ class _Builder:
             last=index == len(self.anatomy.blocks) - 1,
         )
         self.add(path, container, AdaptedBlock, block_anatomy)
+
+    def add_readers(self, methods: tuple[tuple[str, ...], tuple[str, ...]]) -> None:
+        patched = {patch.path for patch in self.patches}
+        anatomy = self.anatomy
+        for path in inner_readers([anatomy.patch_conv, anatomy.entry, *(path for path, _ in anatomy.blocks)]):
+            if path not in patched and not isinstance(self.root.get_submodule(path), (nn.ModuleList, nn.Sequential)):
+                self.patches.append(Patch(path, ImageReader, methods))
 
     def add_heads(self, state: RootState) -> None:
         anatomy, config = self.anatomy, self.config

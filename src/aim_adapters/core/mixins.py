@@ -11,6 +11,7 @@ from torch import Tensor
 
 from aim_adapters.core.fusion import compute_dtype
 from aim_adapters.core.patching import Patched
+from aim_adapters.core.readers import require_flat
 from aim_adapters.core.state import NormState, RootState
 from aim_adapters.layers import add_temporal_embedding, average_frames
 
@@ -49,7 +50,11 @@ class TokenEntry(Patched):
             x: Tokens ``[B*T, N, D]`` (entry at the input), or whatever the module reads (entry at the output).
             *args: The module's own further arguments.
             **kwargs: The same by name.
+
+        Raises:
+            InputError: It was called by itself with a 5-D video.
         """
+        require_flat(self, x)
         shared = self.aim_shared[0]
         if not shared.enabled or shared.temporal_embedding is None:
             return super().forward(x, *args, **kwargs)
@@ -71,7 +76,11 @@ class PatchProduct(Patched):
 
         Returns:
             ``[B*T, D, H/p, W/q]``; a token's elements lie side by side.
+
+        Raises:
+            InputError: It was called by itself with a 5-D video.
         """
+        require_flat(self, x)
         shared, weight = self.aim_shared[0], self.weight
         bias: Any = self.bias
         assert isinstance(weight, Tensor)

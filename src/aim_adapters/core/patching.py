@@ -91,7 +91,7 @@ def blocked(name: str) -> Callable[..., Any]:
     def refuse(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         raise StateError(
             f"{name}() would replace parts of the image model under its adapters; call unwrap_image_model(model) first"
-            ", or wrap with the num_classes you need"
+            ", or call it before you wrap (for another classifier, wrap with the num_classes you need)"
         )
 
     refuse.__name__ = name

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from aim_adapters.anatomy import BackboneAnatomy, has_hooks
 from aim_adapters.core.block import AdaptedBlock
 from aim_adapters.core.mixins import ClipHead
-from aim_adapters.core.patching import Patched, blocked, wrap_forward
+from aim_adapters.core.patching import Patched, wrap_forward
+from aim_adapters.core.readers import block_method, methods_of, take_videos
 from aim_adapters.core.records import RootCall
 from aim_adapters.core.state import AIMState, RootState, states
 from aim_adapters.errors import InputError, StateError, UnsupportedModelError
@@ -31,14 +32,15 @@ class VideoRoot(Patched):
 
         Args:
             base: The model's class.
-            spec: ``(hidden attributes, blocked methods)``.
+            spec: ``(hidden attributes, blocked methods, methods that take images)``.
         """
-        hidden, methods = spec
+        hidden, methods, image_methods = spec
         return {
             "forward": wrap_forward(base, cls.forward),
             "aim_inputs": tuple(inspect.signature(base.forward).parameters)[1:],
             **{name: _hidden(name) for name in hidden},
-            **{name: blocked(name) for name in methods},
+            **methods_of(base, methods, block_method),
+            **methods_of(base, image_methods, take_videos),
         }
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

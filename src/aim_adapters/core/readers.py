@@ -1,0 +1,123 @@
+"""What takes images beside the root's ``forward``: other methods of the root, and the modules inside of it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from aim_adapters.core.patching import Patched, blocked, wrap_forward
+from aim_adapters.errors import InputError
+
+
+def methods_of(
+    base: type[nn.Module], names: tuple[str, ...], make: Callable[..., Any]
+) -> dict[str, Callable[..., Any]]:
+    """Return replacements for those of the named methods that a class has.
+
+    Args:
+        base: The class.
+        names: Names of methods.
+        make: ``(base, name) -> function``.
+    """
+    return {name: make(base, name) for name in names if hasattr(base, name)}
+
+
+def block_method(base: type[nn.Module], name: str) -> Callable[..., Any]:
+    """Return a method that refuses to run while the model is wrapped."""
+    return blocked(name)
+
+
+def take_videos(base: type[nn.Module], name: str) -> Callable[..., Any]:
+    """Return a method of the root that takes 5-D videos too, and reads them as the flat frames of ``forward``."""
+    return _reading(base, name, lambda root, images: root._flatten(images) if is_video(images) else images)
+
+
+def refuse_videos(base: type[nn.Module], name: str) -> Callable[..., Any]:
+    """Return a method of a module inside the model that refuses 5-D videos."""
+    return _reading(base, name, require_flat)
+
+
+def is_video(images: Any) -> bool:
+    """Return whether the first argument of a call is a video, not flat frames."""
+    return isinstance(images, Tensor) and images.ndim == 5
+
+
+def require_flat(module: nn.Module, images: Any) -> Any:
+    """Return flat frames, or whatever else is not a video.
+
+    Args:
+        module: The module inside a wrapped model that was called.
+        images: What it was called with.
+
+    Raises:
+        InputError: It is a 5-D video.
+    """
+    if is_video(images):
+        raise InputError(
+            f"this {type(module).__name__} is a part of a wrapped model and reads flat frames [B*T, C, H, W], got "
+            f"{list(images.shape)}; call the wrapped model itself, or pass video.flatten(0, 1) of a [B, T, C, H, W]"
+        )
+    return images
+
+
+class ImageReader(Patched):
+    """A module inside the root that reads images or holds the blocks, such as the ``vit`` of a classifier.
+
+    The specification is ``(blocked methods, methods that take images)``.
+    """
+
+    @classmethod
+    def namespace(cls, base: type[nn.Module], spec: Any) -> dict[str, Any]:
+        """Keep the signature of ``forward``; block what the anatomy names."""
+        methods, image_methods = spec
+        return {
+            "forward": wrap_forward(base, cls.forward),
+            **methods_of(base, methods, block_method),
+            **methods_of(base, image_methods, refuse_videos),
+        }
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module on flat frames.
+
+        Args:
+            *args: The module's own arguments.
+            **kwargs: The same by name.
+
+        Raises:
+            InputError: They begin with a 5-D video.
+        """
+        for images in (*args[:1], *kwargs.values()):
+            require_flat(self, images)
+        return super().forward(*args, **kwargs)
+
+
+def inner_readers(paths: Sequence[str | None]) -> list[str]:
+    """Return the paths of all modules between the root and others, outermost first.
+
+    Args:
+        paths: Paths of modules inside the root; None: there is no such module.
+    """
+    parts = [path.split(".") for path in paths if path is not None]
+    found = {".".join(names[:end]): end for names in parts for end in range(1, len(names))}
+    return sorted(found, key=found.__getitem__)
+
+
+def _reading(base: type[nn.Module], name: str, read: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    method = getattr(base, name)
+    first = list(inspect.signature(method).parameters)[1]
+
+    @functools.wraps(method)
+    def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if args:
+            return method(self, read(self, args[0]), *args[1:], **kwargs)
+        if first in kwargs:
+            kwargs[first] = read(self, kwargs[first])
+        return method(self, **kwargs)
+
+    run.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
+    del run.__wrapped__  # or tools would unwrap it to the image model's own
+    return run
