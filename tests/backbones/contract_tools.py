@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import io
 import pickle
@@ -13,7 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
@@ -208,6 +213,20 @@ class ToolPromises:
             grads.append([out.detach(), *(p.grad.clone() for p in aim.trainable_parameters(model))])
         for plain, checkpointed in zip(*grads, strict=True):
             torch.testing.assert_close(checkpointed, plain, rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # PyTorch's own words before our error
+    def test_reentrant_checkpointing_without_gradients_is_refused(self, case: Case) -> None:
+        needs_machinery(case)
+        model = wake(aim.wrap_image_model(case.model(), FRAMES, components=("spatial", "joint"))).train()
+        loss(case.call(model, case.video())).backward()
+        plain = [p.grad for p in aim.trainable_parameters(model)]
+        wrapper = functools.partial(checkpoint_wrapper, checkpoint_impl=CheckpointImpl.REENTRANT)
+        apply_activation_checkpointing(model, wrapper, check_fn=lambda m: hasattr(getattr(m, "aim", None), "joint"))
+        with pytest.raises(StateError, match=r"gives blocks\.0 no gradients.*use_reentrant=False"):
+            case.call(model, case.video())
+        model.zero_grad()
+        loss(case.call(model, case.video().requires_grad_())).backward()
+        torch.testing.assert_close([p.grad for p in aim.trainable_parameters(model)], plain, rtol=1e-5, atol=1e-6)
 
     @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
     def test_copies_are_whole_and_independent(self, case: Case, how: str) -> None:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
+import timm.layers
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint_sequential
 
 import aim_adapters as aim
 from aim_adapters.core.guards import require_bare, require_local, require_memory
 from aim_adapters.errors import StateError
-from tests.backbones.cases import process_group
+from tests.backbones.cases import loss, process_group
 from tests.tiny import FRAMES as T
-from tests.tiny import base, wrapped
+from tests.tiny import base, trained, video, wrapped
 
 __all__ = ["process_group"]
 
@@ -67,3 +78,84 @@ def test_what_other_tools_hold_is_named_with_its_place(process_group: None) -> N
             require(DistributedDataParallel(wrapped()), "this_call", "do that")
         with pytest.raises(StateError, match=r"^this_call: 0 is a FSDPModule; do that$"):
             require(nn.Sequential(fully_shard(wrapped())), "this_call", "do that")
+
+
+class InTwoSegments(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint_sequential(list(self), 2, x, use_reentrant=True)
+
+
+def by_timm(model: Any) -> None:
+    model.set_grad_checkpointing(True)
+
+
+def by_class_name(model: Any) -> None:
+    wrapper = functools.partial(checkpoint_wrapper, checkpoint_impl=CheckpointImpl.REENTRANT)
+    apply_activation_checkpointing(model, wrapper, check_fn=lambda m: type(m).__name__ == "Block")
+
+
+def in_segments(model: Any) -> None:
+    model.blocks.__class__ = InTwoSegments
+
+
+@pytest.fixture
+def reentrant() -> Iterator[None]:
+    timm.layers.set_reentrant_ckpt(True)
+    yield
+    timm.layers.set_reentrant_ckpt(False)
+
+
+def gradients(model: nn.Module, clips: Tensor | None = None) -> list[Tensor | None]:
+    loss(model.train()(video() if clips is None else clips)).backward()
+    return [parameter.grad for parameter in aim.trainable_parameters(model)]
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # PyTorch's own words before our error
+@pytest.mark.usefixtures("reentrant")
+@pytest.mark.parametrize("how", [by_timm, by_class_name, in_segments])
+@pytest.mark.parametrize("components", [("temporal", "spatial", "joint"), ("spatial", "joint"), ()])
+@pytest.mark.parametrize("layers", ["all", "top_half", [0], [1]])
+def test_reentrant_checkpointing_gives_the_plain_gradients_or_an_error(
+    how: Callable[[Any], None], components: tuple[str, ...], layers: Any
+) -> None:
+    plain = gradients(trained(components=components, layers=layers))
+    model = trained(components=components, layers=layers)
+    how(model)
+    first = 0 if layers in ("all", [0]) else 1
+    # Below the first adapted block nothing is recorded. The last segment, blocks 1 and 2, is never checkpointed.
+    if components and (first or "temporal" not in components) and not (first and how is in_segments):
+        with pytest.raises(StateError, match=r"gives blocks\.\d no gradients.*use_reentrant=False"):
+            gradients(model)
+        with torch.no_grad():
+            assert torch.equal(model(video()), trained(components=components, layers=layers)(video()))
+    torch.testing.assert_close(gradients(model, video().requires_grad_()), plain)
+
+
+@pytest.mark.usefixtures("reentrant")
+def test_frozen_adapters_need_no_gradients_of_reentrant_checkpointing() -> None:
+    model = trained(components=("spatial", "joint"))
+    model.blocks.requires_grad_(False)
+    by_timm(model)
+    with pytest.warns(UserWarning, match="None of the inputs have requires_grad"):
+        found = gradients(model)
+    assert all(grad is not None for grad in found)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.usefixtures("reentrant")
+@pytest.mark.parametrize("each", [True, False])
+def test_reentrant_checkpointing_of_compiled_blocks_is_noticed(each: bool) -> None:
+    model = trained(layers="top_half")  # its last block breaks the graph of a whole model with checkpoints
+    by_timm(model)
+    for module in model.blocks if each else [model]:
+        module.compile(backend="eager")
+    with pytest.raises(StateError, match=r"gives blocks\.\d no gradients"):
+        gradients(model)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_trained_norm_that_alone_is_checkpointed_is_noticed() -> None:
+    model = trained(components=())
+    model.norm = checkpoint_wrapper(model.norm, CheckpointImpl.REENTRANT)
+    with pytest.raises(StateError, match="the copy of the final norm"):
+        gradients(model)

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from aim_adapters.anatomy import BlockAnatomy, apply_part, has_hooks
 from aim_adapters.core.fusion import Branch, ByModules, FusedBranch, fused_branches, run_fused, token_dtype
+from aim_adapters.core.guards import require_recorded
 from aim_adapters.core.patching import Patched
 from aim_adapters.core.records import RootCall
 from aim_adapters.core.state import AIMState, BlockState
@@ -78,11 +79,15 @@ class AdaptedBlock(Patched):
 
         Returns:
             Tokens ``[B*T, ..., D]``; of the last block ``[B*T, 1, D]`` where only the [class] token is read.
+
+        Raises:
+            StateError: Re-entrant checkpointing would give its adapters no gradients.
         """
         aim, state = self.aim, self.aim.root_state
         if not state.enabled:
             out: Tensor = super().forward(x, *args, **kwargs)
             return out
+        require_recorded(state, aim, x)
         if aim.enters and state.temporal_embedding is not None:
             x = add_temporal_embedding(x, state.temporal_embedding)
         x = x.to(token_dtype(self, x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
@@ -11,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from aim_adapters.core.foreign import DISTRIBUTED_CLASSES, FOREIGN_CLASSES
 from aim_adapters.core.lookup import is_wrapped
+from aim_adapters.core.state import AIMState, RootState
 from aim_adapters.errors import StateError, UnsupportedModelError
 
 
@@ -87,3 +89,36 @@ def require_local(model: nn.Module, call: str, fix: str, *, kinds: AbstractSet[s
     for name, module in model.named_modules():
         if found := {cls.__name__ for cls in type(module).__mro__} & kinds:
             raise StateError(f"{call}: {name or 'the model'} is a {min(found)}; {fix}")
+
+
+def require_recorded(state: RootState, container: AIMState, x: Tensor) -> None:
+    """Refuse re-entrant checkpointing that would leave a container of ours without gradients.
+
+    It runs a module without recording, and records it in the backward pass only if what it read requires a gradient.
+    Once such tokens were seen, all that follows is recorded.
+
+    Args:
+        state: The container of the root.
+        container: What is about to run.
+        x: The tokens that it reads.
+
+    Raises:
+        StateError: Its parameters train, and would get no gradients.
+    """
+    recording, compiling = torch.is_grad_enabled(), torch.compiler.is_compiling()
+    if recording and compiling:
+        return  # before a graph depends on the call
+    call = state.call
+    if call is None or not call.unrecorded or not (compiling or call.thread in (None, threading.get_ident())):
+        return
+    if x.requires_grad:
+        if not compiling:
+            state.call = call._replace(unrecorded=False)
+    elif not recording and any(parameter.requires_grad for parameter in container.parameters()):
+        place = container.key.rstrip(".") or "the copy of the final norm"
+        raise StateError(
+            f"re-entrant checkpointing gives {place} no gradients, as nothing in front of it requires one; "
+            "checkpoint with use_reentrant=False (timm.layers.set_reentrant_ckpt(False), "
+            'gradient_checkpointing_enable({"use_reentrant": False})), or let the video require a gradient; '
+            "to evaluate, run the model under torch.no_grad()"
+        )

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from aim_adapters.core.fusion import compute_dtype
+from aim_adapters.core.guards import require_recorded
 from aim_adapters.core.patching import Patched
 from aim_adapters.core.readers import require_flat
 from aim_adapters.core.state import NormState, RootState
@@ -104,9 +105,16 @@ class TrainedNorm(Patched):
 
         Args:
             x: ``[..., D]``.
+
+        Raises:
+            StateError: Re-entrant checkpointing would give it no gradients.
         """
-        out: Tensor = self.aim.norm(x) if self.aim.root_state.enabled else super().forward(x)
-        return out
+        if not self.aim.root_state.enabled:
+            out: Tensor = super().forward(x)
+            return out
+        require_recorded(self.aim.root_state, self.aim, x)
+        trained: Tensor = self.aim.norm(x)
+        return trained
 
 
 class ClipHead(Patched):

@@ -64,15 +64,17 @@ class RootCall(NamedTuple):
     Attributes:
         class_token_only: Of what the last block returns, only the [class] token is read.
         thread: The thread that makes the call; None inside a compiled graph, which belongs to one call.
+        unrecorded: Gradients are recorded around the model, but nothing of ours has seen tokens yet that require one.
     """
 
     class_token_only: bool
     thread: int | None
+    unrecorded: bool
 
     @classmethod
-    def here(cls, *, class_token_only: bool) -> RootCall:
+    def here(cls, *, class_token_only: bool, unrecorded: bool = False) -> RootCall:
         """Return the record of a call that this thread makes."""
-        return cls(class_token_only, None if torch.compiler.is_compiling() else threading.get_ident())
+        return cls(class_token_only, None if torch.compiler.is_compiling() else threading.get_ident(), unrecorded)
 
     def reads_class_token_only(self) -> bool:
         """Return whether this is a call of the present thread that reads the [class] token alone."""

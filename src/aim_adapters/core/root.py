@@ -74,7 +74,9 @@ class VideoRoot(Patched):
             return super().forward(**kwargs)  # raises as the image model does
         reads = anatomy.class_token_only
         class_token_only = reads is not None and reads(self) and not self._has_hooks_behind_blocks()
-        state.call = RootCall.here(class_token_only=class_token_only)
+        video = args[0] if args else kwargs[anatomy.input_name]
+        unrecorded = torch.is_grad_enabled() and not getattr(video, "requires_grad", False)
+        state.call = RootCall.here(class_token_only=class_token_only, unrecorded=unrecorded)
         try:
             if args:
                 out = super().forward(self._flatten(args[0]), *args[1:], **kwargs)
