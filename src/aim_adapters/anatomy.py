@@ -199,8 +199,8 @@ class BackboneAnatomy:
         prefix_tokens: Number of tokens in front of the patches ([class], registers, distillation).
         hidden_when_headed: Attributes of the root that must be None while a new classification layer is in place.
         refused_inputs: Arguments of the root that must stay None: masks, which have no meaning along time.
-        blocked_methods: Methods of the root, or of modules inside of it, that would replace, cut or bypass an adapted
-            part; they raise while wrapped.
+        blocked_methods: Methods of the root, of modules inside of it, or of the whole model, that would replace, cut,
+            reset or freeze parts; those that exist raise while the model is wrapped.
         image_methods: Methods of the root, or of modules inside of it, that take images as their first argument and
             return one row per image. While wrapped, those of the root take videos too and return one row per frame.
         library: Library the model comes from.

@@ -161,7 +161,7 @@ def wrap_with_adapter(model: nn.Module, adapter: AdapterSet) -> None:
         model.requires_grad_(False)
         install_adapter(model.get_submodule(record.anatomy.root), adapter)
         if record.anatomy.root:
-            patch(model, WholeModel, record.anatomy.root)
+            patch(model, WholeModel, (record.anatomy.root, record.anatomy.blocked_methods))
         model.train(model.training)
         done = True
     finally:

@@ -138,6 +138,20 @@ class ModelPromises:
             torch.testing.assert_close(case.call(model.train(), video), expected, rtol=1e-5, atol=1e-6)
         assert model.training
 
+    def test_methods_that_replace_reset_or_freeze_are_refused(self, case: Case) -> None:
+        model = case.model()
+        anatomy = read_anatomy(model)
+        named = ("reset_classifier", "init_weights", "lock", "lock_image_tower")
+        for module in {model, model.get_submodule(anatomy.root)}:
+            own = {name: getattr(module, name) for name in (*named, *anatomy.blocked_methods) if hasattr(module, name)}
+            aim.wrap_image_model(model, FRAMES)
+            for name in own:
+                with pytest.raises(StateError, match=rf"^{name}\(\) would replace, cut, reset or freeze"):
+                    getattr(module, name)()
+            assert len(aim.trainable_parameters(model)) == len(aim.adapter_state_dict(model))
+            aim.unwrap_image_model(model)
+            assert own == {name: getattr(module, name) for name in own}
+
     # 4. Gradients
 
     def test_every_declared_parameter_gets_a_gradient_within_two_steps(self, case: Case) -> None:

@@ -17,6 +17,7 @@ from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import Tensor, nn
 
 import aim_adapters as aim
+from aim_adapters.errors import StateError
 from tests.backbones.cases import FRAMES, Case, loss, process_group, wake, with_machinery
 from tests.backbones.contract import Contract
 
@@ -133,6 +134,18 @@ def test_text_tower_is_frozen_and_its_dropout_inactive() -> None:
     assert not model.text.dropout.training
     assert not model.visual.transformer.resblocks[0].attn.training
     assert not any(p.requires_grad for p in model.text.parameters())
+
+
+@pytest.mark.parametrize("cls", [CLIP, CustomTextCLIP])
+@pytest.mark.parametrize("part", ["", "visual"])  # what is wrapped
+def test_locking_the_image_tower_is_refused(cls: type[CLIP], part: str) -> None:
+    model = clip(cls)
+    trains = len(aim.trainable_parameters(aim.wrap_image_model(model.get_submodule(part), FRAMES)))
+    for groups in (0, 1):
+        with pytest.raises(StateError, match=r"lock\w*\(\) would .* wrapping has frozen the image model"):
+            model.lock_image_tower(unlocked_groups=groups)
+    assert len(aim.trainable_parameters(model)) == trains
+    model.set_grad_checkpointing()
 
 
 @pytest.mark.parametrize("num_classes", [0, 7])

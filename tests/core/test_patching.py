@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from aim_adapters.core import patching
-from aim_adapters.core.patching import Patched, blocked, patch, patched_class, unpatch, wrap_forward
+from aim_adapters.core.patching import Patched, blocked_methods, patch, patched_class, unpatch, wrap_forward
 from aim_adapters.errors import AIMError, StateError
 
 
@@ -40,7 +40,7 @@ class Negated(Patched):
 
     @classmethod
     def namespace(cls, base: type[nn.Module], spec: Any) -> dict[str, Any]:
-        return {"forward": wrap_forward(base, cls.forward), "reset": blocked("reset")}
+        return {"forward": wrap_forward(base, cls.forward), **blocked_methods(base, ("reset", "of_other_versions"))}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return (self.aim_spec or 0) - super().forward(*args, **kwargs)
@@ -222,9 +222,12 @@ def test_forward_keeps_the_signature_and_the_documentation() -> None:
 
 def test_blocked_method_says_what_to_do_until_unpatched() -> None:
     module = patched()
-    with pytest.raises(StateError, match=r"reset\(\) would replace parts.*call unwrap_image_model\(model\) first") as e:
+    with pytest.raises(
+        StateError, match=r"reset\(\) would replace, cut, reset or freeze.*call unwrap_image_model\(model\) first"
+    ) as e:
         module.reset(3)
     assert isinstance(e.value, AIMError)
     assert module.reset.__name__ == "reset"
+    assert not hasattr(module, "of_other_versions")
     unpatch(module)
     assert module.reset(3) == 3

@@ -45,7 +45,10 @@ def common_fields(model: Any) -> dict[str, Any]:
         "in_channels": channels,
         "patch_size": tuple(patch_embed.patch_size),
         "patch_conv": "patch_embed.proj" if isinstance(getattr(patch_embed, "proj", None), nn.Conv2d) else None,
-        "blocked_methods": ("reset_classifier", "prune_intermediate_layers", "set_input_size"),
+        "blocked_methods": (
+            *("reset_classifier", "prune_intermediate_layers", "set_input_size"),
+            *("init_weights", "fix_init_weight"),
+        ),
         "image_methods": ("forward_features", "forward_intermediates", "get_intermediate_layers"),
         "library": "timm",
         **_name(cfg),

@@ -150,6 +150,10 @@ def read_tower(
         **identity(model, classes=bool(heads)),
         image_size=(size, size) if isinstance(size, int) else size and tuple(size),
         patch_inputs=patch_inputs,
+        blocked_methods=(
+            *("init_weights", "dequantize", "set_input_embeddings"),
+            *("resize_position_embeddings", "resize_token_embeddings"),
+        ),
         refused_inputs=("attention_mask", "bool_masked_pos"),
         pooled_outputs=("pooler_output", "image_embeds", "logits", "cls_logits", "distillation_logits"),
         relabel=relabel if heads else None,

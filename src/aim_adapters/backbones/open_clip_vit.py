@@ -81,7 +81,6 @@ def _read_vit(model: Any) -> BackboneAnatomy:
         prefix_tokens=1,
         hidden_when_headed=("proj",),
         class_token_only=_reads_class_token if type(model) is VisionTransformer else None,
-        blocked_methods=("prune_intermediate_layers",),
         image_methods=("forward_intermediates",),
         **_common_fields(model),
     )
@@ -113,6 +112,7 @@ def _common_fields(model: Any) -> dict[str, Any]:
     if any(isinstance(module, QuickGELU) for module in model.modules()):
         arguments["quick_gelu"] = True
     return {
+        "blocked_methods": ("lock", "lock_image_tower", "init_parameters", "prune_intermediate_layers"),
         "library": "open_clip",
         "model_name": None,  # open_clip's models do not record it
         "build_arguments": arguments,

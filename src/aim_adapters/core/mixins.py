@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from aim_adapters.core.fusion import compute_dtype
 from aim_adapters.core.guards import require_recorded
-from aim_adapters.core.patching import Patched
+from aim_adapters.core.patching import Patched, blocked_methods
 from aim_adapters.core.readers import require_flat
 from aim_adapters.core.state import NormState, RootState
 from aim_adapters.layers import add_temporal_embedding, average_frames
@@ -20,17 +20,23 @@ from aim_adapters.layers import add_temporal_embedding, average_frames
 class WholeModel(Patched):
     """A model around an adapted tower, such as CLIP, whose other parts stay frozen.
 
-    The specification is the path of the tower.
+    The specification is the path of the tower, and the methods to block.
     """
 
-    aim_spec: ClassVar[str]
+    aim_spec: ClassVar[tuple[str, tuple[str, ...]]]
+
+    @classmethod
+    def namespace(cls, base: type[nn.Module], spec: Any) -> dict[str, Any]:
+        """Block the methods that the anatomy names."""
+        return blocked_methods(base, spec[1])
 
     def train(self, mode: bool = True) -> WholeModel:
         """Set the mode of the adapted tower; the rest of the model stays in evaluation mode."""
         super().train(mode)
+        tower = self.aim_spec[0]
         for name, module in self.named_modules():
-            leads_to_tower = f"{self.aim_spec}.".startswith(f"{name}.") or name == ""
-            if not leads_to_tower and not name.startswith(f"{self.aim_spec}."):
+            leads_to_tower = f"{tower}.".startswith(f"{name}.") or name == ""
+            if not leads_to_tower and not name.startswith(f"{tower}."):
                 module.training = False
         return self
 

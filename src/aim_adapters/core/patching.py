@@ -8,7 +8,7 @@ class from its parts.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, ClassVar
 
 from torch import nn
@@ -85,13 +85,18 @@ def wrap_forward(base: type[nn.Module], forward: Callable[..., Any]) -> Callable
     return wrapped
 
 
-def blocked(name: str) -> Callable[..., Any]:
-    """Return a method that refuses to run while the model is wrapped."""
+def blocked_methods(base: type[nn.Module], names: Iterable[str]) -> dict[str, Callable[..., Any]]:
+    """Return those of some methods that a class has, as methods that refuse to run while the model is wrapped."""
+    return {name: _blocked(name) for name in names if hasattr(base, name)}
+
+
+def _blocked(name: str) -> Callable[..., Any]:
 
     def refuse(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         raise StateError(
-            f"{name}() would replace parts of the image model under its adapters; call unwrap_image_model(model) first"
-            ", or call it before you wrap (for another classifier, wrap with the num_classes you need)"
+            f"{name}() would replace, cut, reset or freeze parts under the adapters; wrapping has frozen the image model, "
+            "and num_classes=K gives it a new classification layer; for anything else call unwrap_image_model(model) "
+            "first"
         )
 
     refuse.__name__ = name

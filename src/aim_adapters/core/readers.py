@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from aim_adapters.core.patching import Patched, blocked, wrap_forward
+from aim_adapters.core.patching import Patched, blocked_methods, wrap_forward
 from aim_adapters.errors import InputError
 
 
@@ -24,11 +24,6 @@ def methods_of(
         make: ``(base, name) -> function``.
     """
     return {name: make(base, name) for name in names if hasattr(base, name)}
-
-
-def block_method(base: type[nn.Module], name: str) -> Callable[..., Any]:
-    """Return a method that refuses to run while the model is wrapped."""
-    return blocked(name)
 
 
 def take_videos(base: type[nn.Module], name: str) -> Callable[..., Any]:
@@ -76,7 +71,7 @@ class ImageReader(Patched):
         methods, image_methods = spec
         return {
             "forward": wrap_forward(base, cls.forward),
-            **methods_of(base, methods, block_method),
+            **blocked_methods(base, methods),
             **methods_of(base, image_methods, refuse_videos),
         }
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from aim_adapters.anatomy import BackboneAnatomy, has_hooks
 from aim_adapters.core.block import AdaptedBlock
 from aim_adapters.core.mixins import ClipHead
-from aim_adapters.core.patching import Patched, wrap_forward
-from aim_adapters.core.readers import block_method, methods_of, take_videos
+from aim_adapters.core.patching import Patched, blocked_methods, wrap_forward
+from aim_adapters.core.readers import methods_of, take_videos
 from aim_adapters.core.records import RootCall
 from aim_adapters.core.state import AIMState, RootState, states
 from aim_adapters.errors import InputError, StateError, UnsupportedModelError
@@ -39,7 +39,7 @@ class VideoRoot(Patched):
             "forward": wrap_forward(base, cls.forward),
             "aim_inputs": tuple(inspect.signature(base.forward).parameters)[1:],
             **{name: _hidden(name) for name in hidden},
-            **methods_of(base, methods, block_method),
+            **blocked_methods(base, methods),
             **methods_of(base, image_methods, take_videos),
         }
 
