@@ -6,3 +6,8 @@
 - ``harness``: what all of them share, and the lowest: it imports none of the others;
 - ``results``: what was measured, as JSON.
 """
+
+import warnings
+
+# How long a step takes does not depend on the weights, so most of them are random.
+warnings.filterwarnings("ignore", "the image model looks untrained", UserWarning)

@@ -14,6 +14,8 @@ A package of your own can announce its descriptor instead of calling `register_b
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -204,6 +206,7 @@ TINY_VIT = aim.Backbone(name="tiny_vit", library="", describes="the home-made Vi
 def main() -> None:
     """Adapt a TinyViT to video."""
     aim.register_backbone(TINY_VIT)
+    warnings.filterwarnings("ignore", "the image model looks untrained")  # so it is, unlike one of yours
     model = aim.wrap_image_model(TinyViT(), num_frames=8, num_classes=3)
     aim.print_trainable_parameters(model)
     print(model(torch.randn(2, 8, 3, 16, 16)).shape)

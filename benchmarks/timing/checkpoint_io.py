@@ -9,6 +9,7 @@ without which no byte has been read. A model that is not wrapped yet is measured
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import statistics
 import sys
@@ -28,9 +29,8 @@ TARGET = 1.2
 NAME = "vit_large_patch14_clip_224"
 
 
-def make() -> nn.Module:
-    """Return the wrapped model, with every parameter of the adapter random, as after training."""
-    model = timm.create_model(NAME)
+def make(model: nn.Module) -> nn.Module:
+    """Return the model wrapped, with every parameter of the adapter random, as after training."""
     aim.wrap_image_model(model, num_frames=8, num_classes=400)
     with torch.no_grad():
         for parameter in aim.trainable_parameters(model):
@@ -64,7 +64,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15)
     repeats = parser.parse_args().repeats
-    model, plain = make(), timm.create_model(NAME)
+    plain = timm.create_model(NAME)
+    model = make(copy.deepcopy(plain))
     state = aim.adapter_state_dict(model)
     with tempfile.TemporaryDirectory() as folder:
         ours, raw = Path(folder) / "ours", Path(folder) / "raw.safetensors"

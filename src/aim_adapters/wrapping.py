@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from aim_adapters.anatomy import BackboneAnatomy
+from aim_adapters.anatomy import BackboneAnatomy, fingerprint
 from aim_adapters.backbones import read_anatomy
 from aim_adapters.config import COMPONENTS, AIMConfig, Attention, Execution, InputLayout
 from aim_adapters.core import (
@@ -27,6 +27,8 @@ from aim_adapters.core import (
     remove,
     require_bare,
     require_wrappable,
+    sample_weights,
+    warn_untrained,
 )
 from aim_adapters.errors import StateError, warn
 from aim_adapters.ops.temporal_attention import choose
@@ -108,13 +110,16 @@ def wrap_image_model(
     return wrap_with_config(model, config, Execution(attention))
 
 
-def wrap_with_config(model: ModelT, config: AIMConfig, execution: Execution | None = None) -> ModelT:
+def wrap_with_config(
+    model: ModelT, config: AIMConfig, execution: Execution | None = None, *, filled_later: bool = False
+) -> ModelT:
     """Wrap an image model as `wrap_image_model` does, with the settings of a config.
 
     Args:
         model: The image model.
         config: The settings.
         execution: How blocks run; by default the best choice for each block.
+        filled_later: The image model may be untrained, as its weights are yet to come.
 
     Returns:
         The same object.
@@ -128,6 +133,8 @@ def wrap_with_config(model: ModelT, config: AIMConfig, execution: Execution | No
     anatomy = read_anatomy(model)
     root, record = model.get_submodule(anatomy.root), make_record(model, anatomy)
     adapter = build_adapter(root, config, record=record, name=DEFAULT_NAME, execution=execution, owner=model)
+    if not filled_later:
+        warn_untrained(record.samples, anatomy)
     wrap_with_adapter(model, adapter)
     if anatomy.caution:
         warn(anatomy.caution)
@@ -141,10 +148,13 @@ def make_record(model: nn.Module, anatomy: BackboneAnatomy) -> WrapRecord:
         model: The image model, not wrapped.
         anatomy: Its anatomy.
     """
+    root = model.get_submodule(anatomy.root)
     return WrapRecord(
         anatomy=anatomy,
         requires_grad=frozenset(n for n, p in model.named_parameters() if p.requires_grad),
         training=frozenset(n for n, m in model.named_modules() if m.training),
+        fingerprint=fingerprint(root, anatomy),
+        samples=sample_weights(root),
     )
 
 

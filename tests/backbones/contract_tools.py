@@ -28,7 +28,7 @@ from aim_adapters.backbones import read_anatomy
 from aim_adapters.core.mixins import PatchProduct, TokenEntry
 from aim_adapters.core.readers import ImageReader
 from aim_adapters.core.root import VideoRoot
-from aim_adapters.errors import InputError, StateError
+from aim_adapters.errors import CheckpointError, InputError, StateError
 from tests.backbones.cases import (
     FRAMES,
     WAYS_TO_RUN,
@@ -37,6 +37,7 @@ from tests.backbones.cases import (
     loss,
     needs_machinery,
     read_root,
+    scramble,
     set_checkpointing,
     snapshot,
     wake,
@@ -87,6 +88,17 @@ class ToolPromises:
         assert report == aim.LoadReport((), (), ())
         with torch.no_grad():
             torch.testing.assert_close(case.call(model, video), expected, rtol=1e-6, atol=1e-6)
+
+    def test_adapters_know_the_values_of_their_base(self, case: Case, tmp_path: Any) -> None:
+        model = wake(aim.wrap_image_model(case.model(), FRAMES))
+        aim.save_adapters(model, tmp_path)
+        for dtype in (torch.bfloat16, torch.float16):
+            assert not any(aim.load_adapters(case.model().to(dtype), tmp_path))
+        other = scramble(case.model())
+        before = snapshot(other)
+        with pytest.raises(CheckpointError, match="does not hold the weights that the adapters were trained on"):
+            aim.load_adapters(other, tmp_path)
+        assert_same(before, snapshot(other))
 
     # 7. PyTorch's own machinery
 

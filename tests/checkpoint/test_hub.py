@@ -25,7 +25,7 @@ from aim_adapters.checkpoint.card import section_marks
 from aim_adapters.checkpoint.hub import push_to_hub
 from aim_adapters.errors import CheckpointError, ConfigError, StateError
 from aim_adapters.storage.files import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
-from tests.backbones.cases import assert_same, process_group, snapshot, wake
+from tests.backbones.cases import assert_same, process_group, scramble, snapshot, wake
 from tests.loopback_hub import LoopbackHub
 from tests.tiny import FRAMES, base, run, trained, wrapped
 
@@ -124,7 +124,7 @@ def card_says_what_was_pushed(hub: LoopbackHub, tmp_path: Path) -> None:
 
 def code_of_the_card_runs_as_written(hub: LoopbackHub, tmp_path: Path) -> None:
     size = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    image_model = timm.create_model("vit_tiny_patch16_224", num_classes=5, **size)
+    image_model = scramble(timm.create_model("vit_tiny_patch16_224", num_classes=5, **size))
     save_for_hf(image_model, str(tmp_path), model_args=size, safe_serialization=True)
     hub.add("me/tiny", {path.name: path.read_bytes() for path in tmp_path.iterdir()})
     model = timm.create_model("hf-hub:me/tiny", pretrained=True).eval()

@@ -12,6 +12,7 @@ import pytest
 import aim_adapters as aim
 from aim_adapters.anatomy import fingerprint
 from aim_adapters.backbones import read_anatomy
+from aim_adapters.checkpoint.base_digest import base_digest
 from aim_adapters.errors import ConfigError
 from aim_adapters.storage import CONFIG_NAME
 from tests.checkpoint.cases import names, rewrite
@@ -20,7 +21,8 @@ from tests.tiny import base, trained, wrapped
 
 def test_config_is_written_in_full(tmp_path: Path) -> None:
     model = base("vit_x.in1k")
-    identity = fingerprint(model, read_anatomy(model))
+    anatomy = read_anatomy(model)
+    identity, digest = fingerprint(model, anatomy), base_digest(model, anatomy)
     aim.wrap_image_model(model, 4, 0.5, 0.75, num_classes=3, layers=[0, -1], drop_path=0.1, tubelet_size=2)
     labels = ["zoom in", "zoom out", "still"]
     aim.save_adapters(model, tmp_path, base_model_revision="abc", frame_stride=16, labels=labels)
@@ -46,6 +48,7 @@ def test_config_is_written_in_full(tmp_path: Path) -> None:
         "base_model_revision": "abc",
         "base_model_arguments": dict(read_anatomy(base("vit_x.in1k")).build_arguments),
         "base_fingerprint": identity,
+        "base_digest": digest,
         "clip": {
             "frames": 4,
             "stride": 16,

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, fingerprint
+from aim_adapters.checkpoint.base_digest import differs
 from aim_adapters.config import MEANING, AIMConfig
-from aim_adapters.core import RootState
+from aim_adapters.core import RootState, looks_untrained, sample_weights, warn_untrained
 from aim_adapters.errors import CheckpointError, ConfigError, warn
+
+# What to do about a base model with other weights.
+OtherBase = Literal["refuse", "warn", "ignore"]
 
 # Number of parameters that is always accepted, however small the image model.
 _SMALL = 2**24
 
 
-def require_same_base(root: nn.Module, anatomy: BackboneAnatomy, config: Mapping[str, Any], *, strict: bool) -> None:
+def require_same_base(
+    root: nn.Module,
+    anatomy: BackboneAnatomy,
+    config: Mapping[str, Any],
+    *,
+    strict: bool,
+    other_base: OtherBase = "refuse",
+) -> None:
     """Refuse a checkpoint that was trained on another base model.
 
     Args:
@@ -24,6 +35,8 @@ def require_same_base(root: nn.Module, anatomy: BackboneAnatomy, config: Mapping
         anatomy: Its anatomy.
         config: The checkpoint's config.
         strict: Refuse a base model with another name in the same library; otherwise warn about it.
+        other_base: What to do about a base model of the same shapes with other weights, or another name. ``"ignore"``:
+            its weights are yet to come.
 
     Raises:
         CheckpointError: The base model is another one.
@@ -38,7 +51,27 @@ def require_same_base(root: nn.Module, anatomy: BackboneAnatomy, config: Mapping
         )
     same_library = config.get("base_model_library") == anatomy.library
     if same_library and name and anatomy.model_name and _entry(name, anatomy) != _entry(anatomy.model_name, anatomy):
+        strict = strict and other_base == "refuse"
         _refuse(f"the adapters were trained on {name:.200}, this model is {anatomy.model_name}", strict)
+    if other_base == "ignore":
+        return
+    samples, digest = sample_weights(root), config.get("base_digest")
+    if digest is None or not differs(root, anatomy, digest):
+        warn_untrained(samples, anatomy)
+        return
+    guess = "it is another checkpoint of the same shape, such as a fine-tuned one"
+    if looks_untrained(samples, anatomy):
+        guess = "its norm weights are all 1, as after random initialization: was pretrained=True forgotten?"
+    trained_on = name or "an unnamed model"
+    message = (
+        f"this image model does not hold the weights that the adapters were trained on ({trained_on:.200}); {guess}"
+    )
+    if other_base == "refuse":
+        raise CheckpointError(
+            f"{message}. Nothing was loaded. Load the adapters into the weights they belong to, or pass "
+            "allow_other_base=True to load them all the same"
+        )
+    warn(message)
 
 
 def require_same_meaning(state: RootState, settings: AIMConfig, *, strict: bool) -> None:

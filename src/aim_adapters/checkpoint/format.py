@@ -27,6 +27,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "base_model_revision": (str, NoneType),
     "base_model_arguments": (dict,),
     "base_fingerprint": (str,),
+    "base_digest": (str, NoneType),
     "clip": (dict,),
 }
 # The keys of the clip contract, and the types of their values, or of the elements of lists.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from aim_adapters.adapters import build_beside, require_name
 from aim_adapters.anatomy import BackboneAnatomy
 from aim_adapters.backbones import read_anatomy
-from aim_adapters.checkpoint.agreement import require_reasonable, require_same_base, require_same_meaning
+from aim_adapters.checkpoint.agreement import OtherBase, require_reasonable, require_same_base, require_same_meaning
 from aim_adapters.checkpoint.format import OpenCheckpoint, open_checkpoint
 from aim_adapters.checkpoint.snapshot import require_labels
 from aim_adapters.checkpoint.state_dict import LoadReport, compare, copy_tensors, fitting
@@ -45,6 +45,7 @@ def load_adapters(
     name: str | None = None,
     resize_frames: bool = False,
     allow_nonfinite: bool = False,
+    allow_other_base: bool = False,
     revision: str | None = None,
     subfolder: str | None = None,
     token: str | bool | None = None,
@@ -67,6 +68,8 @@ def load_adapters(
         resize_frames: Let a wrapped model with another number of frames load the checkpoint: its temporal embedding or
             biases are interpolated linearly, with a warning.
         allow_nonfinite: Whether NaN and infinities are loaded.
+        allow_other_base: Load into a base model of the same shapes with other weights, with a warning: another
+            checkpoint, or one that is yet to be filled.
         revision: Branch, tag or commit on the Hub.
         subfolder: Folder of the checkpoint inside ``source``.
         token: Access token for the Hub; by default the one this machine is logged in with.
@@ -99,10 +102,13 @@ def load_adapters(
         local_files_only=local_files_only,
         force_download=force_download,
     )
+    other_base: OtherBase = "warn" if allow_other_base else "refuse"
     with open_checkpoint(locate(source, options), strict=strict) as checkpoint:
         if wrapped is None:
-            return wrap_and_load(model, checkpoint, name=name, strict=strict, allow_nonfinite=allow_nonfinite).report
-        loading = _Loading(checkpoint, strict=strict, allow_nonfinite=allow_nonfinite)
+            return wrap_and_load(
+                model, checkpoint, name=name, strict=strict, allow_nonfinite=allow_nonfinite, other_base=other_base
+            ).report
+        loading = _Loading(checkpoint, strict=strict, allow_nonfinite=allow_nonfinite, other_base=other_base)
         if name is None or name in wrapped.names():
             return _load_into(wrapped, loading, name=name, resize_frames=resize_frames)
         return _load_beside(model, wrapped, loading, name=name)
@@ -121,7 +127,13 @@ class Loaded(NamedTuple):
 
 
 def wrap_and_load(
-    model: nn.Module, checkpoint: OpenCheckpoint, *, name: str | None, strict: bool, allow_nonfinite: bool = False
+    model: nn.Module,
+    checkpoint: OpenCheckpoint,
+    *,
+    name: str | None,
+    strict: bool,
+    allow_nonfinite: bool = False,
+    other_base: OtherBase = "refuse",
 ) -> Loaded:
     """Wrap an image model with the settings of an open checkpoint, and load its adapter.
 
@@ -131,11 +143,12 @@ def wrap_and_load(
         name: Name of the adapter.
         strict: As in `load_adapters`.
         allow_nonfinite: As in `load_adapters`.
+        other_base: What to do about a base model with other weights.
 
     Raises:
         As `load_adapters`.
     """
-    loading = _Loading(checkpoint, strict=strict, allow_nonfinite=allow_nonfinite)
+    loading = _Loading(checkpoint, strict=strict, allow_nonfinite=allow_nonfinite, other_base=other_base)
     anatomy = read_anatomy(model)
     root, record = model.get_submodule(anatomy.root), make_record(model, anatomy)
 
@@ -163,7 +176,7 @@ def _load_into(wrapped: WrappedModel, loading: _Loading, *, name: str | None, re
     state, targets = wrapped.find(name)
     checkpoint, settings, strict = loading.checkpoint, loading.settings, loading.strict
     shapes = dict(checkpoint.file.shapes)
-    require_same_base(wrapped.root, state.anatomy, checkpoint.config, strict=strict)
+    require_same_base(wrapped.root, state.anatomy, checkpoint.config, strict=strict, other_base=loading.other_base)
     resized: set[str] = set()
     if resize_frames and settings.tubelet_size == state.config.tubelet_size:
         before, after, frames = settings.num_frames, state.config.num_frames, settings.attention_frames
@@ -194,14 +207,17 @@ class _Loading:
         checkpoint: The open checkpoint.
         strict: Whether any difference is refused.
         allow_nonfinite: Whether NaN and infinities are loaded.
+        other_base: What to do about a base model with other weights.
 
     Raises:
         CheckpointError: The settings are invalid.
     """
 
-    def __init__(self, checkpoint: OpenCheckpoint, *, strict: bool, allow_nonfinite: bool) -> None:
+    def __init__(
+        self, checkpoint: OpenCheckpoint, *, strict: bool, allow_nonfinite: bool, other_base: OtherBase
+    ) -> None:
         self.checkpoint, self.settings, self.strict = checkpoint, checkpoint.settings(), strict
-        self._allow_nonfinite = allow_nonfinite
+        self.other_base, self._allow_nonfinite = other_base, allow_nonfinite
         self._zero: list[bool] = []  # whether it is zero, for each up-projection that was read
 
     def new_adapter(
@@ -223,7 +239,7 @@ class _Loading:
         """
         path = self.checkpoint.file.path
         require_memory(root.parameters())
-        require_same_base(root, anatomy, self.checkpoint.config, strict=self.strict)
+        require_same_base(root, anatomy, self.checkpoint.config, strict=self.strict, other_base=self.other_base)
         try:
             adapter = build(self.settings, True)
         except ConfigError as error:

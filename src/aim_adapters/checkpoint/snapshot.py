@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import fingerprint
+from aim_adapters.checkpoint.base_digest import base_digest
 from aim_adapters.checkpoint.format import FORMAT_VERSION, require_readable
 from aim_adapters.checkpoint.state_dict import gather, is_sharded
 from aim_adapters.core import RootState, WrappedModel, require_memory
@@ -88,6 +89,7 @@ def take_snapshot(
     sharded = any(map(is_sharded, adapter.tensors.values()))
     require_memory(adapter.tensors.values())
     tensors = {key: tensor.contiguous() for key, tensor in gather(adapter.tensors).items()}
+    digest = base_digest(wrapped.root, anatomy)
     if sharded and torch.distributed.get_rank() != 0:
         return None
     config = {
@@ -103,6 +105,7 @@ def take_snapshot(
         "base_model_revision": base_model_revision or origin.get("base_model_revision") or anatomy.model_revision,
         "base_model_arguments": dict(anatomy.build_arguments),
         "base_fingerprint": fingerprint(wrapped.root, anatomy),
+        "base_digest": digest,
         "clip": {
             "frames": state.config.num_frames,
             "stride": origin_clip.get("stride") if frame_stride is None else frame_stride,

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from aim_adapters.backbones import BaseRequest, build_base
+from aim_adapters.checkpoint.agreement import OtherBase
 from aim_adapters.checkpoint.format import open_checkpoint
 from aim_adapters.checkpoint.loading import wrap_and_load
 from aim_adapters.errors import CheckpointError, ConfigError
@@ -108,7 +109,9 @@ def load_video_model(
         )
         model = _build(request, config, source)
         # Another base model is the caller's choice: it is only warned about, and only that is less strict.
-        loaded = wrap_and_load(model, checkpoint, name=None, strict=name is None)
+        chosen = name is not None or base_model_revision is not None
+        other_base: OtherBase = "ignore" if not pretrained else "warn" if chosen else "refuse"
+        loaded = wrap_and_load(model, checkpoint, name=None, strict=name is None, other_base=other_base)
     if any(loaded.report):
         raise CheckpointError(f"the checkpoint {source} does not fit the base model {request.name}: {loaded.report}")
     state = loaded.adapter.state

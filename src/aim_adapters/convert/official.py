@@ -17,7 +17,7 @@ from aim_adapters.convert.base import fill, find_roles, require_same_shapes, req
 from aim_adapters.convert.formula import Formula, require_same_function
 from aim_adapters.convert.layout import Reference, infer_config, read_reference
 from aim_adapters.convert.reading import read_tensors
-from aim_adapters.core import require_memory, require_wrappable
+from aim_adapters.core import only_root, require_memory, require_wrappable, update_samples
 from aim_adapters.errors import CheckpointError, ConfigError, warn
 from aim_adapters.wrapping import unwrap_image_model, wrap_with_config
 
@@ -101,7 +101,7 @@ def load_official_checkpoint(
     head_keys = [key for key in reference.adapters if num_classes == 0 and key.startswith("head.")]
     adapters = {key: tensor for key, tensor in reference.adapters.items() if key not in head_keys}
     try:
-        wrap_with_config(model, config)
+        wrap_with_config(model, config, filled_later=backbone == "fill")
     except ConfigError as error:
         raise CheckpointError(f"the checkpoint's settings do not fit this model: {error}") from error
     done = False
@@ -109,6 +109,7 @@ def load_official_checkpoint(
         report = load_adapter_state_dict(model, adapters, strict)
         if backbone == "fill":
             fill(root, values)
+            update_samples(only_root(model).state.record.samples, root, values)
         done = True
     finally:
         if not done:

@@ -1,5 +1,14 @@
 """The mechanism: what is patched into an image transformer, and the adapted block."""
 
+from aim_adapters.core.base_values import (
+    find_changes,
+    looks_untrained,
+    plain_values,
+    sample_weights,
+    update_samples,
+    warn_untrained,
+    within_rounding,
+)
 from aim_adapters.core.build import build_adapter, place_of
 from aim_adapters.core.foreign import canonical_path, outermost_path
 from aim_adapters.core.fusion import ByModules, fp8_missing, fused_branches
@@ -33,21 +42,28 @@ __all__ = [
     "by_modules",
     "canonical_path",
     "fill_adapter",
+    "find_changes",
     "find_roots",
     "fp8_missing",
     "fused_branches",
     "install_adapter",
     "is_wrapped",
+    "looks_untrained",
     "only_root",
     "outermost_path",
     "patch",
     "place_of",
+    "plain_values",
     "remove",
     "require_bare",
     "require_local",
     "require_memory",
     "require_wrappable",
+    "sample_weights",
     "states",
+    "update_samples",
+    "warn_untrained",
     "withdraw_adapter",
+    "within_rounding",
     "without_classifiers",
 ]

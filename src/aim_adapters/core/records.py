@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
 from aim_adapters.anatomy import BackboneAnatomy
+from aim_adapters.core.base_values import Samples
 from aim_adapters.core.patching import Patched
 
 
@@ -21,11 +22,15 @@ class WrapRecord:
         anatomy: The anatomy the model was wrapped by.
         requires_grad: Names of the model's parameters that required a gradient.
         training: Names of the model's modules that were in training mode.
+        fingerprint: Fingerprint of the base model.
+        samples: Samples of its weights; a checkpoint of it that is loaded later replaces them.
     """
 
     anatomy: BackboneAnatomy
     requires_grad: frozenset[str]
     training: frozenset[str]
+    fingerprint: str = ""
+    samples: Samples = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,157 @@
+"""Samples of a base model's weights: whether it looks untrained, and whether it changed after it was wrapped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from aim_adapters.anatomy import BackboneAnatomy
+from aim_adapters.core.foreign import canonical_path
+from aim_adapters.errors import warn
+
+Samples = dict[str, tuple[float, ...]]
+
+_SAMPLES = 4  # of each parameter
+# Below, half precision rounds to multiples of this.
+_SMALLEST_HALF = 2.0**-24
+
+
+def sample_weights(root: nn.Module) -> Samples:
+    """Return a few values of each parameter of an image model, by its name without what other tools add.
+
+    A row of each is read, so this takes about a millisecond, also where weights are the pages of a file. Adapters are
+    left out, as are quantized weights, weights on the meta device, and sharded matrices. If norms are sharded, every
+    rank must call.
+
+    Args:
+        root: The image model, wrapped or not.
+    """
+    return _sample(_base_tensors(root))
+
+
+def update_samples(samples: Samples, root: nn.Module, loaded: Mapping[str, Tensor]) -> None:
+    """Take over values that are loaded into an image model on purpose.
+
+    Args:
+        samples: What `sample_weights` returned; changed in place.
+        root: The image model.
+        loaded: Tensors by the names of the model's parameters; others are left out.
+    """
+    taken = {
+        name: loaded[name].detach()
+        for name, parameter in _base_tensors(root)
+        if name in loaded and loaded[name].shape == parameter.shape
+    }
+    for name in taken:
+        samples.pop(name, None)  # of a shard nothing is known afterwards: other ranks may not be here
+    samples.update(_sample((name, tensor) for name, tensor in taken.items() if not hasattr(tensor, "full_tensor")))
+
+
+def find_changes(samples: Samples, root: nn.Module) -> list[str]:
+    """Return the names of parameters that are gone, or changed by more than rounding to half precision explains.
+
+    Args:
+        samples: What `sample_weights` returned before.
+        root: The image model, wrapped or not. If norms are sharded, every rank must call.
+    """
+    present, names = sample_weights(root), {name for name, _ in _base_tensors(root)}
+    gone = {name for name in samples if name not in names}
+    return [name for name in samples if name in gone or not _same(samples[name], present.get(name))]
+
+
+def within_rounding(first: Tensor, second: Tensor) -> Tensor:
+    """Return for each pair of values whether one may be the other, rounded to half precision, perhaps twice.
+
+    Args:
+        first: Values ``[n]``, float32.
+        second: Values ``[n]``, float32.
+
+    Returns:
+        Truth values ``[n]``.
+    """
+    largest = torch.maximum(first.abs(), second.abs())
+    half_step = torch.exp2(torch.frexp(largest).exponent - 9.0)  # of bfloat16; that of float16 is an eighth
+    near = (first - second).abs() <= half_step * 1.125 + _SMALLEST_HALF
+    return near | (first == second) | (first.isnan() & second.isnan())
+
+
+def looks_untrained(samples: Samples, anatomy: BackboneAnatomy) -> bool:
+    """Return whether the norms of all blocks are as initialization leaves them: all weights 1, or 0 (Swin v2).
+
+    Args:
+        samples: Result of `sample_weights`.
+        anatomy: The image model's anatomy.
+    """
+    weights = [
+        samples[name]
+        for path, block in anatomy.blocks
+        for part in (block.pre_attention, block.post_attention, block.pre_mlp, block.post_mlp)
+        for attribute in ((part,) if isinstance(part, str) else part or ())
+        if (name := canonical_path(f"{path}.{attribute}.weight")) in samples
+    ]
+    return len(weights) > 1 and all(value in (0.0, 1.0) for values in weights for value in values)
+
+
+def warn_untrained(samples: Samples, anatomy: BackboneAnatomy) -> None:
+    """Warn about a base model that looks as if it had not been trained.
+
+    Args:
+        samples: Result of `sample_weights`.
+        anatomy: The image model's anatomy.
+    """
+    if looks_untrained(samples, anatomy):
+        warn(
+            "the image model looks untrained: the norm weights of all blocks are exactly 1, as after random "
+            "initialization. AIM freezes the image model; build it with pretrained=True, or load its weights with "
+            "load_state_dict"
+        )
+
+
+def _same(before: tuple[float, ...], now: tuple[float, ...] | None) -> bool:
+    if now is None:  # quantized, for instance
+        return True
+    if len(now) != len(before):
+        return False
+    return bool(within_rounding(*torch.tensor((before, now), device="cpu")).all())
+
+
+def _base_tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in root.named_parameters():
+        if "aim" not in name.split("."):
+            yield canonical_path(name), parameter.detach()
+
+
+def _sample(tensors: Iterable[tuple[str, Tensor]]) -> Samples:
+    rows: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        row = plain_values(tensor, most_dims=1)
+        if row is None:
+            continue
+        while row.ndim > 1:
+            row = row[row.shape[0] // 2]
+        rows[name] = row.reshape(-1)[:_SAMPLES]
+    if not rows:
+        return {}
+    device = next(iter(rows.values())).device
+    values = torch.cat([row.to(device, torch.float32) for row in rows.values()]).tolist()  # one copy from a GPU
+    sampled: Samples = {}
+    for name, row in rows.items():
+        sampled[name], values = tuple(values[: len(row)]), values[len(row) :]
+    return sampled
+
+
+def plain_values(tensor: Tensor, *, most_dims: int) -> Tensor | None:
+    """Return a tensor whose values can be read, or None: quantized, without storage, or sharded and large.
+
+    Args:
+        tensor: A detached parameter.
+        most_dims: Sharded tensors of more dimensions are not gathered. Every rank must call for those that are.
+    """
+    if hasattr(tensor, "full_tensor"):
+        if tensor.ndim > most_dims:
+            return None
+        tensor = tensor.full_tensor()
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.is_floating_point() and tensor.layout == torch.strided
+    return tensor if plain and not tensor.is_meta and tensor.numel() else None
