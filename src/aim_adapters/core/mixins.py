@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from aim_adapters.core.fusion import compute_dtype
+from aim_adapters.core.given_state import require_whole_state
 from aim_adapters.core.guards import require_recorded
 from aim_adapters.core.patching import Patched, blocked_methods
 from aim_adapters.core.readers import require_flat
@@ -39,6 +40,11 @@ class WholeModel(Patched):
             if not leads_to_tower and not name.startswith(f"{tower}."):
                 module.training = False
         return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Refused here, before anything of the other parts is copied.
+        require_whole_state(self.get_submodule(self.aim_spec[0]), state_dict, f"{prefix}{self.aim_spec[0]}.")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class TokenEntry(Patched):

@@ -91,12 +91,11 @@ def blocked_methods(base: type[nn.Module], names: Iterable[str]) -> dict[str, Ca
 
 
 def _blocked(name: str) -> Callable[..., Any]:
-
     def refuse(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         raise StateError(
-            f"{name}() would replace, cut, reset or freeze parts under the adapters; wrapping has frozen the image model, "
-            "and num_classes=K gives it a new classification layer; for anything else call unwrap_image_model(model) "
-            "first"
+            f"{name}() would replace, cut, reset or freeze parts under the adapters; wrapping has frozen the image "
+            "model, and num_classes=K gives it a new classification layer; for anything else call "
+            "unwrap_image_model(model) first"
         )
 
     refuse.__name__ = name

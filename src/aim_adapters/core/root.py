@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, has_hooks
 from aim_adapters.core.block import AdaptedBlock
+from aim_adapters.core.given_state import complete_state, require_whole_state
 from aim_adapters.core.mixins import ClipHead
 from aim_adapters.core.patching import Patched, blocked_methods, wrap_forward
 from aim_adapters.core.readers import methods_of, take_videos
 from aim_adapters.core.records import RootCall
-from aim_adapters.core.state import AIMState, RootState, states
+from aim_adapters.core.state import RootState, states
 from aim_adapters.errors import InputError, StateError, UnsupportedModelError
 from aim_adapters.layers import average_frames, flatten_patches, flatten_video
 
@@ -160,18 +161,9 @@ class VideoRoot(Patched):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # A checkpoint of the image model holds none of our tensors: it loads strictly, and ours keep their values. Only
         # copies of its norm and head that have not been trained yet follow what they are copies of.
-        # A checkpoint that holds some but not all of our tensors is still refused.
-        ours = {
-            prefix + f"{path}.{name}": tensor
-            for path, module in self.named_modules()
-            if isinstance(module, AIMState)
-            for name, tensor in module.state_dict(keep_vars=True).items()
-        }
-        if not any(key in state_dict for key in ours):
-            for copied, original in self._untrained_copies().items():
-                if prefix + original in state_dict:
-                    ours[prefix + copied] = state_dict[prefix + original]
-            state_dict.update(ours)
+        # A checkpoint that holds some but not all tensors of an adapter is refused.
+        require_whole_state(self, state_dict, prefix)
+        complete_state(self, state_dict, prefix, self._untrained_copies)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -1,0 +1,90 @@
+"""What a state dict that is given to ``load_state_dict`` of a wrapped model holds of ours, and whether that is all."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from aim_adapters.core.base_values import update_samples
+from aim_adapters.core.foreign import canonical_path
+from aim_adapters.core.state import RootState, declared_tensors
+from aim_adapters.errors import CheckpointError
+
+# Keys of `adapter_state_dict` that no image model has.
+_ADAPTER_KEY = re.compile(
+    r"blocks\.\d+\.((temporal|temporal_input|spatial|joint)\.(down|up)_proj\.(weight|bias)|temporal_bias)"
+    r"|temporal_embedding"
+)
+
+
+def require_whole_state(root: nn.Module, given: Mapping[str, Any], prefix: str) -> None:
+    """Refuse a state dict with part of an adapter, or the keys of `adapter_state_dict`, before any of it is copied.
+
+    Args:
+        root: A wrapped root.
+        given: The state dict, or the part of it that belongs to a module around the root.
+        prefix: What stands before the root's own keys in ``given``.
+
+    Raises:
+        CheckpointError: It is such a state dict.
+    """
+    own = root.state_dict(keep_vars=True)
+    _refuse_adapter_keys(root, {key.removeprefix(prefix) for key in given}, own)
+    adapters = defaultdict(list)
+    for name in filter(_is_ours, own):
+        adapters[name.split(".")[2] if name.startswith("aim.idle.") else ""].append(name)
+    for idle, names in adapters.items():
+        missing = [name for name in names if prefix + name not in given]
+        if 0 < len(missing) < len(names):
+            title = f"the adapter {idle!r}" if idle else "the adapter that runs"
+            some = ", ".join(prefix + name for name in missing[:5]) + (" …" if len(missing) > 5 else "")
+            raise CheckpointError(
+                f"Missing key(s) in state_dict: it holds {len(names) - len(missing)} of {len(names)} tensors of "
+                f"{title}, but not {some}; nothing of it was loaded, as part of an adapter is another one. Wrap the "
+                "model with the settings that the state was saved with; or start from what fits with "
+                "aim.load_adapter_state_dict(model, state, strict=False), which takes keys of adapter_state_dict"
+            )
+
+
+def complete_state(root: nn.Module, given: dict[str, Any], prefix: str, copies: Callable[[], dict[str, str]]) -> None:
+    """Add our own tensors to a state dict of the image model alone, so that it loads strictly and ours keep theirs.
+
+    If it is not evidently one, ours stay missing in it, and are reported by ``load_state_dict``.
+
+    Args:
+        root: A wrapped root.
+        given: The root's part of a state dict; changed in place.
+        prefix: What stands before the root's own keys in it.
+        copies: Returns the names of our copies that follow what they are copies of, with the names of that.
+    """
+    own = root.state_dict(keep_vars=True)
+    names = [key.removeprefix(prefix) for key in given]
+    state = root._modules["aim"]
+    assert isinstance(state, RootState)
+    base = [name for name in own if not _is_ours(name)]
+    loaded = {canonical_path(name): given[prefix + name] for name in base if prefix + name in given}
+    if 2 * len(loaded) >= len(base) and not any(map(_is_ours, names)):
+        followed = {prefix + ours: given[prefix + of] for ours, of in copies().items() if prefix + of in given}
+        given.update({prefix + name: tensor for name, tensor in own.items() if _is_ours(name)})
+        given.update(followed)
+    update_samples(state.record.samples, root, loaded)
+
+
+def _refuse_adapter_keys(root: nn.Module, names: set[str], own: Mapping[str, Any]) -> None:
+    found = set(filter(_ADAPTER_KEY.fullmatch, names - own.keys()))
+    if names and names == declared_tensors(root).keys():  # no adapters in blocks: only norm and head
+        found = names
+    if not found:
+        return
+    raise CheckpointError(
+        f"the state dict has keys of adapter_state_dict, such as {min(found)!r}; nothing of it was loaded, as its norm "
+        "and head would overwrite the image model's own. Call aim.load_adapter_state_dict(model, state)"
+    )
+
+
+def _is_ours(name: str) -> bool:
+    return "aim" in name.split(".")  # no image model has a module of that name: see `require_wrappable`
