@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import aim_adapters as aim
-from aim_adapters.errors import ConfigError
+from aim_adapters.errors import ConfigError, StateError
 from aim_adapters.parameters import canonical_path
+from tests import tiny
 
 LADDER = [
     ((), False, "0.1", "86"),
@@ -105,7 +106,10 @@ def test_groups_decay_weights_only() -> None:
 def test_parameters_frozen_by_hand_are_in_no_group() -> None:
     model = aim.wrap_image_model(timm.create_model("test_vit"), 4, num_classes=3)
     model.get_parameter("aim.head.weight").requires_grad_(False)
-    grouped = {id(p) for group in aim.adapter_param_groups(model, weight_decay=0.05) for p in group["params"]}
+    with pytest.warns(UserWarning, match=r"adapters are frozen, and in no group: head\.weight$"):
+        groups = aim.adapter_param_groups(model, weight_decay=0.05)
+    assert len(aim.adapter_param_groups(model, weight_decay=0.05)) == len(groups)  # says it once
+    grouped = {id(p) for group in groups for p in group["params"]}
     assert id(model.get_parameter("aim.head.weight")) not in grouped
     assert len(aim.trainable_parameters(model)) == len(grouped)
 
@@ -113,6 +117,8 @@ def test_parameters_frozen_by_hand_are_in_no_group() -> None:
 def test_no_empty_groups() -> None:
     model = aim.wrap_image_model(timm.create_model("test_vit"), 4, components=(), train_norm=False, num_classes=3)
     model.get_parameter("aim.head.bias").requires_grad_(False)
+    with pytest.warns(UserWarning, match=r"in no group: head\.bias$"):
+        aim.adapter_param_groups(model, weight_decay=0.1)
     assert [len(group["params"]) for group in aim.adapter_param_groups(model, weight_decay=0.1)] == [1]
 
 
@@ -134,3 +140,76 @@ def test_several_models_train_together() -> None:
     assert len(aim.trainable_parameters(pair)) == 2 * alone
     assert sum(len(group["params"]) for group in aim.adapter_param_groups(pair, weight_decay=0.1)) == 2 * alone
     assert aim.count_parameters(pair).trainable == 2 * aim.count_parameters(pair[0]).trainable
+
+
+class Net(nn.Module):
+    """A layer of the caller's own behind a wrapped model."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__()
+        self.vit = tiny.wrapped(num_classes=0, **arguments)
+        self.fc = nn.Linear(32, 3)
+
+    def forward(self, video: Tensor) -> Tensor:
+        return self.fc(self.vit(video))
+
+
+def ids(groups: list[dict[str, Any]]) -> list[int]:
+    return sorted(id(p) for group in groups for p in group["params"])
+
+
+def test_layers_of_the_callers_own_are_grouped_on_request_and_named_otherwise() -> None:
+    net = Net()
+    with pytest.warns(UserWarning, match=r"gradient: fc\.weight, fc\.bias; they .*others=True"):
+        groups = aim.adapter_param_groups(net, 0.1)
+    assert ids(groups) == sorted(map(id, aim.trainable_parameters(net)))
+    for held in (net, torch.compile(net, backend="eager")):
+        decayed, plain = aim.adapter_param_groups(held, 0.1, others=True)
+        assert ids([decayed, plain]) == sorted(id(p) for p in net.parameters() if p.requires_grad)
+        assert any(p is net.fc.weight for p in decayed["params"])
+        assert any(p is net.fc.bias for p in plain["params"])
+    net.fc.requires_grad_(False)
+    assert ids(aim.adapter_param_groups(net, 0.1)) == ids(aim.adapter_param_groups(net, 0.1, others=True))
+
+
+def test_counts_are_those_of_torch_where_others_train(capsys: pytest.CaptureFixture[str]) -> None:
+    net = Net()
+    trains, inner = sum(p.numel() for p in net.parameters() if p.requires_grad), aim.count_parameters(net.vit)
+    assert aim.count_parameters(net) == (trains, inner.total + 32 * 3 + 3)
+    net.vit.requires_grad_(True)  # also the norm and head that copies replace
+    everything = sum(p.numel() for p in net.parameters())
+    assert aim.count_parameters(net) == (everything, everything)
+    aim.print_trainable_parameters(net)
+    assert capsys.readouterr().out.endswith("trainable%: 100.0000\n")
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_groups_are_never_empty(others: bool) -> None:
+    model = tiny.wrapped().requires_grad_(False)
+    with pytest.raises(StateError, match=r"no parameter of the adapters.*under the name 'aim'"):
+        aim.adapter_param_groups(model, 0.1, others=others)
+    bare = tiny.wrapped(components=(), train_norm=False, num_classes=0)
+    with pytest.raises(StateError, match="no parameter of the adapters"):
+        aim.adapter_param_groups(bare, 0.1, others=others)
+
+
+def test_a_frozen_video_model_under_a_layer_that_trains() -> None:
+    net = Net()
+    net.vit.requires_grad_(False)
+    with pytest.raises(StateError, match="no parameter of the adapters"):
+        aim.adapter_param_groups(net, 0.1)
+    assert ids(aim.adapter_param_groups(net, 0.1, others=True)) == sorted(map(id, net.fc.parameters()))
+
+
+def test_a_frozen_teacher_beside_a_student_needs_no_words() -> None:
+    pair = nn.ModuleDict({"student": tiny.wrapped(), "teacher": tiny.wrapped().requires_grad_(False)}).train()
+    assert ids(aim.adapter_param_groups(pair, 0.1)) == sorted(map(id, aim.trainable_parameters(pair["student"])))
+
+
+def test_thawed_weights_of_the_image_model_are_grouped_on_request_and_named_otherwise() -> None:
+    model = tiny.wrapped()
+    model.blocks[1].mlp.requires_grad_(True)
+    with pytest.warns(UserWarning, match=r"gradient: blocks\.1\.mlp\.fc1\.weight, .* and 1 more; they"):
+        aim.adapter_param_groups(model, 0.1)
+    found = ids(aim.adapter_param_groups(model, 0.1, others=True))
+    assert found == sorted(id(p) for p in model.parameters() if p.requires_grad)

@@ -7,8 +7,20 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from aim_adapters.core import AIMState, FoundAdapter, WrappedModel, canonical_path, find_roots, states
-from aim_adapters.errors import ConfigError
+from aim_adapters.core import (
+    AIMState,
+    FoundAdapter,
+    WrappedModel,
+    canonical_path,
+    find_roots,
+    listed,
+    note_thawed,
+    other_parameters,
+    require_parts,
+    states,
+    warn_once,
+)
+from aim_adapters.errors import ConfigError, StateError, warn
 from aim_adapters.layers import is_temporal
 
 
@@ -16,7 +28,7 @@ class ParameterCount(NamedTuple):
     """The numbers of active parameters of a video model.
 
     Attributes:
-        trainable: Parameters that train.
+        trainable: Parameters that train, whoever made them.
         total: All active parameters; the frozen norm and head that a trained copy replaces are not counted.
     """
 
@@ -52,40 +64,68 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for _, parameter in declared_parameters(model) if parameter.requires_grad]
 
 
-def adapter_param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def adapter_param_groups(model: nn.Module, weight_decay: float, *, others: bool = False) -> list[dict[str, Any]]:
     """Return parameter groups for an optimizer: weights decay; biases, norms and temporal positions do not.
 
+    A warning names the adapters' parameters that are frozen, and what else trains in ``model`` and is left out.
+
     Args:
-        model: A wrapped model.
+        model: A wrapped model, or a module that contains one.
         weight_decay: Weight decay of the first group, >= 0 (0.05 in the paper).
+        others: Include whatever else requires a gradient: layers around the wrapped model, or parameters of the image
+            model that were made trainable. `save_adapters` does not save them.
 
     Returns:
         One or two groups ``{"params": [...], "weight_decay": ...}``, without frozen parameters.
 
     Raises:
         TypeError: ``model`` is not a module.
-        StateError: The model is not wrapped.
+        StateError: The model is not wrapped; another tool has replaced parts of it; or all parameters are frozen.
         ConfigError: ``weight_decay`` is negative or not a number.
     """
     if isinstance(weight_decay, bool) or not isinstance(weight_decay, (int, float)) or not weight_decay >= 0:
         raise ConfigError(f"weight_decay must be a number >= 0, got {weight_decay!r}")
-    find_roots(model)
+    trains = _trains(model, others=others)
     groups: list[dict[str, Any]] = [
         {"params": [], "weight_decay": float(weight_decay)},
         {"params": [], "weight_decay": 0.0},
     ]
-    for key, parameter in declared_parameters(model):
-        if parameter.requires_grad:
-            no_decay = parameter.ndim <= 1 or is_temporal(key)
-            groups[no_decay]["params"].append(parameter)
+    for key, parameter in trains:
+        groups[parameter.ndim <= 1 or is_temporal(key)]["params"].append(parameter)
     return [group for group in groups if group["params"]]
+
+
+def _trains(model: nn.Module, *, others: bool) -> list[tuple[str, nn.Parameter]]:
+    """Return what an optimizer is given, each with a name; warn of what it is not given."""
+    for wrapped in find_roots(model):
+        require_parts(wrapped.root, wrapped.state)
+        note_thawed(wrapped.state, other_parameters(wrapped.root))
+        ours = declared_parameters(wrapped.root)
+        frozen = [key for key, parameter in ours if not parameter.requires_grad]
+        if 0 < len(frozen) < len(ours):  # all of them: another one trains, or it is an error below
+            warn_once(wrapped.state, f"parameters of the adapters are frozen, and in no group: {listed(frozen)}")
+    trains = [(key, parameter) for key, parameter in declared_parameters(model) if parameter.requires_grad]
+    found = other_parameters(model)
+    if others:
+        trains += found.items()
+    if not trains:
+        raise StateError(
+            "no parameter of the adapters requires a gradient: another tool or model.requires_grad_(False) has frozen "
+            "them; set requires_grad_(True) on the parameters under the name 'aim'"
+        )
+    if found and not others:
+        warn(
+            f"parameters that are no part of the adapters require a gradient: {listed(found)}; they are in no group, "
+            "and save_adapters does not save them; pass others=True to train them too, or freeze them"
+        )
+    return trains
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:
     """Count the active parameters of a wrapped model.
 
-    These are the image model's, without the frozen norm and head that a trained copy replaces, and those of the adapter
-    that runs. The paper's tables count in the same way.
+    These are the image model's, without the frozen norm and head that a trained copy replaces, those of the adapter
+    that runs, and those of layers around the wrapped model. The paper's tables count in the same way.
 
     Args:
         model: A wrapped model.
@@ -96,7 +136,8 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     """
     bypassed = [f"{wrapped.path}.{name}" for wrapped in find_roots(model) for name in wrapped.state.bypassed]
     ours = [parameter for _, parameter in declared_parameters(model)]
-    trainable = sum(parameter.numel() for parameter in ours if parameter.requires_grad)
+    trains = [*(parameter for parameter in ours if parameter.requires_grad), *other_parameters(model).values()]
+    trainable = sum(map(Tensor.numel, trains))
     return ParameterCount(trainable, sum(map(Tensor.numel, ours)) + _count_base(model, bypassed))
 
 
@@ -118,7 +159,9 @@ def _count_base(model: nn.Module, bypassed: Iterable[str]) -> int:
     ours = {id(p) for module in model.modules() if isinstance(module, AIMState) for p in module.parameters()}
     skipped = {canonical_path(name.lstrip(".")) for name in bypassed}
     return sum(
-        p.numel() for name, p in model.named_parameters() if id(p) not in ours and canonical_path(name) not in skipped
+        p.numel()
+        for name, p in model.named_parameters()
+        if id(p) not in ours and (p.requires_grad or canonical_path(name) not in skipped)
     )
 
 

@@ -80,7 +80,9 @@ HOLDERS: dict[str, list[Callable[[nn.Module], Any]]] = {
     "EMA of torch": [averaged],
     "EMA of timm": [averaged_by_timm],
     "a copy": [copy.deepcopy],
-    "a larger model": [lambda model: nn.ModuleDict({"video": nn.Sequential(model), "text": nn.Linear(2, 2)})],
+    "a larger model": [
+        lambda model: nn.ModuleDict({"video": nn.Sequential(model), "text": nn.Linear(2, 2).requires_grad_(False)})
+    ],
     "compile, checkpointing": [checkpointed, compiled],
     "DDP, compile, checkpointing": [checkpointed, compiled, distributed],
     "FSDP2, checkpointing": [checkpointed, sharded],

@@ -46,7 +46,9 @@ def save_adapters(
 
     Raises:
         TypeError: ``model`` is not a module.
-        StateError: The model is not wrapped, holds several wrapped models, or has no weights (meta device).
+        StateError: The model is not wrapped, holds several wrapped models, or has no weights (meta device); or its
+            adapters alone would give another model, as another tool has replaced parts of it or made parameters of the
+            image model train.
         CheckpointError: ``directory`` is a file.
         ConfigError: There is no adapter of this name; ``labels`` is a string, or does not have as many names as the
             adapter has classes; ``frame_stride`` is not an integer >= 1; or a name cannot be written.

@@ -13,7 +13,7 @@ from aim_adapters.anatomy import fingerprint
 from aim_adapters.checkpoint.base_digest import base_digest
 from aim_adapters.checkpoint.format import FORMAT_VERSION, require_readable
 from aim_adapters.checkpoint.state_dict import gather, is_sharded
-from aim_adapters.core import RootState, WrappedModel, require_memory
+from aim_adapters.core import RootState, WrappedModel, require_memory, require_saveable
 from aim_adapters.errors import CheckpointError, ConfigError
 from aim_adapters.parameters import ParameterCount, count_adapter
 from aim_adapters.version import __version__
@@ -74,9 +74,11 @@ def take_snapshot(
         ConfigError: There is no adapter of this name; ``labels`` is a string, or does not have as many names as the
             adapter has classes; ``frame_stride`` is not an integer >= 1; or a name or label is not a string, or too
             long.
-        StateError: The model has no weights (meta device).
+        StateError: The model has no weights (meta device), or its adapters alone would give another model: another tool
+            has replaced parts of it, or parameters of the image model train.
     """
     adapter = wrapped.find(name)
+    require_saveable(model, wrapped)
     state = adapter.state
     anatomy, origin = state.anatomy, state.origin
     origin_clip = origin.get("clip", {})

@@ -1,5 +1,13 @@
 """The mechanism: what is patched into an image transformer, and the adapted block."""
 
+from aim_adapters.core.audit import (
+    listed,
+    note_thawed,
+    other_parameters,
+    require_parts,
+    require_saveable,
+    warn_once,
+)
 from aim_adapters.core.base_values import (
     find_changes,
     looks_untrained,
@@ -48,8 +56,11 @@ __all__ = [
     "fused_branches",
     "install_adapter",
     "is_wrapped",
+    "listed",
     "looks_untrained",
+    "note_thawed",
     "only_root",
+    "other_parameters",
     "outermost_path",
     "patch",
     "place_of",
@@ -58,10 +69,13 @@ __all__ = [
     "require_bare",
     "require_local",
     "require_memory",
+    "require_parts",
+    "require_saveable",
     "require_wrappable",
     "sample_weights",
     "states",
     "update_samples",
+    "warn_once",
     "warn_untrained",
     "withdraw_adapter",
     "within_rounding",

@@ -201,7 +201,7 @@ def _require_place_for_head(anatomy: BackboneAnatomy, config: AIMConfig, *, owne
         raise ConfigError(
             f"num_classes={config.num_classes}: {owner} returns hidden states and has no place for a classification "
             "layer; load the same weights as its ...ForImageClassification class, or wrap it with num_classes=None and "
-            "put a layer of your own behind pooler_output"
+            "put a layer of your own behind pooler_output, which adapter_param_groups(..., others=True) trains"
         )
 
 

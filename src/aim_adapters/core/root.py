@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, has_hooks
+from aim_adapters.core.audit import check_training, require_parts
 from aim_adapters.core.block import AdaptedBlock
 from aim_adapters.core.given_state import complete_state, require_whole_state
-from aim_adapters.core.mixins import ClipHead
 from aim_adapters.core.patching import Patched, blocked_methods, wrap_forward
 from aim_adapters.core.readers import methods_of, take_videos
 from aim_adapters.core.records import RootCall
@@ -102,15 +102,13 @@ class VideoRoot(Patched):
             mode: Training or evaluation.
 
         Raises:
-            StateError: A classification layer was replaced after wrapping, so that it would see single frames.
+            StateError: A part was swapped or replaced after wrapping, or checkpointed in a way that gives it no
+                gradients.
         """
         super().train(mode)
-        for head in self.aim.anatomy.heads:
-            if not isinstance(self.get_submodule(head.path), ClipHead):
-                raise StateError(
-                    f"{head.path!r} was replaced after wrapping: the new layer would classify single frames and would "
-                    "not be saved; unwrap the model and wrap it with num_classes=K"
-                )
+        require_parts(self, self.aim)
+        if mode:
+            check_training(self, self.aim)
         hold_frozen_in_eval(self, self.aim.anatomy)
         return self
 
@@ -164,6 +162,8 @@ class VideoRoot(Patched):
         # A checkpoint that holds some but not all tensors of an adapter is refused.
         require_whole_state(self, state_dict, prefix)
         complete_state(self, state_dict, prefix, self._untrained_copies)
+        for name in [name for name in self.aim.thawed if prefix + name in state_dict]:
+            del self.aim.thawed[name]  # whoever trained it: it gets the image model's own values
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -111,6 +111,10 @@ class RootState(AIMState):
         self.own_labels: Any = None  # those of an adapter that ran and rests: the caller may have named its classes
         self.trains: frozenset[str] | None = None  # keys that train when the adapter runs; None: all
         self.origin: Mapping[str, Any] = {}  # config of the checkpoint that it was made from
+        # What the audit knows of the image model: parameters that were seen to train, with their versions then; and
+        # what it has said.
+        self.thawed: dict[str, int] = {}
+        self.warned: set[str] = set()
         self.register_parameter("temporal_embedding", temporal_embedding)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -167,7 +171,8 @@ class RootState(AIMState):
         return adapter
 
     def take_over_shelf(self, other: RootState) -> None:
-        """Hold the idle adapters that another root's container has held until now."""
+        """Hold the idle adapters that another root's container has held until now, and what it knows of the model."""
+        self.thawed, self.warned = other.thawed, other.warned
         if (shelf := other._modules.get(_SHELF)) is not None:
             delattr(other, _SHELF)
             self.add_module(_SHELF, shelf)
