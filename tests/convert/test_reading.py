@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from aim_adapters.convert.reading import read_tensors
+from aim_adapters.convert.reading import read_tensors, require_finite
 from aim_adapters.errors import CheckpointError
 
 
@@ -82,6 +82,9 @@ def test_what_is_no_file_of_tensors(tmp_path: Path) -> None:
         read_tensors(tmp_path / "absent.pth")
     with pytest.raises(CheckpointError, match="directory; load_adapters"):
         read_tensors(tmp_path)
+    for name in ("a" * 5000, "a\0b", "/dev/zero", "a/" * 5000):
+        with pytest.raises(CheckpointError, match=r"does not exist|no regular file"):
+            read_tensors(name)
     for content in (b"", b"PK\x03\x04", b"\x80\x02}q\x00.", b"version https://git-lfs", saved(3), saved([small()])):
         with pytest.raises(CheckpointError):
             read(tmp_path / "x.pth", content)
@@ -108,7 +111,6 @@ def test_truncated_files_are_refused_at_every_length(tmp_path: Path) -> None:
             read(tmp_path / "x.pth", content[:length])
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # PyTorch's, before it refuses
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     zipped=st.booleans(), edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1)
@@ -142,8 +144,16 @@ HOSTILE: dict[str, tuple[Any, str]] = {
 }
 
 
+def test_attributes_of_a_dictionary_are_not_called() -> None:
+    state: Any = OrderedDict(x=torch.ones(2))
+    content: Any = OrderedDict(state_dict=state)
+    for mapping in (state, content):
+        mapping.items = mapping.get = mapping.keys = 3
+    assert list(read_tensors(content)) == list(read_tensors(state)) == ["x"]
+
+
 @pytest.mark.parametrize("case", HOSTILE)
 def test_entries_that_are_not_plain_finite_tensors_are_refused(case: str) -> None:
     content, message = HOSTILE[case]
     with pytest.raises(CheckpointError, match=message):
-        read_tensors(content)
+        require_finite(read_tensors(content))

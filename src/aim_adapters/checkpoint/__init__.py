@@ -1,17 +1,20 @@
 """Checkpoints of adapters, on disk and on the Hub: saving, loading, comparing, describing."""
 
+from aim_adapters.checkpoint.agreement import require_reasonable
 from aim_adapters.checkpoint.hub import push_to_hub
 from aim_adapters.checkpoint.loading import load_adapters
 from aim_adapters.checkpoint.saving import save_adapters
-from aim_adapters.checkpoint.state_dict import LoadReport, adapter_state_dict, load_adapter_state_dict
+from aim_adapters.checkpoint.state_dict import LoadReport, adapter_state_dict, compare, load_adapter_state_dict
 from aim_adapters.checkpoint.video_model import load_video_model
 
 __all__ = [
     "LoadReport",
     "adapter_state_dict",
+    "compare",
     "load_adapter_state_dict",
     "load_adapters",
     "load_video_model",
     "push_to_hub",
+    "require_reasonable",
     "save_adapters",
 ]

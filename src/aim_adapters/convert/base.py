@@ -116,7 +116,7 @@ def require_same_shapes(root: nn.Module, roles: Roles, base: Mapping[str, Tensor
         parameters = [root.get_parameter(name) for name in names]
         rows, tensor = sum(parameter.shape[0] for parameter in parameters), base[role]
         shape = list(parameters[0].shape) if len(parameters) == 1 else [rows, *parameters[0].shape[1:]]
-        if _squeezed(shape) != _squeezed(tensor.shape):
+        if _squeezed(role, shape) != _squeezed(role, tensor.shape):
             why = ""
             if role == "position":
                 why = "; the position table belongs to one image size: build the model for the checkpoint's"
@@ -126,10 +126,10 @@ def require_same_shapes(root: nn.Module, roles: Roles, base: Mapping[str, Tensor
             )
 
 
-def _squeezed(shape: Sequence[int]) -> list[int]:
-    """Return a shape without leading ones, which libraries add to [class] tokens and position tables."""
+def _squeezed(role: str, shape: Sequence[int]) -> list[int]:
+    """Return a shape without the leading ones that libraries add to the [class] token and the position table."""
     sizes = list(shape)
-    while len(sizes) > 1 and sizes[0] == 1:
+    while role in ("class", "position") and len(sizes) > 1 and sizes[0] == 1:
         sizes.pop(0)
     return sizes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from aim_adapters.config import COMPONENTS, AIMConfig
 from aim_adapters.convert.reading import FLOATS
-from aim_adapters.errors import CheckpointError
+from aim_adapters.errors import CheckpointError, ConfigError
 from aim_adapters.layers import is_temporal
 
 _VIT_ADAPTERS = {
@@ -299,18 +300,21 @@ def infer_config(
                 f"'cls_head.fc_cls.weight' must be [classes, D], got {got}; pass num_classes=0 to load features only"
             )
         num_classes = head.shape[0]
-    return AIMConfig(
-        num_frames=frames * reference.tubelet_size,
-        bottleneck=_bottleneck(adapters, block_widths),
-        scale=(1.0 if "temporal_input" in names else 0.5) if scale is None else scale,
-        num_classes=num_classes,
-        components=tuple(name for name in COMPONENTS if name in names),
-        layers="all" if layers == tuple(range(len(block_widths))) else layers,
-        temporal_input_adapter="temporal_input" in names,
-        drop_path=drop_path,
-        head_dropout=head_dropout,
-        tubelet_size=reference.tubelet_size,
-    )
+    given = AIMConfig(1, scale=0.5 if scale is None else scale, drop_path=drop_path, head_dropout=head_dropout)
+    try:
+        return dataclasses.replace(
+            given,
+            num_frames=frames * reference.tubelet_size,
+            bottleneck=_bottleneck(adapters, block_widths),
+            scale=1.0 if scale is None and "temporal_input" in names else given.scale,
+            num_classes=num_classes,
+            components=tuple(name for name in COMPONENTS if name in names),
+            layers="all" if layers == tuple(range(len(block_widths))) else layers,
+            temporal_input_adapter="temporal_input" in names,
+            tubelet_size=reference.tubelet_size,
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"the shapes in the checkpoint give settings that no model has: {error}") from error
 
 
 def _count(depths: Sequence[int]) -> str:

@@ -12,14 +12,21 @@ from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy
 from aim_adapters.backbones import read_anatomy
-from aim_adapters.checkpoint import LoadReport, load_adapter_state_dict, save_adapters
+from aim_adapters.checkpoint import (
+    LoadReport,
+    compare,
+    load_adapter_state_dict,
+    require_reasonable,
+    save_adapters,
+)
+from aim_adapters.config import AIMConfig
 from aim_adapters.convert.base import fill, find_roles, require_same_shapes, require_same_values, split
 from aim_adapters.convert.formula import Formula, require_same_function
 from aim_adapters.convert.layout import Reference, infer_config, read_reference
-from aim_adapters.convert.reading import read_tensors
-from aim_adapters.core import only_root, require_memory, require_wrappable, update_samples
+from aim_adapters.convert.reading import read_tensors, require_finite
+from aim_adapters.core import build_adapter, only_root, require_memory, require_wrappable, update_samples
 from aim_adapters.errors import CheckpointError, ConfigError, warn
-from aim_adapters.wrapping import unwrap_image_model, wrap_with_config
+from aim_adapters.wrapping import DEFAULT_NAME, make_record, unwrap_image_model, wrap_with_config
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -97,13 +104,12 @@ def load_official_checkpoint(
         head_dropout=head_dropout,
     )
     root = model.get_submodule(anatomy.root)
-    values = _checked_backbone(root, anatomy, reference, backbone, head_width)
     head_keys = [key for key in reference.adapters if num_classes == 0 and key.startswith("head.")]
     adapters = {key: tensor for key, tensor in reference.adapters.items() if key not in head_keys}
-    try:
-        wrap_with_config(model, config, filled_later=backbone == "fill")
-    except ConfigError as error:
-        raise CheckpointError(f"the checkpoint's settings do not fit this model: {error}") from error
+    _require_adapters_fit(model, anatomy, config, adapters, strict=strict)
+    values = _checked_backbone(root, anatomy, reference, backbone, head_width)
+    require_finite(adapters)
+    wrap_with_config(model, config, filled_later=backbone == "fill")
     done = False
     try:
         report = load_adapter_state_dict(model, adapters, strict)
@@ -183,6 +189,20 @@ def _require_place(model: nn.Module, anatomy: BackboneAnatomy, num_classes: int 
         )
 
 
+def _require_adapters_fit(
+    model: nn.Module, anatomy: BackboneAnatomy, config: AIMConfig, adapters: Mapping[str, Tensor], *, strict: bool
+) -> None:
+    """Refuse adapters of other shapes than the settings give them, before memory is taken or a value is read."""
+    root, record = model.get_submodule(anatomy.root), make_record(model, anatomy)
+    try:
+        adapter = build_adapter(root, config, record=record, name=DEFAULT_NAME, owner=model, on_meta=True)
+    except ConfigError as error:
+        raise CheckpointError(f"the checkpoint's settings do not fit this model: {error}") from error
+    targets = adapter.declared()
+    require_reasonable(root, targets)
+    compare(targets, {key: tuple(tensor.shape) for key, tensor in adapters.items()}, strict=strict)
+
+
 def _checked_backbone(
     root: nn.Module, anatomy: BackboneAnatomy, reference: Reference, backbone: str, head_width: int
 ) -> dict[str, Tensor]:
@@ -203,6 +223,7 @@ def _checked_backbone(
     for key, tensor in trained.items():
         if list(tensor.shape) != [anatomy.output_width]:
             raise CheckpointError(f"{key} must be [{anatomy.output_width}] for this model, got {list(tensor.shape)}")
+    require_finite(base | trained)
     formula = Formula(
         reference.layout, {key: t.to("cpu", torch.float32) for key, t in (base | trained).items()}, head_width
     )

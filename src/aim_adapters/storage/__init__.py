@@ -11,6 +11,7 @@ from aim_adapters.storage.files import (
     replace_text,
     write_weights,
 )
+from aim_adapters.storage.pickles import StoredTensor
 from aim_adapters.storage.sources import (
     COUNTED_NAME,
     LIBRARY_NAME,
@@ -23,6 +24,7 @@ from aim_adapters.storage.sources import (
     require_repo_id,
     require_token,
 )
+from aim_adapters.storage.torch_files import read_torch_file
 
 __all__ = [
     "CARD_NAME",
@@ -31,6 +33,7 @@ __all__ = [
     "LIBRARY_NAME",
     "WEIGHTS_NAME",
     "HubOptions",
+    "StoredTensor",
     "WeightsFile",
     "explained",
     "file_mode",
@@ -39,6 +42,7 @@ __all__ = [
     "parse_json",
     "quotes_token",
     "read_json",
+    "read_torch_file",
     "replace_text",
     "require_inner_path",
     "require_repo_id",
