@@ -201,6 +201,14 @@ def test_layers_of_an_adapter_checkpointed_by_class_name_are_refused_if_reentran
             model.train()
 
 
+def test_adapters_quantized_after_wrapping_are_named() -> None:
+    model = trained()
+    down = model.blocks[0].aim.joint.down_proj
+    down.weight = nn.Parameter(down.weight.detach().to(torch.int8), requires_grad=False)
+    with pytest.warns(UserWarning, match=r"quantized and cannot train: blocks\.0\.joint\.down_proj\.weight;"):
+        model.train()
+
+
 def test_ordinary_use_is_silent(tmp_path: Path) -> None:
     """Every warning is an error here."""
     model = trained()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import aim_adapters as aim
+from tests.backbones.cases import assert_same, snapshot
 from tests.tiny import FRAMES as T
-from tests.tiny import base, video, wrapped
+from tests.tiny import base, trained, video, wrapped
 
 
 def test_one_block_at_several_depths_is_refused() -> None:
@@ -51,3 +54,71 @@ def test_new_parts_follow_the_matrices_not_the_norms() -> None:
     state = aim.adapter_state_dict(model)
     assert {t.dtype for key, t in state.items() if not key.startswith("norm")} == {torch.bfloat16}
     assert state["norm.weight"].dtype == torch.float32
+
+
+class EightBit(Tensor):
+    """A weight as quantizing tools make one: it says that it is of float32, and may require a gradient."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        return nn.Parameter(self.detach().clone().as_subclass(EightBit), requires_grad=False)
+
+
+class Packed(nn.Module):
+    """A classification layer that keeps its weight in buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("qweight", torch.zeros(5, 32, dtype=torch.int8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.qweight.to(x.dtype).T
+
+
+def quantized(part: str) -> Any:
+    model = base()
+    if part == "packed head":
+        model.head = Packed()
+    elif part == "integer head":
+        model.head.weight = nn.Parameter(model.head.weight.detach().to(torch.int8), requires_grad=False)
+    else:
+        layer = model.get_submodule(part)
+        layer.weight = nn.Parameter(layer.weight.detach().as_subclass(EightBit), requires_grad=False)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("part", "cure", "found"),
+    [
+        ("head", {"num_classes": 3}, r"its weight, a EightBit of torch\.float32.*pass num_classes=K"),
+        ("packed head", {"num_classes": 0}, r"'head' is a Packed .*its qweight, no parameter.*pass num_classes=K"),
+        ("integer head", {"num_classes": 3}, r"its weight, a Parameter of torch\.int8.*pass num_classes=K"),
+        ("norm", {"train_norm": False}, r"'norm' is a LayerNorm .*pass train_norm=False$"),
+    ],
+)
+def test_copies_that_cannot_train_are_refused(part: str, cure: dict[str, Any], found: str) -> None:
+    model = quantized(part)
+    before = snapshot(model)
+    with pytest.raises(aim.UnsupportedModelError, match=found):
+        aim.wrap_image_model(model, T)
+    assert_same(before, snapshot(model))
+    aim.wrap_image_model(model, T, **cure)(video()).sum().backward()
+    with pytest.raises(aim.UnsupportedModelError, match=found):
+        aim.add_adapter(model, "copies", aim.AIMConfig(num_frames=T))
+    aim.add_adapter(model, "new", aim.AIMConfig(num_frames=T, **cure))
+
+
+def test_a_classifier_quantized_by_torchao_is_refused() -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    model = base(embed_dim=64)
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    with pytest.raises(aim.UnsupportedModelError, match=r"'head' .*pass num_classes=K"):
+        aim.wrap_image_model(model, T)
+    aim.wrap_image_model(model, T, num_classes=3)
+
+
+def test_adapters_load_beside_a_quantized_classifier(tmp_path: Any) -> None:
+    aim.save_adapters(trained(), tmp_path)
+    model = quantized("head")
+    aim.load_adapters(model, tmp_path)
+    assert type(model.get_parameter("aim.head.weight")) is nn.Parameter
+    aim.adapter_param_groups(model.train(), 0.1)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from aim_adapters.core.foreign import canonical_path, inside
+from aim_adapters.core.guards import can_train
 from aim_adapters.core.lookup import WrappedModel
 from aim_adapters.core.mixins import ClipHead, PatchProduct
 from aim_adapters.core.patching import Patched
@@ -85,11 +86,19 @@ def check_training(root: nn.Module, state: RootState) -> None:
                     f"{container.key}{name} is checkpointed in the re-entrant way, in which it may get no gradients; "
                     "checkpoint blocks or the whole model, with use_reentrant=False"
                 )
+    declared = declared_tensors(root)
+    fixed = [key for key, tensor in declared.items() if isinstance(tensor, nn.Parameter) and not can_train(tensor)]
+    if fixed:
+        warn_once(
+            state,
+            f"parameters of the adapters are quantized and cannot train: {listed(fixed)}; quantize the image model "
+            "before it is wrapped, and leave out what lies under the name 'aim' afterwards",
+        )
     others = other_parameters(root)
     note_thawed(state, others)
     if not others:
         return
-    if any(tensor.requires_grad for tensor in declared_tensors(root).values()):
+    if any(tensor.requires_grad for tensor in declared.values()):
         warn_once(
             state,
             f"parameters of the image model require a gradient: {listed(others)}; save_adapters refuses a model in "

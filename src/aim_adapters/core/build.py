@@ -12,6 +12,7 @@ from torch import nn
 from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy
 from aim_adapters.config import AIMConfig, Execution
 from aim_adapters.core.block import AdaptedBlock
+from aim_adapters.core.guards import can_train
 from aim_adapters.core.mixins import ClipHead, PatchProduct, TokenEntry, TrainedNorm
 from aim_adapters.core.patching import Patched, unpatch
 from aim_adapters.core.readers import ImageReader, inner_readers
@@ -20,6 +21,8 @@ from aim_adapters.core.root import VideoRoot
 from aim_adapters.core.state import AdapterSet, AIMState, BlockState, NormState, RootState, declared_tensors
 from aim_adapters.errors import ConfigError, UnsupportedModelError
 from aim_adapters.layers import Adapter, new_classifier, new_temporal_bias, new_temporal_embedding
+
+_NEW_CLASSIFIER = "num_classes=K for a new classification layer"
 
 
 class _Place(TypedDict):
@@ -86,7 +89,7 @@ def build_adapter(
         builder.add_block(index, state, first=adapted[0])
     builder.add_heads(state)
     if config.train_norm and anatomy.norm is not None:
-        trained = builder.copy_of(anatomy.norm)
+        trained = builder.copy_of(anatomy.norm, instead="train_norm=False")
         builder.add(anatomy.norm, NormState(trained, root=state), TrainedNorm, None)
     builder.add_readers(methods)
     state.layout = Layout(tuple(builder.paths), tuple(builder.holders), tuple(builder.patches))
@@ -120,13 +123,27 @@ class _Builder:
             place["dtype"] = next((t.dtype for t in declared_tensors(self.root).values()), place["dtype"])
         return {**place, "device": torch.device("meta")} if self.on_meta else place
 
-    def copy_of(self, path: str) -> nn.Module:
+    def copy_of(self, path: str, *, instead: str) -> nn.Module:
+        self.require_trainable(path, instead=instead)
         copied = _trainable_copy(self.root.get_submodule(path))
         if self.running is None:
             return copied
         # As in `place_of`; promoted, as norms are often kept in float32 around low-precision adapters.
         own, running = place_of(copied)["dtype"], self.place_of(copied)["dtype"]
         return copied.to(torch.promote_types(own, running))
+
+    def require_trainable(self, path: str, *, instead: str) -> None:
+        """Refuse a layer whose copy would not learn, such as a quantized one."""
+        module = self.root.get_submodule(path)
+        parameters = {name: p for name, p in module.named_parameters() if not name.startswith("aim.")}
+        fixed = [f"{name}, a {type(p).__name__} of {p.dtype}" for name, p in parameters.items() if not can_train(p)]
+        if not parameters:
+            fixed = [f"{name}, no parameter" for name in module.state_dict() if not name.startswith("aim.")]
+        if fixed and not self.on_meta:  # else its values come from a file
+            raise UnsupportedModelError(
+                f"{path!r} is a {type(module).__name__} whose copy could not train (its {fixed[0]}), as quantized "
+                f"layers have no gradients; pass {instead}"
+            )
 
     def add_block(self, index: int, state: RootState, *, first: int) -> None:
         path, block_anatomy = self.anatomy.blocks[index]
@@ -168,7 +185,9 @@ class _Builder:
         for head in anatomy.heads:
             copied = config.num_classes is None and _has_classifier(head, self.root)
             if copied:
-                state.add_module(head.name, self.copy_of(head.path))
+                state.add_module(head.name, self.copy_of(head.path, instead=_NEW_CLASSIFIER))
+            elif config.num_classes is None and head.classifier:
+                self.require_trainable(head.path, instead=_NEW_CLASSIFIER)
             self.hold(head.path, ClipHead, (head.name, config.num_classes is None and not copied))
         if config.num_classes:
             place = self.place_of(self.root.get_submodule(anatomy.blocks[-1][0]))

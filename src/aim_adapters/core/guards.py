@@ -91,6 +91,16 @@ def require_local(model: nn.Module, call: str, fix: str, *, kinds: AbstractSet[s
             raise StateError(f"{call}: {name or 'the model'} is a {min(found)}; {fix}")
 
 
+def can_train(tensor: Tensor) -> bool:
+    """Return whether a parameter can train: neither quantized nor of another kind that has no gradients.
+
+    Args:
+        tensor: Any parameter; one that FSDP2 has sharded can.
+    """
+    plain = type(tensor) in (Tensor, nn.Parameter) or hasattr(tensor, "full_tensor")
+    return plain and tensor.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
 def require_recorded(state: RootState, container: AIMState, x: Tensor) -> None:
     """Refuse re-entrant checkpointing that would leave a container of ours without gradients.
 
