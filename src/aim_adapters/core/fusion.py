@@ -25,6 +25,7 @@ from aim_adapters.ops.branches import (
     flash_takes,
     run_branches,
     tile,
+    without_base,
 )
 from aim_adapters.ops.device import exporting, triton_missing
 from aim_adapters.ops.temporal_attention import case_of, choose
@@ -128,7 +129,8 @@ def run_fused(block: Any, x: Tensor, chain: list[FusedBranch]) -> Tensor:
         frozen_precision=state.execution.frozen_precision,
     )
     tokens = x.flatten(1, -2)  # [B*T, N, D]
-    return run_branches(tokens, [branch.drawn(block, x) for branch in chain], plan).view(x.shape)
+    out = run_branches(tokens, [branch.drawn(block, x) for branch in chain], plan)
+    return out if x.ndim == 3 else without_base(out, x.shape)
 
 
 def fused_branches(block: Any, x: Tensor, *, positions: bool) -> Branches:

@@ -1,7 +1,7 @@
 """Residual branches around frozen layers as one step of autograd."""
 
 from aim_adapters.ops.branches.attention import flash_takes
-from aim_adapters.ops.branches.chain import run_branches
+from aim_adapters.ops.branches.chain import run_branches, without_base
 from aim_adapters.ops.branches.first_token import attend_from_first
 from aim_adapters.ops.branches.plan import AttentionPlan, ChainPlan, MlpPlan
 from aim_adapters.ops.branches.tensors import (
@@ -28,4 +28,5 @@ __all__ = [
     "flash_takes",
     "run_branches",
     "tile",
+    "without_base",
 ]

@@ -123,7 +123,13 @@ def _compute(x: Tensor, branches: Sequence[BranchTensors], plan: ChainPlan, *, t
             rows, y, kept = branch_forward(rows, y, tensors, branch, plan, keep=keep)
             saved += ([rows] if index and keep != "low" else []) + flatten_kept(kept)
         assert y is not None
-        return [frozen_rows(x.device).add(rows, y).view(x.shape), *saved]
+        return [without_base(frozen_rows(x.device).add(rows, y), x.shape), *saved]
+
+
+def without_base(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return a new tensor in another shape, though not as a view: FSDP2 warns of blocks that return views."""
+    out: Tensor = torch.ops.aten._unsafe_view.default(x, shape)
+    return out
 
 
 def _run_backward(
