@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -48,19 +49,28 @@ def worker(rank: int, holders: list[str], folder: str) -> None:
     dist.destroy_process_group()
 
 
+def shard(model: Any, holder: str) -> nn.Module:
+    mesh = dist.device_mesh.init_device_mesh("cpu", (WORLD,))
+    if holder == "fsdp2, compiled":  # as trainers do: checkpoint, compile, shard
+        apply_activation_checkpointing(model, check_fn=lambda module: module in list(model.blocks))
+        for block in model.blocks:
+            block.compile(fullgraph=True, backend="eager")
+    elif holder == "fsdp2, parts":
+        parts = ["patch_embed", "norm.aim", "aim.head", "blocks.0.mlp", "blocks.0.norm1", "blocks.1.attn.qkv"]
+        for path in [*parts, "blocks.0.aim.temporal", "blocks.1.aim.joint.up_proj"]:
+            fully_shard(model.get_submodule(path), mesh=mesh)
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
 def train_and_load(rank: int, holder: str, out: str) -> None:
     model = make()
-    if holder == "ddp":
-        held: nn.Module = DistributedDataParallel(model)
-    else:
-        mesh = dist.device_mesh.init_device_mesh("cpu", (WORLD,))
-        for block in model.blocks:
-            fully_shard(block, mesh=mesh)
-        held = fully_shard(model, mesh=mesh)
+    held = DistributedDataParallel(model) if holder == "ddp" else shard(model, holder)
     video, labels = batch()
     part = slice(rank * 2, rank * 2 + 2)
     train(held, video[part], labels[part])
-    if holder == "fsdp2" or rank == 0:
+    if holder != "ddp" or rank == 0:
         aim.save_adapters(held, out)
     dist.barrier()
     # and back: every rank loads into what it holds
@@ -73,7 +83,9 @@ def train_and_load(rank: int, holder: str, out: str) -> None:
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-HOLDERS = ["ddp", "fsdp2"] if hasattr(torch.cpu.Stream, "record_event") else ["ddp"]  # as old as torch may be
+HOLDERS = ["ddp", "fsdp2", "fsdp2, compiled", "fsdp2, parts"]
+if not hasattr(torch.cpu.Stream, "record_event"):  # as old as torch may be
+    HOLDERS = HOLDERS[:1]
 
 
 @pytest.fixture(scope="module")

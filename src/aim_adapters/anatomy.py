@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from aim_adapters.errors import UnsupportedModelError
+from aim_adapters.errors import StateError, UnsupportedModelError
 
 ProjectQKV = Callable[[Any, Tensor], tuple[Tensor, Tensor, Tensor]]
 ProjectPacked = Callable[[Any, Tensor], Tensor | None]
@@ -287,8 +287,30 @@ def has_hooks(module: nn.Module) -> bool:
     Args:
         module: Any module.
     """
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(hooks) or "forward" in module.__dict__  # transformers puts one there to record outputs
+    # Branches, as the compiler of PyTorch 2.11 traces no `bool(hooks)`.
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return True
+    return "forward" in module.__dict__  # transformers puts one there to record outputs
+
+
+def require_called(module: nn.Module, where: str) -> None:
+    """Refuse a module that FSDP2 shards by itself although its weights are read without a call of it.
+
+    FSDP2 gathers the weights of a module where the module is called, and shards them again behind it.
+
+    Args:
+        module: The module.
+        where: Its path, for messages.
+
+    Raises:
+        StateError: FSDP2 shards it.
+    """
+    if hasattr(type(module), "unshard"):
+        raise StateError(
+            f"{where} is sharded by itself, but adapted blocks read its weights without a call of it, so that FSDP2 "
+            "would not gather them; leave it to the block or the model that holds it: fully_shard(block) for each "
+            "block, then fully_shard(model)"
+        )
 
 
 def require_type(block: nn.Module, attribute: str, expected: Sequence[type], *, where: str) -> None:

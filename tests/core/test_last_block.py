@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
 import aim_adapters as aim
 from tests.core.cases import (
@@ -67,3 +70,30 @@ def test_a_spatial_adapter_that_was_replaced_is_called(narrowed: list[tuple[int,
     model(video()).sum().backward()
     assert model.blocks[1].aim.spatial.weight.grad is not None
     assert not narrowed
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # PyTorch's own
+@pytest.mark.parametrize("compiled_first", [True, False])
+@pytest.mark.parametrize("how", ["timm", "wrapper"])
+def test_blocks_that_are_compiled_and_checkpointed_run_again_as_they_ran(how: str, compiled_first: bool) -> None:
+    def checkpoint(model: Any) -> None:
+        if how == "timm":
+            model.set_grad_checkpointing(True)
+        else:
+            blocks = list(model.blocks)
+            apply_activation_checkpointing(model, check_fn=lambda module: module in blocks)
+
+    def compile_blocks(model: Any) -> None:
+        torch._dynamo.reset()
+        for block in model.blocks:
+            block.compile(fullgraph=True, backend="eager")
+
+    def gradients(*changes: Any) -> list[Tensor]:
+        model = model_of().train()
+        for change in changes:
+            change(model)
+        return torch.autograd.grad(model(video()).square().sum(), aim.trainable_parameters(model))
+
+    order = (compile_blocks, checkpoint) if compiled_first else (checkpoint, compile_blocks)
+    for one, other in zip(gradients(*order), gradients(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aim_adapters.anatomy import require_called
 from aim_adapters.errors import UnsupportedModelError
 
 
@@ -81,6 +82,7 @@ def _project_fused(attn: Any, h: Tensor) -> Tensor:
     if getattr(attn, "q_bias", None) is None:
         packed = attn.qkv(h)  # [B*T, N, 3*H*d]
     else:
+        require_called(attn.qkv, "the qkv layer of an attention")
         packed = F.linear(h, attn.qkv.weight, torch.cat((attn.q_bias, attn.k_bias, attn.v_bias)))
     out: Tensor = packed.unflatten(-1, (3, attn.num_heads, -1))  # [B*T, N, 3, H, d]
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -102,13 +103,13 @@ def placed_parts(block: Any, anatomy: BlockAnatomy) -> BlockParts:
     return _read(block, anatomy, plain=False)
 
 
-def windowed_parts(block: Any, anatomy: BlockAnatomy, windows: Windows) -> BlockParts:
+def windowed_parts(block: Any, anatomy: BlockAnatomy, windows: Callable[[Any], Windows]) -> BlockParts:
     """Return the weights of a block whose spatial attention stays within windows.
 
     Args:
         block: The block.
         anatomy: Its anatomy.
-        windows: The windows.
+        windows: Reads them from the block; called last, where its weights are known to be plain tensors.
     """
     return _read(block, anatomy, plain=False, windows=windows)
 
@@ -116,7 +117,10 @@ def windowed_parts(block: Any, anatomy: BlockAnatomy, windows: Windows) -> Block
 # Blocks are read while compilers trace: that of PyTorch 2.6 traces neither `_replace` nor `next` with a default.
 
 
-def _read(block: Any, anatomy: BlockAnatomy, *, plain: bool, windows: Windows | None = None) -> BlockParts:
+_ReadWindows = Callable[[Any], Windows]
+
+
+def _read(block: Any, anatomy: BlockAnatomy, *, plain: bool, windows: _ReadWindows | None = None) -> BlockParts:
     try:
         attention: AttentionParts | str = _attention(block, anatomy, plain=plain, windows=windows)
     except _UnknownPart as reason:
@@ -128,7 +132,7 @@ def _read(block: Any, anatomy: BlockAnatomy, *, plain: bool, windows: Windows | 
     return BlockParts(attention, mlp)
 
 
-def _attention(block: Any, anatomy: BlockAnatomy, *, plain: bool, windows: Windows | None) -> AttentionParts:
+def _attention(block: Any, anatomy: BlockAnatomy, *, plain: bool, windows: _ReadWindows | None) -> AttentionParts:
     attn = getattr(block, anatomy.attention)
     if type(attn).__module__.partition(".")[0] not in _LIBRARIES:
         raise _UnknownPart(f"its attention is a {type(attn).__name__}, which this package does not know")
@@ -151,7 +155,7 @@ def _attention(block: Any, anatomy: BlockAnatomy, *, plain: bool, windows: Windo
         anatomy.heads(attn),
         anatomy.softmax_scale(attn),
         plain,
-        windows,
+        None if windows is None else windows(block),
     )
 
 
@@ -214,9 +218,11 @@ def _linear(layer: Any) -> tuple[Tensor, Tensor | None]:
         raise _UnknownPart(f"it holds a {type(layer).__name__} in place of a linear layer")
     _refuse_hooks(layer, "linear layer")
     if type(layer.weight) not in (Tensor, nn.Parameter):  # checked here, as concatenating would hide it
-        raise _UnknownPart(
-            "a weight of the image model is a tensor of another kind, as of a quantized or sharded layer"
-        )
+        if hasattr(layer.weight, "full_tensor"):
+            raise _UnknownPart(
+                "its weights are sharded; inside a step, where FSDP2 has gathered them, it can run fused"
+            )
+        raise _UnknownPart("a weight of the image model is a tensor of another kind, as of a quantized layer")
     return layer.weight, layer.bias
 
 

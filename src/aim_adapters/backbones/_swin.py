@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aim_adapters.anatomy import Attend, BlockAnatomy, Parts
+from aim_adapters.anatomy import Attend, BlockAnatomy, Parts, require_called
 from aim_adapters.backbones._attention import num_heads, project_out, unit_scale
 
 
@@ -34,6 +34,7 @@ def _project_qkv(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _project_qkv_cosine(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Project for cosine attention: normalized queries and keys, queries times the learned scale, keys without bias."""
+    require_called(attn.qkv, "the qkv layer of an attention")
     if getattr(attn, "q_bias", None) is not None:
         bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
     else:

@@ -64,10 +64,13 @@ def _attend(block: Any, h: Tensor) -> Tensor:
 
 
 def _parts(block: Any, anatomy: BlockAnatomy) -> BlockParts:
+    return windowed_parts(block, anatomy, _windows)
+
+
+def _windows(block: Any) -> Windows:
     # timm fixes the shift when it builds the block, whatever the size of the frame at a call.
     bias = block.attn._get_rel_pos_bias().squeeze(0)
-    windows = Windows(tuple(block.window_size), tuple(block.shift_size), bias, always_shifted=True)
-    return windowed_parts(block, anatomy, windows)
+    return Windows(tuple(block.window_size), tuple(block.shift_size), bias, always_shifted=True)
 
 
 BACKBONE = Backbone(

@@ -6,7 +6,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, BlockParts, HeadAnatomy, Windows, require_type
+from aim_adapters.anatomy import (
+    BackboneAnatomy,
+    BlockAnatomy,
+    BlockParts,
+    HeadAnatomy,
+    Windows,
+    require_called,
+    require_type,
+)
 from aim_adapters.backbones._parts import windowed_parts
 from aim_adapters.backbones._swin import block_anatomy
 from aim_adapters.backbones._torchvision import build
@@ -69,14 +77,19 @@ _DROPS = ("stochastic_depth", "stochastic_depth")
 
 
 def _attend(block: Any, h: Tensor) -> Tensor:
+    for name in ("qkv", "proj"):  # torchvision reads their weights
+        require_called(getattr(block.attn, name), f"the {name} layer of an attention")
     out: Tensor = block.attn(h)
     return out
 
 
 def _parts(block: Any, anatomy: BlockAnatomy) -> BlockParts:
+    return windowed_parts(block, anatomy, _windows)
+
+
+def _windows(block: Any) -> Windows:
     size, shift = block.attn.window_size, block.attn.shift_size
-    windows = Windows((size[0], size[1]), (shift[0], shift[1]), block.attn.get_relative_position_bias().squeeze(0))
-    return windowed_parts(block, anatomy, windows)
+    return Windows((size[0], size[1]), (shift[0], shift[1]), block.attn.get_relative_position_bias().squeeze(0))
 
 
 BACKBONE = Backbone(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from aim_adapters.anatomy import BlockAnatomy, apply_part, has_hooks
+from aim_adapters.anatomy import BlockAnatomy, apply_part, has_hooks, require_called
 from aim_adapters.core.fusion import Branch, ByModules, FusedBranch, fused_branches, run_fused, token_dtype
 from aim_adapters.core.guards import require_recorded
 from aim_adapters.core.patching import Patched
@@ -81,13 +81,15 @@ class AdaptedBlock(Patched):
             Tokens ``[B*T, ..., D]``; of the last block ``[B*T, 1, D]`` where only the [class] token is read.
 
         Raises:
-            StateError: Re-entrant checkpointing would give its adapters no gradients.
+            StateError: Re-entrant checkpointing would give its adapters no gradients, or FSDP2 shards a part by itself
+                that would not be called.
         """
         aim, state = self.aim, self.aim.root_state
         if not state.enabled:
             out: Tensor = super().forward(x, *args, **kwargs)
             return out
         require_recorded(state, aim, x)
+        require_called(aim, f"{aim.key}aim")
         if aim.enters and state.temporal_embedding is not None:
             x = add_temporal_embedding(x, state.temporal_embedding)
         x = x.to(token_dtype(self, x))
@@ -123,7 +125,8 @@ class AdaptedBlock(Patched):
             torch.is_autocast_enabled(x.device.type) or aim.spatial is None or x.dtype == aim.spatial.dtype
         )
         narrows = same and _class_token_only(aim.root_state.call) and not any(map(has_hooks, self.modules()))
-        aim.narrowed = narrows
+        if not torch.compiler.is_compiling():  # compiled, a checkpointed block must change nothing outside of itself
+            aim.narrowed = narrows
         return narrows
 
     def _class_token(self, x: Tensor, spatial: Branch) -> Tensor:
@@ -156,6 +159,7 @@ class AdaptedBlock(Patched):
         if aim.temporal_input is not None:
             h = aim.temporal_input(h)
         attention = getattr(self, anatomy.attention)
+        require_called(attention, f"{aim.key}{anatomy.attention}")
         options: dict[str, Any] = {
             "num_frames": shared.num_frames,
             "scale": anatomy.softmax_scale(attention),

@@ -8,6 +8,8 @@ from torch import nn
 WRAPPER_PARTS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 # The first two call what they hold with the same arguments, wherever it lies in a model.
 _PASSING = ("_checkpoint_wrapped_module", "_orig_mod")
+# Attributes by which the libraries of image models switch activation checkpointing on.
+_CHECKPOINTS = ("grad_checkpointing", "gradient_checkpointing")
 DISTRIBUTED_CLASSES = frozenset({"DistributedDataParallel", "DataParallel", "FSDPModule", "FullyShardedDataParallel"})
 FOREIGN_CLASSES = DISTRIBUTED_CLASSES | {"OptimizedModule", "CheckpointWrapper", "ScriptModule", "GraphModule"}
 
@@ -32,3 +34,24 @@ def inside(module: nn.Module) -> nn.Module:
     ) is not None:
         module = inner
     return module
+
+
+def runs_again_compiled(root: nn.Module, path: str) -> bool:
+    """Return whether a block is compiled by itself, and activation checkpointing runs it again in the backward pass.
+
+    Args:
+        root: The image model.
+        path: Path of the block.
+    """
+    block = root.get_submodule(path)
+    chain = [block]  # what was put around the block, from outside, and the block
+    while (part := next((name for name in _PASSING if name in block._modules), None)) is not None:
+        block = block.get_submodule(part)
+        chain.append(block)
+    if all(module._compiled_call_impl is None and "_orig_mod" not in module._modules for module in chain):
+        return False
+    parts = path.split(".")
+    holders = [root.get_submodule(".".join(parts[:end])) for end in range(len(parts))]
+    return any("_checkpoint_wrapped_module" in module._modules for module in chain) or any(
+        getattr(module, switch, False) for module in (*holders, block) for switch in _CHECKPOINTS
+    )

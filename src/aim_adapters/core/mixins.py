@@ -125,7 +125,7 @@ class TrainedNorm(Patched):
             out: Tensor = super().forward(x)
             return out
         require_recorded(self.aim.root_state, self.aim, x)
-        trained: Tensor = self.aim.norm(x)
+        trained: Tensor = self.aim(x)
         return trained
 
 

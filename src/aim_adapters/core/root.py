@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from aim_adapters.anatomy import BackboneAnatomy, has_hooks
+from aim_adapters.anatomy import BackboneAnatomy, has_hooks, require_called
 from aim_adapters.core.audit import check_training, require_parts
 from aim_adapters.core.block import AdaptedBlock
+from aim_adapters.core.foreign import runs_again_compiled
 from aim_adapters.core.given_state import complete_state, require_whole_state
 from aim_adapters.core.patching import Patched, blocked_methods, wrap_forward
 from aim_adapters.core.readers import methods_of, take_videos
@@ -58,11 +59,14 @@ class VideoRoot(Patched):
         Raises:
             InputError: The video's shape, layout or dtype does not fit.
             UnsupportedModelError: An attention mask was given.
-            StateError: The module is a replica made by ``nn.DataParallel``.
+            StateError: The module is a replica made by ``nn.DataParallel``, or FSDP2 shards a part by itself that would
+                not be called.
         """
         state, anatomy = self.aim, self.aim.anatomy
         if getattr(self, "_is_replica", False):
             raise StateError("nn.DataParallel cannot replicate a wrapped model; use DistributedDataParallel")
+        if state.enabled:
+            require_called(state, "aim")
         # Cut to one length beforehand: the compiler of PyTorch 2.6 takes every zip for a strict one.
         given = {**dict(zip(self.aim_inputs[: len(args)], args[: len(self.aim_inputs)], strict=True)), **kwargs}
         for name in anatomy.refused_inputs:
@@ -75,6 +79,8 @@ class VideoRoot(Patched):
             return super().forward(**kwargs)  # raises as the image model does
         reads = anatomy.class_token_only
         class_token_only = reads is not None and reads(self) and not self._has_hooks_behind_blocks()
+        if class_token_only and not torch.compiler.is_compiling():
+            class_token_only = not runs_again_compiled(self, anatomy.blocks[-1][0])
         video = args[0] if args else kwargs[anatomy.input_name]
         unrecorded = torch.is_grad_enabled() and not getattr(video, "requires_grad", False)
         state.call = RootCall.here(class_token_only=class_token_only, unrecorded=unrecorded)

@@ -237,6 +237,11 @@ class NormState(AIMState):
         self._root = (root,)
         self.norm = norm
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize ``x``, ``[..., D]``."""
+        out: Tensor = self.norm(x)
+        return out
+
     @property
     def root_state(self) -> RootState:
         """The container of the root."""
