@@ -1,9 +1,17 @@
-"""What the descriptors of a library know is known without that library."""
+"""Models are found by their families, also inside others; facts of a library are known without it."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections import OrderedDict
+
+import pytest
+from torch import nn
+
+import aim_adapters as aim
+from tests.backbones.cases import assert_same, snapshot
+from tests.tiny import FRAMES, base, video
 
 PROGRAM = """
 import sys
@@ -24,3 +32,26 @@ def test_base_models_are_described_where_their_library_is_missing() -> None:
         "None model",
         "google/siglip model.get_image_features",
     ]
+
+
+@pytest.mark.parametrize(
+    ("holder", "place"),
+    [
+        (lambda vit: nn.Sequential(vit), "model[0]"),
+        (lambda vit: nn.Sequential(OrderedDict(backbone=nn.Sequential(nn.Identity(), vit))), "model.backbone[1]"),
+        (lambda vit: nn.ModuleDict({"one": vit, "two": base()}), "model.one or model.two"),
+    ],
+)
+def test_a_module_around_a_model_is_told_to_wrap_the_inner_one(holder: object, place: str) -> None:
+    model = holder(base())  # type: ignore[operator]
+    before = snapshot(model)
+    with pytest.raises(aim.UnsupportedModelError) as caught:
+        aim.wrap_image_model(model, FRAMES)
+    assert f"but holds one: take the inner model instead, {place}; the module around it goes on" in str(caught.value)
+    assert_same(before, snapshot(model))
+
+
+def test_the_module_around_a_model_goes_on_when_the_inner_one_is_wrapped() -> None:
+    model = nn.Sequential(base(), nn.Linear(5, 2))
+    aim.wrap_image_model(model[0], FRAMES)
+    assert model(video()).shape == (2, 2)

@@ -77,17 +77,47 @@ def read_anatomy(model: nn.Module) -> BackboneAnatomy:
             installed package cannot be imported.
     """
     _load_entry_points()
-    built_in = [_built_in(name) for name in _built_in_names() if _library(name) in sys.modules]
-    for backbone in [*reversed(_registered.values()), *built_in]:
-        anatomy = backbone.read(model)
-        if anatomy is not None:
-            return dataclasses.replace(anatomy, **getattr(model, "aim_source", {}))
+    anatomy = _read(model)
+    if anatomy is not None:
+        return dataclasses.replace(anatomy, **getattr(model, "aim_source", {}))
+    inner = _known_inside(model)
+    if inner:
+        places = " or ".join(_accessor(path) for path in inner)
+        raise UnsupportedModelError(
+            f"this {type(model).__name__} is not an image transformer that can be adapted, but holds one: take the "
+            f"inner model instead, {places}; the module around it goes on as it is"
+        )
     name = f"{type(model).__module__}.{type(model).__qualname__}"
     raise UnsupportedModelError(
         f"{name} is not an image transformer that can be adapted{_block_hint(model)}. Supported families: "
         f"{', '.join(list_backbones())}, the nearest is {_nearest(name)}; describe another one with "
         "aim_adapters.register_backbone"
     )
+
+
+def _read(model: nn.Module) -> BackboneAnatomy | None:
+    built_in = [_built_in(name) for name in _built_in_names() if _library(name) in sys.modules]
+    for backbone in [*reversed(_registered.values()), *built_in]:
+        anatomy = backbone.read(model)
+        if anatomy is not None:
+            return anatomy
+    return None
+
+
+def _known_inside(model: nn.Module) -> list[str]:
+    """Return the paths of the image transformers inside a model, without those inside of them."""
+    found: list[str] = []
+    for path, module in model.named_modules():
+        if path and not any(path.startswith(f"{outer}.") for outer in found):
+            with suppress(UnsupportedModelError):
+                if _read(module) is not None:
+                    found.append(path)
+    return found
+
+
+def _accessor(path: str) -> str:
+    """Return the code that reads a module at a path: ``model.backbone[0]``."""
+    return "model" + "".join(f"[{name}]" if name.isdigit() else f".{name}" for name in path.split("."))
 
 
 def build_base(library: str, request: BaseRequest) -> nn.Module:
