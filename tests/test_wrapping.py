@@ -139,3 +139,18 @@ def test_a_copy_made_while_adapters_are_disabled_has_them() -> None:
     with aim.disable_adapters(model):
         copied = copy.deepcopy(model)
     assert torch.equal(copied(clips), model(clips))
+
+
+def test_adapters_in_float16_are_warned_about_and_the_cure_trains() -> None:
+    with pytest.warns(UserWarning, match=r"GradScaler refuses.*aim\.set_base_dtype\(model, torch\.float16\)") as caught:
+        model = aim.wrap_image_model(base().half(), T)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert {p.dtype for p in aim.trainable_parameters(model)} == {torch.float16}
+    cured = aim.wrap_image_model(base(), T)
+    aim.set_base_dtype(cured, torch.float16)
+    optimizer = torch.optim.SGD(aim.trainable_parameters(cured), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu")
+    with torch.autocast("cpu", torch.float16):
+        loss = cured(video()).sum()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)

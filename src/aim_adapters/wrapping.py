@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ContextDecorator
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from aim_adapters.anatomy import BackboneAnatomy, fingerprint
@@ -28,6 +29,7 @@ from aim_adapters.core import (
     require_bare,
     require_wrappable,
     sample_weights,
+    states,
     warn_untrained,
 )
 from aim_adapters.errors import StateError, warn
@@ -60,9 +62,10 @@ def wrap_image_model(
     """Turn a pre-trained image transformer into a video model, in place (AIM, ICLR 2023).
 
     The image model's own parameters are frozen and never changed. What trains are the adapters, the temporal embedding,
-    a copy of the final norm, and the classification layer. Before training, the video model equals the image model
-    averaged over frames. Its input is a floating-point video ``[B, T, C, H, W]``, ``[B, C, T, H, W]`` or flat
-    ``[B*T, C, H, W]``, normalized as the image model's; its output is the image model's, once per clip.
+    a copy of the final norm, and the classification layer, in the dtype of the image model. Before training, the video
+    model equals the image model averaged over frames. Its input is a floating-point video ``[B, T, C, H, W]``,
+    ``[B, C, T, H, W]`` or flat ``[B*T, C, H, W]``, normalized as the image model's; its output is the image model's,
+    once per clip. Its other methods that take images take the same videos, and return one row per frame.
 
     Args:
         model: A supported image transformer (see `list_backbones`), or a CLIP model that holds one.
@@ -107,7 +110,14 @@ def wrap_image_model(
         tubelet_size=tubelet_size,
         input_layout=input_layout,
     )
-    return wrap_with_config(model, config, Execution(attention))
+    wrap_with_config(model, config, Execution(attention))
+    if any(parameter.dtype == torch.float16 for state in states(model) for parameter in state.parameters()):
+        warn(
+            "the image model is in float16, and so are its adapters, whose gradients torch.amp.GradScaler refuses; to "
+            "train in float16, wrap the float32 model, then call aim.set_base_dtype(model, torch.float16) and run it "
+            "under torch.autocast"
+        )
+    return model
 
 
 def wrap_with_config(
