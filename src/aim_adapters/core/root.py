@@ -136,15 +136,17 @@ class VideoRoot(Patched):
         return out
 
     def _flatten(self, video: Tensor) -> Tensor:
-        config = self.aim.config
-        if self.aim.anatomy.patch_inputs:
+        config, anatomy = self.aim.config, self.aim.anatomy
+        if anatomy.patch_inputs:
             return flatten_patches(video, num_frames=config.num_frames)
         return flatten_video(
             video,
             num_frames=config.num_frames,
-            channels=self.aim.anatomy.in_channels,
+            channels=anatomy.in_channels,
             layout=config.input_layout,
             tubelet_size=config.tubelet_size,
+            mean=anatomy.image_mean,
+            std=anatomy.image_std,
         )
 
     def _untrained_copies(self) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from aim_adapters.layers.adapter import Adapter, drop_path, keep_clips
 from aim_adapters.layers.head import average_frames, new_classifier
+from aim_adapters.layers.input_advice import advise_dtype, advise_type
 from aim_adapters.layers.temporal import (
     add_temporal_embedding,
     is_temporal,
@@ -16,6 +17,8 @@ from aim_adapters.layers.video_input import flatten_patches, flatten_video
 __all__ = [
     "Adapter",
     "add_temporal_embedding",
+    "advise_dtype",
+    "advise_type",
     "average_frames",
     "drop_path",
     "flatten_patches",

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aim_adapters.anatomy import BackboneAnatomy
 from aim_adapters.core import RootState, only_root, outermost_path, without_classifiers
 from aim_adapters.errors import ConfigError, InputError, StateError, UnsupportedModelError
+from aim_adapters.layers import advise_dtype, advise_type
 
 
 def extract_features(
@@ -53,7 +55,7 @@ def extract_features(
     stride = num_frames if stride is None else _at_least_one("stride", stride)
     batch_size = _at_least_one("batch_size", batch_size)
     _require_features(root, state)
-    frames = _Frames(video, anatomy.in_channels)
+    frames = _Frames(video, anatomy)
     called, device = model.get_submodule(outermost_path(path)), next(root.parameters()).device
     clips, features = _clips(frames, num_frames, stride, device), []
     with _evaluating(called), torch.inference_mode(), without_classifiers(state):
@@ -70,19 +72,23 @@ class _Frames:
 
     Args:
         video: As in `extract_features`.
-        channels: Channels C.
+        anatomy: The anatomy of the image model.
 
     Raises:
         InputError: ``video`` is neither the frames of one video nor an iterable.
     """
 
-    def __init__(self, video: Any, channels: int) -> None:
+    def __init__(self, video: Any, anatomy: BackboneAnatomy) -> None:
         if not isinstance(video, Iterable):
-            raise InputError(f"a video must be a torch.Tensor or an iterable of them, got {type(video).__name__}")
+            got = f"{type(video).__name__}; {advise_type(video)}"
+            raise InputError(f"a video must be a torch.Tensor or an iterable of them, got {got}")
         if isinstance(video, Tensor) and video.ndim != 4:
-            raise InputError(f"extract_features takes the frames of one video, [S, C, H, W], got {list(video.shape)}")
+            raise InputError(
+                f"extract_features takes the frames of one video, [S, C, H, W], got {list(video.shape)}; call it for "
+                "each video, such as video[0] of a [B, S, C, H, W]"
+            )
         self.chunks = iter([video] if isinstance(video, Tensor) else video)
-        self.channels = channels
+        self.channels, self.mean, self.std = anatomy.in_channels, anatomy.image_mean, anatomy.image_std
         self.size: torch.Size | None = None
         self.rest: Tensor | None = None
 
@@ -107,16 +113,21 @@ class _Frames:
 
     def _checked(self, chunk: Any) -> Tensor:
         if not isinstance(chunk, Tensor) or not chunk.is_floating_point():
-            got = chunk.dtype if isinstance(chunk, Tensor) else type(chunk).__name__
-            raise InputError(f"frames must be floating-point tensors, normalized, got {got}; convert them first")
+            is_tensor = isinstance(chunk, Tensor)
+            advice = advise_dtype(chunk.dtype, self.mean, self.std) if is_tensor else advise_type(chunk)
+            got = chunk.dtype if is_tensor else type(chunk).__name__
+            raise InputError(f"frames must be floating-point tensors, normalized, got {got}; {advice}")
         frames = chunk[None] if chunk.ndim == 3 else chunk
         if frames.ndim != 4 or frames.shape[1] != self.channels:
             raise InputError(
-                f"frames must be [C, H, W] or [n, C, H, W] with {self.channels} channels, got {list(chunk.shape)}"
+                f"frames must be [C, H, W] or [n, C, H, W] with {self.channels} channels, got {list(chunk.shape)}; "
+                "where channels are last, pass frames.movedim(-1, -3)"
             )
         self.size = self.size or frames.shape[1:]
         if frames.shape[1:] != self.size:
-            raise InputError(f"all frames must have one size, got {list(self.size)} and then {list(frames.shape[1:])}")
+            raise InputError(
+                f"all frames must have one size, got {list(self.size)} and then {list(frames.shape[1:])}; resize them"
+            )
         return frames
 
 
