@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 import aim_adapters as aim
+from aim_adapters.checkpoint import format
 from aim_adapters.errors import CheckpointError, StateError
-from aim_adapters.storage import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
-from aim_adapters.storage import files as storage_files
+from aim_adapters.storage import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, WeightsFile, writing
 from tests.checkpoint.cases import assert_refused, header, names, rewrite
 from tests.tiny import base, run, trained, wrapped
 
@@ -125,14 +125,14 @@ def test_saving_into_a_file_is_refused(tmp_path: Path) -> None:
 # Atomic writes
 
 
-def fail_midway(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+def fail_midway(path: Path, *arguments: Any) -> None:
     path.write_bytes(b"half of a")
     raise OSError("disk full")
 
 
-@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-def test_interrupted_write_leaves_the_old_weights(
-    error: type[BaseException], saved: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("error", "seen"), [(OSError, CheckpointError), (KeyboardInterrupt, KeyboardInterrupt)])
+def test_interrupted_write_leaves_the_old_checkpoint(
+    error: type[BaseException], seen: type[BaseException], saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {path.name: path.read_bytes() for path in saved.iterdir()}
     expected = run(trained())
@@ -140,27 +140,53 @@ def test_interrupted_write_leaves_the_old_weights(
     with torch.no_grad():
         other.aim.temporal_embedding.add_(1)
 
-    def fail(*args: Any, **kwargs: Any) -> None:
+    def fail(*args: Any) -> None:
         try:
-            fail_midway(*args, **kwargs)
+            fail_midway(*args)
         except OSError as cause:
             raise error("disk full") from cause
 
-    monkeypatch.setattr(storage_files, "save_file", fail)
-    with pytest.raises(error, match="disk full"):
-        aim.save_adapters(other, saved)
+    monkeypatch.setattr(writing, "write_weights", fail)
+    with pytest.raises(seen, match="disk full"):
+        aim.save_adapters(other, saved, frame_stride=8)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == files
     model = base()
     aim.load_adapters(model, saved)
     assert torch.equal(run(model), expected)
 
 
-def test_interrupted_first_write_leaves_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_files, "save_file", fail_midway)
-    with pytest.raises(OSError, match="disk full"):
+def test_interrupted_first_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "write_weights", fail_midway)
+    with pytest.raises(CheckpointError, match=f"cannot write {tmp_path}, where nothing was changed: disk full"):
         aim.save_adapters(trained(), tmp_path)
-    assert names(tmp_path) == sorted([CARD_NAME, CONFIG_NAME])
+    assert not names(tmp_path)
     assert_refused(base(), tmp_path, f"holds no {WEIGHTS_NAME}")
+
+
+@pytest.mark.parametrize("most", [0, 100, 3000, 20_000])  # the first file and the last, which is the weights
+def test_full_disk_leaves_the_old_checkpoint(most: int, saved: Path) -> None:
+    resource = pytest.importorskip("resource")
+    files = {path.name: path.read_bytes() for path in saved.iterdir()}
+    model = trained(num_classes=7)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"nothing was changed: .*File too large"):
+            aim.save_adapters(model, saved)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == files
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "file/below", "link", "pipe"])
+def test_directory_that_cannot_be_made_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    if name == "link":
+        (tmp_path / "link").symlink_to("nowhere")
+    if name == "pipe":
+        os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match=r"cannot write|expects a directory"):
+        aim.save_adapters(trained(), tmp_path / name)
 
 
 @pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME])
@@ -169,15 +195,14 @@ def test_failure_to_replace_leaves_the_old_file(name: str, saved: Path, monkeypa
     replace = Path.replace
 
     def fail(self: Path, target: Path) -> Path:
-        if target.name == name:
+        if name in (self.name, target.name):
             raise PermissionError("in use")
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(PermissionError):
+    with pytest.raises(CheckpointError, match="nothing was changed: in use"):
         aim.save_adapters(trained(), saved, frame_stride=8)
-    assert (saved / name).read_bytes() == files[name]
-    assert names(saved) == sorted(files)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == files
 
 
 def test_each_file_reaches_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +222,71 @@ def test_each_file_reaches_the_disk_before_it_takes_its_name(tmp_path: Path, mon
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(Path, "replace", replaced)
     aim.save_adapters(trained(), tmp_path)
-    # the weights, which alone are enough to load, come last
-    order = [CARD_NAME, CONFIG_NAME, WEIGHTS_NAME]
-    assert steps == [step for name in order for step in (("sync", ""), ("replace", name))]
+    aim.save_adapters(trained(), tmp_path)  # the texts are the same
+    sync, new = ("sync", ""), ("replace", WEIGHTS_NAME)
+    first = [sync, sync, sync, new, ("replace", CARD_NAME), ("replace", CONFIG_NAME)]
+    assert steps == [*first, sync, sync, sync, new]
+    aim.save_adapters(trained(), tmp_path, frame_stride=8)
+    away = ("replace", "previous.json")
+    assert steps[len(first) + 4 :] == [sync, sync, sync, away, new, ("replace", CARD_NAME), ("replace", CONFIG_NAME)]
+
+
+# The same bytes, whatever lies there
+
+
+def test_same_adapter_gives_the_same_bytes(tmp_path: Path) -> None:
+    model, contents = trained(), set()
+    for turn in range(8):
+        directory = aim.save_adapters(model, tmp_path / str(turn), labels=list("abcde"))
+        contents.add(tuple((directory / name).read_bytes() for name in names(directory)))
+    assert len(contents) == 1
+
+
+READMES = {
+    "pipe": lambda path: os.mkfifo(path),
+    "zeros": lambda path: path.symlink_to("/dev/zero"),
+    "directory": lambda path: path.mkdir(),
+    "dangling": lambda path: path.symlink_to("nowhere"),
+    "loop": lambda path: path.symlink_to(path.name),
+    "endless": lambda path: (path.touch(), os.truncate(path, 1 << 40)),
+}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX files")
+@pytest.mark.parametrize("kind", READMES)
+def test_readme_that_is_no_text_is_left_alone_with_a_warning(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / CARD_NAME
+    READMES[kind](path)
+    before = path.lstat()
+    with pytest.warns(UserWarning, match=r"README\.md (cannot|is not|is larger).*; it is left as it is") as caught:
+        aim.save_adapters(trained(), tmp_path)
+    assert caught[0].filename == __file__
+    after = path.lstat()
+    assert (after.st_ino, after.st_mode, after.st_size) == (before.st_ino, before.st_mode, before.st_size)
+    assert not any(aim.load_adapters(base(), tmp_path))
+
+
+def test_checkpoint_replaced_while_it_is_opened_loads_whole(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newer, opened = trained(), format.open_weights
+    with torch.no_grad():
+        newer.aim.temporal_embedding.add_(1)
+
+    def replace_and_open(path: Path) -> AbstractContextManager[WeightsFile]:
+        aim.save_adapters(newer, saved, frame_stride=8)  # the config of the older one has been read
+        return opened(path)
+
+    monkeypatch.setattr(format, "open_weights", replace_and_open)
+    model = base()
+    aim.load_adapters(model, saved)  # without a warning that config and weights differ
+    assert torch.equal(run(model), run(newer))
+
+
+def test_config_that_a_save_takes_away_meanwhile_is_not_missed(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = format.read_json
+
+    def remove_and_read(path: Path) -> dict[str, Any]:
+        path.unlink()
+        return read(path)
+
+    monkeypatch.setattr(format, "read_json", remove_and_read)
+    assert not any(aim.load_adapters(base(), saved))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ from torch import Tensor
 
 import aim_adapters as aim
 from aim_adapters.errors import CheckpointError
-from aim_adapters.storage import files
-from aim_adapters.storage.files import CONFIG_NAME, WEIGHTS_NAME
+from aim_adapters.storage import writing
+from aim_adapters.storage.files import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
+from tests.checkpoint.cases import config_of, header
 from tests.tiny import base, trained
 
 KILLS, MOST_KILLS = 24, 300
@@ -67,10 +69,7 @@ def loaded(directory: Path) -> State | None:
     """Return what loads, all of it; None where nothing does."""
     model = base()
     try:
-        with warnings.catch_warnings():
-            # Config and weights are two files; the config inside the weights is the one that counts.
-            warnings.filterwarnings("ignore", f"{directory / CONFIG_NAME} differs", UserWarning)
-            assert aim.load_adapters(model, directory) == ((), (), ())
+        assert aim.load_adapters(model, directory) == ((), (), ())
     except CheckpointError as error:
         assert "holds no adapter_model.safetensors" in str(error) or "does not exist" in str(error)
         assert not aim.is_wrapped(model)
@@ -100,6 +99,9 @@ def test_killed_saves_leave_one_of_the_two_checkpoints(tmp_path: Path) -> None:
         which = [index for index in range(2) if same(state, states[index])]
         assert len(which) == 1
         assert same(load_file(tmp_path / WEIGHTS_NAME), state)
+        if (tmp_path / CONFIG_NAME).exists():
+            assert config_of(tmp_path) == json.loads(header(tmp_path)["aim_config"])
+            assert f"| classes | {32_000 + which[0]} |" in (tmp_path / CARD_NAME).read_text(encoding="utf-8")
         found.add(which[0])
         leftovers += len(list(tmp_path.glob(".*")))
     assert found == {0, 1}, "kills came too early or too late to prove anything"
@@ -146,6 +148,54 @@ def test_leftovers_neither_load_nor_pile_up(tmp_path: Path, monkeypatch: pytest.
     assert same(loaded(tmp_path) or {}, aim.adapter_state_dict(model))
     aim.save_adapters(model, tmp_path)
     assert leftovers(), "another save may still be writing there"
-    monkeypatch.setattr(files, "_SECONDS_IN_USE", -1)
+    monkeypatch.setattr(writing, "_SECONDS_IN_USE", -1)
     aim.save_adapters(model, tmp_path)
     assert not leftovers()
+
+
+def test_killed_before_or_after_any_step_it_leaves_files_that_agree(tmp_path: Path) -> None:
+    """As the test above, but at every moment at which the directory can be seen to change."""
+    models = [trained(num_classes=classes) for classes in (5, 6)]
+    states = [aim.adapter_state_dict(model) for model in models]
+    outcomes = set()
+    for last in range(20):
+        aim.save_adapters(models[0], tmp_path)
+        child = os.fork()
+        if child == 0:
+            save_until(last, lambda: aim.save_adapters(models[1], tmp_path))
+        _, status = os.waitpid(child, 0)
+        state = loaded(tmp_path)
+        which = [index for index in range(2) if same(state or {}, states[index])]
+        assert len(which) == 1
+        has_config = (tmp_path / CONFIG_NAME).exists()
+        if has_config:
+            assert config_of(tmp_path) == json.loads(header(tmp_path)["aim_config"])
+            assert f"| classes | {5 + which[0]} |" in (tmp_path / CARD_NAME).read_text(encoding="utf-8")
+        outcomes.add((which[0], has_config))
+        if os.WEXITSTATUS(status) == 0:
+            break
+    assert outcomes == {(0, True), (0, False), (1, False), (1, True)}
+    assert os.WEXITSTATUS(status) == 0, "it takes more steps than were tried"
+
+
+def save_until(last: int, save: Callable[[], object]) -> NoReturn:
+    """Save, and end the process at once, without any cleaning up, after so many steps."""
+    steps = 0
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal steps
+            if steps == last:
+                os._exit(1)
+            steps += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    os.fsync = counted(os.fsync)
+    for name in ("replace", "unlink", "mkdir"):
+        setattr(Path, name, counted(getattr(Path, name)))
+    try:
+        save()
+    finally:
+        os._exit(0)

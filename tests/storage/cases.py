@@ -23,6 +23,16 @@ POSIX = pytest.mark.skipif(os.name != "posix", reason="needs POSIX files")
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).filter(lambda text: text != "__metadata__")
 
 
+@st.composite
+def tensors(draw: st.DrawFn) -> Tensor:
+    """Return a tensor of any bits: NaN, infinities and subnormal numbers too."""
+    dtype = draw(st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]))
+    shape = draw(st.lists(st.integers(0, 4), max_size=4))
+    size = torch.Size(shape).numel() * dtype.itemsize
+    content = bytearray(draw(st.binary(min_size=size, max_size=size)))
+    return torch.frombuffer(content, dtype=dtype).view(shape) if content else torch.empty(shape, dtype=dtype)
+
+
 def pack(header: Any, data: bytes = bytes(8)) -> bytes:
     """Return a safetensors file with any header."""
     content = header if isinstance(header, bytes) else json.dumps(header).encode()

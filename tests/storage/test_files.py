@@ -15,23 +15,12 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from aim_adapters.errors import CheckpointError
-from aim_adapters.storage import files
-from aim_adapters.storage.files import open_weights, replace_text, write_weights
+from aim_adapters.storage.files import open_weights
 from benchmarks.checks.fuzz_checkpoint import check_reading, mutate, small_file
 from tests.alignment import is_aligned
-from tests.storage.cases import IN_ONE_DIRECTORY, NAME, POSIX, ROW, TEXT, as_bytes, count, pack, read
+from tests.storage.cases import IN_ONE_DIRECTORY, NAME, ROW, TEXT, as_bytes, pack, read, tensors
 
 # What is valid
-
-
-@st.composite
-def tensors(draw: st.DrawFn) -> Tensor:
-    """Return a tensor of any bits: NaN, infinities and subnormal numbers too."""
-    dtype = draw(st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]))
-    shape = draw(st.lists(st.integers(0, 4), max_size=4))
-    size = torch.Size(shape).numel() * dtype.itemsize
-    content = bytearray(draw(st.binary(min_size=size, max_size=size)))
-    return torch.frombuffer(content, dtype=dtype).view(shape) if content else torch.empty(shape, dtype=dtype)
 
 
 @IN_ONE_DIRECTORY
@@ -119,49 +108,3 @@ def test_file_changed_in_place_while_it_is_read_is_refused(tmp_path: Path) -> No
         path.write_bytes(save({"a": torch.zeros(4), "b": torch.zeros(4)}))
         with pytest.raises(CheckpointError, match=r"x\.safetensors was changed while it was read"):
             file.read("b")
-
-
-# Writing
-
-
-def test_leftovers_of_killed_saves_are_removed_when_they_are_old(tmp_path: Path) -> None:
-    names = [".x.safetensors.123.tmp", ".x.safetensors.0a1b2c3d.tmp"]
-    others = [".x.safetensors.new.tmp", ".y.safetensors.old.tmp", "x.safetensors.old.tmp", ".x.safetensors.tmp"]
-    for name in (*names, *others):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / ".tmp123").write_bytes(b"half")
-        if "new" not in name:
-            os.utime(tmp_path / name, (0, time.time() - 2 * 3600))
-    write_weights(tmp_path / NAME, {"a": torch.ones(2)}, {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([NAME, *others])
-
-
-def test_saves_at_the_same_time_do_not_write_into_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def save_twice(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-        monkeypatch.setattr(files, "save_file", save_file)
-        write_weights(tmp_path / NAME, {"a": torch.zeros(2)}, {})
-        assert path.stat().st_size == 0
-        save_file(state, path, metadata)
-
-    monkeypatch.setattr(files, "save_file", save_twice)
-    write_weights(tmp_path / NAME, {"a": torch.ones(2)}, {})
-    assert read(tmp_path / NAME)["a"].tolist() == [1, 1]
-    assert count(tmp_path) == 1
-
-
-@POSIX
-def test_written_files_may_be_read_as_any_others(tmp_path: Path) -> None:
-    (tmp_path / "plain").write_bytes(b"")
-    write_weights(tmp_path / NAME, {"a": torch.ones(2)}, {"x": "y"})
-    replace_text(tmp_path / "c.json", "{}")
-    assert {path.stat().st_mode for path in tmp_path.iterdir()} == {(tmp_path / "plain").stat().st_mode}
-
-
-@POSIX
-def test_writing_replaces_a_link_and_leaves_what_it_leads_to(tmp_path: Path) -> None:
-    (tmp_path / "blob").write_bytes(b"another's")
-    (tmp_path / NAME).symlink_to("blob")
-    write_weights(tmp_path / NAME, {"a": torch.ones(2)}, {})
-    assert (tmp_path / "blob").read_bytes() == b"another's"
-    assert not (tmp_path / NAME).is_symlink()
-    assert read(tmp_path / NAME)["a"].tolist() == [1, 1]

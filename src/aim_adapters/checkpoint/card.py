@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from urllib.parse import quote
 from aim_adapters.backbones import BaseFacts, base_facts
 from aim_adapters.errors import CheckpointError, ConfigError, warn
 from aim_adapters.parameters import ParameterCount
-from aim_adapters.storage import file_mode, replace_text, require_repo_id
+from aim_adapters.storage import file_mode, read_bytes, require_repo_id
 
 _FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 _TASK = "video-classification"
@@ -90,23 +91,28 @@ def make_card(
     return mark + front + rest + gap + section + line
 
 
-def write_card(path: Path, config: Mapping[str, Any], *, parameters: ParameterCount) -> None:
-    """Write a README, or update this package's section of an existing one; one without that section is left alone.
+def directory_card(path: Path, config: Mapping[str, Any], *, parameters: ParameterCount) -> str | None:
+    """Return the text of a directory's README, new or brought up to date; None to leave an existing one alone.
+
+    One without this package's section is left alone. So is one that cannot be read, with a warning.
 
     Args:
         path: The README.
         config: Content of ``adapter_config.json``.
         parameters: Numbers of trained and all parameters of the video model.
-
-    Raises:
-        OSError: The file cannot be written.
     """
-    try:
-        existing = path.read_bytes().decode() if path.exists() else None  # bytes keep the line endings
-    except (OSError, UnicodeDecodeError):  # a file that cannot be read has no section of this package
-        return
-    if existing is None or _section(None).search(existing):
-        replace_text(path, make_card(config, parameters=parameters, existing=existing))
+    existing = None
+    if os.path.lexists(path):
+        try:
+            existing = read_bytes(path).decode()  # bytes keep the line endings
+        except CheckpointError as error:
+            warn(f"{error}; it is left as it is, and no model card is written")
+            return None
+        except UnicodeDecodeError:  # it has no section of this package
+            return None
+    if existing is not None and not _section(None).search(existing):
+        return None
+    return make_card(config, parameters=parameters, existing=existing)
 
 
 def section_marks(subfolder: str | None) -> tuple[str, str]:

@@ -92,7 +92,7 @@ def open_checkpoint(directory: Path, *, strict: bool = True) -> Iterator[OpenChe
         CheckpointError: The files are missing, damaged, of another library, or of a later format.
     """
     weights, config_file = directory / WEIGHTS_NAME, directory / CONFIG_NAME
-    separate_config = read_json(config_file) if _exists(config_file) else None
+    separate_config = _read_config(config_file)
     if separate_config is not None:
         _require_ours(separate_config, str(config_file))
     if not _exists(weights):
@@ -108,7 +108,8 @@ def open_checkpoint(directory: Path, *, strict: bool = True) -> Iterator[OpenChe
         config = parse_json(text, where)
         _require_ours(config, where)
         _require_fields(config, where, strict=strict)
-        if separate_config is not None and separate_config != config:
+        # A save may have replaced both files since the first was read.
+        if separate_config is not None and separate_config != config and separate_config == _read_config(config_file):
             warn(f"{config_file} differs from the config inside {WEIGHTS_NAME}, which is the one used")
         yield OpenCheckpoint(directory, config, file)
 
@@ -128,6 +129,16 @@ def require_readable(config: Mapping[str, Any], metadata: Mapping[str, str], key
     _require_fields(parse_json(json.dumps(config, indent=2), CONFIG_NAME), CONFIG_NAME, strict=True)
     entry = "x" * 180 + "," * 8  # longer than the entry of any tensor in a header
     parse_json(json.dumps({**metadata, **dict.fromkeys(keys, entry)}), f"the header of {WEIGHTS_NAME}")
+
+
+def _read_config(path: Path) -> dict[str, Any] | None:
+    """Return the config beside the weights, or None if there is none."""
+    try:
+        return read_json(path) if _exists(path) else None
+    except CheckpointError:
+        if _exists(path):
+            raise
+        return None  # a save has just taken it away
 
 
 def _exists(path: Path) -> bool:

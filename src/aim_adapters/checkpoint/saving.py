@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 
-from aim_adapters.checkpoint.card import write_card
+from aim_adapters.checkpoint.card import directory_card
 from aim_adapters.checkpoint.snapshot import take_snapshot
 from aim_adapters.core import only_root
 from aim_adapters.errors import CheckpointError
-from aim_adapters.storage import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, replace_text, write_weights
+from aim_adapters.storage import CARD_NAME, file_mode, write_checkpoint
 
 
 def save_adapters(
@@ -27,8 +28,9 @@ def save_adapters(
 ) -> Path:
     """Write one adapter, its config and a short model card into a directory; nothing of the image model.
 
-    Each file is replaced atomically. The weights are written last, with the whole config in their header, so that an
-    interrupted or killed save leaves either the old checkpoint or the new one. An existing ``README.md`` is updated if
+    A save that fails, or is killed at any moment, leaves the old checkpoint or the new one: no file is replaced before
+    all are complete on the disk, and a config is there only beside the weights that it describes (they hold it too, and
+    can be loaded without it). The same adapter gives the same bytes each time. An existing ``README.md`` is updated if
     it has the section that a save or push wrote, and otherwise left alone. With FSDP2 every rank must call, and rank 0
     writes.
 
@@ -49,13 +51,13 @@ def save_adapters(
         StateError: The model is not wrapped, holds several wrapped models, or has no weights (meta device); or its
             adapters alone would give another model, as another tool has replaced parts of it or made parameters of the
             image model train.
-        CheckpointError: ``directory`` is a file.
+        CheckpointError: ``directory`` is a file, or cannot be written, as on a full disk; what was there is unchanged.
         ConfigError: There is no adapter of this name; ``labels`` is a string, or does not have as many names as the
             adapter has classes; ``frame_stride`` is not an integer >= 1; or a name cannot be written.
-        OSError: The files cannot be written.
     """
     path = Path(directory)
-    if path.exists() and not path.is_dir():
+    mode = file_mode(path)
+    if mode and not stat.S_ISDIR(mode):
         raise CheckpointError(f"{path} is a file; save_adapters expects a directory")
     snapshot = take_snapshot(
         model,
@@ -68,8 +70,6 @@ def save_adapters(
     )
     if snapshot is None:
         return path
-    path.mkdir(parents=True, exist_ok=True)
-    write_card(path / CARD_NAME, snapshot.config, parameters=snapshot.parameters)
-    replace_text(path / CONFIG_NAME, snapshot.config_text())
-    write_weights(path / WEIGHTS_NAME, snapshot.tensors, snapshot.metadata())
+    card = directory_card(path / CARD_NAME, snapshot.config, parameters=snapshot.parameters)
+    write_checkpoint(path, snapshot.tensors, snapshot.metadata(), config=snapshot.config_text(), card=card)
     return path

@@ -7,9 +7,8 @@ from aim_adapters.storage.files import (
     WeightsFile,
     open_weights,
     parse_json,
+    read_bytes,
     read_json,
-    replace_text,
-    write_weights,
 )
 from aim_adapters.storage.pickles import StoredTensor
 from aim_adapters.storage.sources import (
@@ -25,6 +24,7 @@ from aim_adapters.storage.sources import (
     require_token,
 )
 from aim_adapters.storage.torch_files import read_torch_file
+from aim_adapters.storage.writing import explained_writing, write_checkpoint, write_weights
 
 __all__ = [
     "CARD_NAME",
@@ -36,16 +36,18 @@ __all__ = [
     "StoredTensor",
     "WeightsFile",
     "explained",
+    "explained_writing",
     "file_mode",
     "locate",
     "open_weights",
     "parse_json",
     "quotes_token",
+    "read_bytes",
     "read_json",
     "read_torch_file",
-    "replace_text",
     "require_inner_path",
     "require_repo_id",
     "require_token",
+    "write_checkpoint",
     "write_weights",
 ]

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: safetensors and JSON, written atomically, and read with no trust in their content.
+"""The files of a checkpoint: safetensors and JSON, read with no trust in their content.
 
 The reader copies the bytes of each tensor from an open file, once, into the tensor's own memory. If the file were
 mapped instead, truncating it meanwhile would kill the process. A file is accepted only if the safetensors library
@@ -11,19 +11,15 @@ import json
 import math
 import os
 import re
-import shutil
 import stat
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from aim_adapters.errors import CheckpointError
@@ -38,10 +34,10 @@ MOST_JSON = 8 * 2**20
 _MOST_VALUES = 2**18
 _DEEPEST = 16
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# In the order in which safetensors writes them.
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _SURROGATE = re.compile("[\ud800-\udfff]")  # which UTF-8 text cannot hold, but JSON can
-_LENGTH = 8  # bytes of the header's length
-_SECONDS_IN_USE = 3600  # older temporary files were left by a save that was killed
+LENGTH = 8  # bytes of the header's length
 
 # First bytes of other kinds of files that may be found under the name of the weights.
 _PICKLE = "it looks like a pickle, which is never read; save it as safetensors"
@@ -75,16 +71,16 @@ class WeightsFile:
         self.path, self._file = path, file
         self._version = self._read_version()
         size = self._version[0]
-        beginning = file.read(_LENGTH)
+        beginning = file.read(LENGTH)
         length = int.from_bytes(beginning, "little")
-        if size < _LENGTH or length > size - _LENGTH:
+        if size < LENGTH or length > size - LENGTH:
             guess = next((f"; {what}" for start, what in _BEGINNINGS.items() if beginning.startswith(start)), "")
             raise self._damaged(f"its header should have {length:,} bytes, the whole file has {size:,}{guess}")
         if length > MOST_JSON:
             raise self._damaged(f"its header has {length:,} bytes, the most that is read is {MOST_JSON:,}")
         header = parse_json(file.read(length), f"the header of {path}")
         self.metadata = self._metadata(header.pop("__metadata__", {}))
-        self._data = _LENGTH + length
+        self._data = LENGTH + length
         self._entries = {key: self._entry(key, value) for key, value in header.items()}
         position = 0
         for key, entry in sorted(self._entries.items(), key=lambda item: (item[1].begin, item[1].end)):
@@ -138,7 +134,7 @@ class WeightsFile:
         if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"} or not _is_text(key):
             raise self._damaged(f"{key!r:.80} is not described by dtype, shape and data_offsets")
         dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-        if not isinstance(dtype, str) or dtype not in _DTYPES:
+        if not isinstance(dtype, str) or dtype not in DTYPES:
             name = f"{key!r:.80} in {self.path}"
             raise CheckpointError(f"{name} must be a floating-point tensor, got the dtype {dtype!r:.80}")
         if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
@@ -146,9 +142,9 @@ class WeightsFile:
         begin, end = offsets
         # Zeros are left out: the other sizes of an empty tensor must not overflow its strides either.
         too_large = math.prod(size or 1 for size in shape) >= 2**60
-        if too_large or math.prod(shape) * _DTYPES[dtype].itemsize != end - begin:
+        if too_large or math.prod(shape) * DTYPES[dtype].itemsize != end - begin:
             raise self._damaged(f"{key!r:.80} of shape {shape} and dtype {dtype} cannot take {end - begin} bytes")
-        return _Entry(_DTYPES[dtype], tuple(shape), begin, end)
+        return _Entry(DTYPES[dtype], tuple(shape), begin, end)
 
     def _damaged(self, what: str) -> CheckpointError:
         return CheckpointError(f"{self.path} is damaged or not a safetensors file: {what}")
@@ -167,7 +163,7 @@ def open_weights(path: Path) -> Iterator[WeightsFile]:
     Raises:
         CheckpointError: It cannot be read, or its header does not describe it.
     """
-    with _open(path) as file:
+    with open_regular(path) as file:
         yield WeightsFile(file, path)
 
 
@@ -180,11 +176,23 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file cannot be read, is larger than any config, or does not hold a JSON object.
     """
-    with _open(path) as file:
-        text = file.read(MOST_JSON + 1)
-    if len(text) > MOST_JSON:
-        raise CheckpointError(f"{path} is larger than {MOST_JSON:,} bytes; it is not the config of an adapter")
-    return parse_json(text, str(path))
+    return parse_json(read_bytes(path), str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a small regular file.
+
+    Args:
+        path: Path of the file.
+
+    Raises:
+        CheckpointError: The file cannot be read, is a pipe or a device, or is larger than any text beside the weights.
+    """
+    with open_regular(path) as file:
+        content = file.read(MOST_JSON + 1)
+    if len(content) > MOST_JSON:
+        raise CheckpointError(f"{path} is larger than {MOST_JSON:,} bytes; no file beside the weights is")
+    return content
 
 
 def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
@@ -210,60 +218,19 @@ def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically: an existing file is replaced once the new one is complete on the disk.
-
-    Args:
-        path: Path of the file.
-        tensors: Contiguous tensors by key.
-        metadata: Strings for the header.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    _replace(path, lambda temporary: save_file(dict(tensors), temporary, metadata=dict(metadata)))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file atomically, in UTF-8 and with unchanged line endings, unless it has this content already.
-
-    Args:
-        path: Path of the file.
-        text: Its content.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    content = text.encode("utf-8")
-    if not path.is_file() or path.read_bytes() != content:
-        _replace(path, lambda temporary: temporary.write_bytes(content))
-
-
-def _replace(target: Path, write: Callable[[Path], object]) -> None:
-    _remove_leftovers(target)
-    # In a directory, as safetensors makes another temporary file next to the one that it writes.
-    with TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as folder:
-        temporary = Path(folder, target.name)
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        write(temporary)
-        with temporary.open("r+b") as file:  # Windows syncs only files open for writing
-            os.fsync(file.fileno())
-        temporary.chmod(mode)  # the usual mode; safetensors makes its file readable by its owner only
-        temporary.replace(target)
-
-
-def _remove_leftovers(target: Path) -> None:
-    """Remove temporary files of this file that killed saves have left."""
-    for path in target.parent.glob(f".{target.name}.*.tmp"):
-        with suppress(OSError):  # another save may be removing it too
-            if time.time() - path.stat().st_mtime > _SECONDS_IN_USE:
-                shutil.rmtree(path)
-
-
 @contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
-    """Open a regular file; a pipe or a device of that name could block or never end."""
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file; a pipe or a device of that name could block or never end.
+
+    Args:
+        path: Path of the file.
+
+    Yields:
+        The file, open for reading inside the ``with`` block.
+
+    Raises:
+        CheckpointError: It cannot be read, or is not a regular file.
+    """
     try:
         # Opening a pipe would wait for a writer; the flag is missing on some systems.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
