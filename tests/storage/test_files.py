@@ -18,7 +18,7 @@ from aim_adapters.errors import CheckpointError
 from aim_adapters.storage.files import open_weights
 from benchmarks.checks.fuzz_checkpoint import check_reading, mutate, small_file
 from tests.alignment import is_aligned
-from tests.storage.cases import IN_ONE_DIRECTORY, NAME, ROW, TEXT, as_bytes, pack, read, tensors
+from tests.storage.cases import IN_ONE_DIRECTORY, NAME, POSIX, ROW, TEXT, as_bytes, pack, read, tensors
 
 # What is valid
 
@@ -108,3 +108,63 @@ def test_file_changed_in_place_while_it_is_read_is_refused(tmp_path: Path) -> No
         path.write_bytes(save({"a": torch.zeros(4), "b": torch.zeros(4)}))
         with pytest.raises(CheckpointError, match=r"x\.safetensors was changed while it was read"):
             file.read("b")
+
+
+def written_within_a_tick(path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write into a file in place, so soon after it was opened that no time stamp shows it."""
+    before = path.stat()
+    path.write_bytes(content)
+    monkeypatch.setattr(os, "fstat", lambda descriptor: before)
+
+
+@pytest.mark.parametrize("size", [4, 100_000])  # within a buffer, and beyond it
+@pytest.mark.parametrize("young", [True, False])
+def test_file_changed_within_a_tick_of_the_clock_is_refused(
+    young: bool, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / NAME
+    path.write_bytes(save({"a": torch.ones(size), "b": torch.ones(size)}))
+    if not young:  # a file that is older changes its time stamp whenever it is written, so it is read once
+        os.utime(path, ns=(0, 10**18))
+    with open_weights(path) as file:
+        assert file.read("a").eq(1).all()
+        written_within_a_tick(path, save({"a": torch.zeros(size), "b": torch.ones(size)}), monkeypatch)
+        file.read("b")
+        if young:
+            with pytest.raises(CheckpointError, match=r"changed while it was read; load it again once it is complete"):
+                file.require_unchanged()
+        else:
+            file.require_unchanged()
+
+
+def test_header_changed_within_a_tick_of_the_clock_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / NAME
+    path.write_bytes(save({"a": torch.ones(4)}, metadata={"config": "1"}))
+    with open_weights(path) as file:
+        written_within_a_tick(path, save({"a": torch.ones(4)}, metadata={"config": "2"}), monkeypatch)
+        file.read("a")
+        with pytest.raises(CheckpointError, match="changed while it was read"):
+            file.require_unchanged()
+
+
+@POSIX
+def test_time_stamp_that_is_set_back_hides_no_change(tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    path.write_bytes(save({"a": torch.ones(4)}))
+    os.utime(path, ns=(0, 10**18))
+    with open_weights(path) as file:
+        path.write_bytes(save({"a": torch.zeros(4)}))
+        os.utime(path, ns=(0, 10**18))
+        with pytest.raises(CheckpointError, match="changed while it was read"):
+            file.read("a")
+
+
+def test_file_that_was_just_written_costs_a_moment(tmp_path: Path) -> None:
+    state = {str(i): torch.randn(1000, 1000) for i in range(4)}  # 16 MB
+    (tmp_path / NAME).write_bytes(save(state))
+    with open_weights(tmp_path / NAME) as file:
+        for key, tensor in state.items():
+            assert torch.equal(file.read(key), tensor)
+        start = time.perf_counter()
+        file.require_unchanged()
+    assert time.perf_counter() - start < 0.5

@@ -264,9 +264,10 @@ class _Loading:
             targets: The adapter's tensors.
 
         Raises:
-            CheckpointError: A tensor holds NaN or infinities, or cannot be read.
+            CheckpointError: A tensor holds NaN or infinities, or cannot be read, or the file was changed meanwhile.
         """
         tensors = {key: self._read(key, targets[key].dtype) for key in keys}
+        self.checkpoint.file.require_unchanged()
         path = self.checkpoint.file.path
         if targets and not tensors:
             warn(f"nothing in {path} fits this model, and nothing was loaded")

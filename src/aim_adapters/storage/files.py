@@ -12,6 +12,7 @@ import math
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,10 @@ _DEEPEST = 16
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _SURROGATE = re.compile("[\ud800-\udfff]")  # which UTF-8 text cannot hold, but JSON can
 LENGTH = 8  # bytes of the header's length
+# Seconds. Clocks of file systems advance in ticks of at most 16 ms; a file this young may still be being written.
+_TICK = 0.02
+_YOUNG = 2.0
+_PART = 2**20  # bytes that are compared at once, in memory that stays in the cache
 
 # First bytes of other kinds of files that may be found under the name of the weights.
 _PICKLE = "it looks like a pickle, which is never read; save it as safetensors"
@@ -69,8 +74,10 @@ class WeightsFile:
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self.path, self._file = path, file
-        self._version = self._read_version()
-        size = self._version[0]
+        self._status = os.fstat(file.fileno())
+        self._is_young = time.time() - self._status.st_mtime < _YOUNG
+        self._given: dict[str, Tensor] = {}  # what was read, while a young file may have to be compared with it
+        size = self._status.st_size
         beginning = file.read(LENGTH)
         length = int.from_bytes(beginning, "little")
         if size < LENGTH or length > size - LENGTH:
@@ -78,7 +85,8 @@ class WeightsFile:
             raise self._damaged(f"its header should have {length:,} bytes, the whole file has {size:,}{guess}")
         if length > MOST_JSON:
             raise self._damaged(f"its header has {length:,} bytes, the most that is read is {MOST_JSON:,}")
-        header = parse_json(file.read(length), f"the header of {path}")
+        self._header = file.read(length)
+        header = parse_json(self._header, f"the header of {path}")
         self.metadata = self._metadata(header.pop("__metadata__", {}))
         self._data = LENGTH + length
         self._entries = {key: self._entry(key, value) for key, value in header.items()}
@@ -110,25 +118,69 @@ class WeightsFile:
         except RuntimeError as error:
             size = entry.end - entry.begin
             raise CheckpointError(f"no memory for {key!r:.80} in {self.path}, which takes {size:,} bytes") from error
-        memory = tensor.view(-1).view(torch.uint8).numpy().data
         self._file.seek(self._data + entry.begin)
+        self._fill(tensor, key)
+        self._require_same_status()
+        if self._is_young:
+            self._given[key] = tensor
+        return tensor
+
+    def require_unchanged(self) -> None:
+        """Refuse what was read if another process wrote into the file meanwhile; call it before using any tensor.
+
+        A time stamp does not show a second change within one tick of the clock. So a file that was written a moment
+        ago is read again once the tick is over, and compared.
+
+        Raises:
+            CheckpointError: The file was changed while it was read.
+        """
+        if self._is_young:
+            time.sleep(min(_TICK, max(0.0, self._status.st_mtime + _TICK - time.time())))
+            self._file.seek(0, os.SEEK_END)  # which empties the buffer
+            self._file.seek(LENGTH)
+            same = self._file.read(len(self._header)) == self._header
+            same = same and all(self._is_still(key, tensor) for key, tensor in self._given.items())
+            self._given.clear()
+            if not same:
+                raise self._changed()
+        self._require_same_status()
+
+    def _is_still(self, key: str, given: Tensor) -> bool:
+        """Return whether the file holds the tensor that was read from it."""
+        self._file.seek(self._data + self._entries[key].begin)
+        parts = given.view(-1).view(torch.uint8).split(_PART)
+        again = torch.empty_like(parts[0])
+        for part in parts:
+            self._fill(again[: len(part)], key)
+            words = len(part) // 8 * 8  # eight bytes at a time, which is ten times as fast
+            for start, end, dtype in ((0, words, torch.int64), (words, len(part), torch.uint8)):
+                if not torch.equal(part[start:end].view(dtype), again[start:end].view(dtype)):
+                    return False
+        return True
+
+    def _fill(self, tensor: Tensor, key: str) -> None:
+        """Read from the current position of the file into a tensor's memory."""
+        memory = tensor.view(-1).view(torch.uint8).numpy().data
         while memory:
             count = self._file.readinto(memory)  # type: ignore[attr-defined]
             if not count:
                 raise CheckpointError(f"{self.path} was changed while it was read: it ended within {key!r:.80}")
             memory = memory[count:]
-        if self._read_version() != self._version:
-            raise CheckpointError(f"{self.path} was changed while it was read")
-        return tensor
+
+    def _require_same_status(self) -> None:
+        before, now = self._status, os.fstat(self._file.fileno())
+        same = (now.st_size, now.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+        # Whoever sets the time of modification back changes this one. So does a new file that takes this one's name.
+        if not same or (now.st_ctime_ns != before.st_ctime_ns and now.st_nlink == before.st_nlink):
+            raise self._changed()
+
+    def _changed(self) -> CheckpointError:
+        return CheckpointError(f"{self.path} was changed while it was read; load it again once it is complete")
 
     def _metadata(self, value: Any) -> dict[str, str]:
         if not isinstance(value, dict) or not all(_is_text(text) for text in (*value, *value.values())):
             raise self._damaged("its metadata is not an object of strings")
         return value
-
-    def _read_version(self) -> tuple[int, int]:
-        status = os.fstat(self._file.fileno())
-        return status.st_size, status.st_mtime_ns
 
     def _entry(self, key: str, value: Any) -> _Entry:
         if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"} or not _is_text(key):
