@@ -144,13 +144,16 @@ def test_frozen_adapters_need_no_gradients_of_reentrant_checkpointing() -> None:
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.usefixtures("reentrant")
 @pytest.mark.parametrize("each", [True, False])
-def test_reentrant_checkpointing_of_compiled_blocks_is_noticed(each: bool) -> None:
-    model = trained(layers="top_half")  # its last block breaks the graph of a whole model with checkpoints
+def test_reentrant_checkpointing_of_compiled_blocks_is_noticed_or_exact(each: bool) -> None:
+    plain, model = gradients(trained(layers="top_half")), trained(layers="top_half")
     by_timm(model)
     for module in model.blocks if each else [model]:
         module.compile(backend="eager")
-    with pytest.raises(StateError, match=r"gives blocks\.\d no gradients"):
-        gradients(model)
+    if each:
+        with pytest.raises(StateError, match=r"gives blocks\.\d no gradients"):
+            gradients(model)
+    else:  # in a graph of the whole model the compiler makes no difference between the two ways
+        torch.testing.assert_close(gradients(model), plain)
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
