@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 import aim_adapters as aim
 from aim_adapters.errors import ConfigError, StateError
 from tests.backbones.cases import assert_same, snapshot
+from tests.core.cases import LowRank
 from tests.tiny import FRAMES as T
 from tests.tiny import base, trained, video
 
@@ -154,3 +155,27 @@ def test_adapters_in_float16_are_warned_about_and_the_cure_trains() -> None:
         loss = cured(video()).sum()
     scaler.scale(loss).backward()
     scaler.step(optimizer)
+
+
+def test_layers_of_another_tool_that_wrapping_freezes_are_named() -> None:
+    model = base()
+    model.blocks[0].mlp.fc1 = LowRank(model.blocks[0].mlp.fc1)
+    before = snapshot(model)
+    with pytest.warns(UserWarning, match=r"wrapping freezes .*: blocks\.0\.mlp\.fc1\.lora_a, .*merge_and_unload"):
+        aim.wrap_image_model(model, T)
+    assert_same(before, snapshot(aim.unwrap_image_model(model)))
+    model.blocks[0].mlp.fc1.requires_grad_(False)
+    model.patch_embed.requires_grad_(False)  # a user's own choice of what trains needs no words
+    aim.wrap_image_model(model, T)
+
+
+def test_layers_of_peft_are_named() -> None:
+    peft = pytest.importorskip("peft")
+    for settings in (
+        peft.LoraConfig(r=2, target_modules=["fc1"]),
+        peft.IA3Config(target_modules=["fc1"], feedforward_modules=[]),
+    ):
+        model = base()
+        peft.get_peft_model(model, settings)
+        with pytest.warns(UserWarning, match=r"wrapping freezes .*: blocks\.0\.mlp\.fc1\.\w+\.default"):
+            aim.wrap_image_model(model, T)

@@ -23,6 +23,7 @@ from aim_adapters.core import (
     build_adapter,
     find_roots,
     install_adapter,
+    listed,
     only_root,
     patch,
     remove,
@@ -30,6 +31,7 @@ from aim_adapters.core import (
     require_wrappable,
     sample_weights,
     states,
+    tuned_parameters,
     warn_untrained,
 )
 from aim_adapters.errors import StateError, warn
@@ -176,6 +178,11 @@ def wrap_with_adapter(model: nn.Module, adapter: AdapterSet) -> None:
         adapter: The adapter that was built for it.
     """
     record = adapter.state.record
+    if tuned := tuned_parameters(model):
+        warn(
+            f"wrapping freezes layers by which another tool fine-tunes this model: {listed(tuned)}; merge them into "
+            "the image model first (merge_and_unload() of peft)"
+        )
     done = False
     try:
         model.requires_grad_(False)

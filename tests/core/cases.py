@@ -21,6 +21,18 @@ UNFROZEN = "a weight of the image model requires a gradient"
 POSITIONS = "its spatial attention knows positions or masks"
 
 
+class LowRank(nn.Module):
+    """A layer that another tool puts into the place of a linear one."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer, self.lora_a = layer, nn.Parameter(torch.zeros(2, layer.in_features))
+        self.lora_b = nn.Parameter(torch.zeros(layer.out_features, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + x @ self.lora_a.T @ self.lora_b.T
+
+
 def model_of(cls: type[nn.Module] = VisionTransformer, **arguments: Any) -> Any:
     """Return a wrapped model with random weights everywhere, float64."""
     sizes = {key: arguments.pop(key) for key in ("init_values", "use_rot_pos_emb") if key in arguments}

@@ -23,6 +23,7 @@ import aim_adapters as aim
 from aim_adapters.core import by_modules
 from aim_adapters.errors import StateError
 from tests.backbones.cases import loss
+from tests.core.cases import LowRank
 from tests.tiny import FRAMES, base, run, trained, video, wrapped
 
 
@@ -37,18 +38,6 @@ class Around(nn.Module):
 
     def forward(self, x: Tensor, **arguments: Any) -> Tensor:
         return self.inner(x, **arguments)
-
-
-class LowRank(nn.Module):
-    """A layer that another tool puts into the place of a linear one."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        self.layer, self.lora_a = layer, nn.Parameter(torch.zeros(2, layer.in_features))
-        self.lora_b = nn.Parameter(torch.zeros(layer.out_features, 2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x) + x @ self.lora_a.T @ self.lora_b.T
 
 
 def swap_class(model: Any) -> None:

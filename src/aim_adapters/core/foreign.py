@@ -11,6 +11,8 @@ _PASSING = ("_checkpoint_wrapped_module", "_orig_mod")
 # Attributes by which the libraries of image models switch activation checkpointing on.
 _CHECKPOINTS = ("grad_checkpointing", "gradient_checkpointing")
 DISTRIBUTED_CLASSES = frozenset({"DistributedDataParallel", "DataParallel", "FSDPModule", "FullyShardedDataParallel"})
+# Base classes of the layers of peft and of loralib.
+_TUNER_CLASSES = frozenset({"BaseTunerLayer", "LoRALayer"})
 FOREIGN_CLASSES = DISTRIBUTED_CLASSES | {"OptimizedModule", "CheckpointWrapper", "ScriptModule", "GraphModule"}
 
 
@@ -25,6 +27,24 @@ def outermost_path(path: str) -> str:
     while parts and parts[-1] in WRAPPER_PARTS - {"module"}:  # a child of that name may be anybody's
         parts.pop()
     return ".".join(parts)
+
+
+def tuned_parameters(model: nn.Module) -> list[str]:
+    """Return the names of parameters that train in layers by which another tool fine-tunes a model, such as LoRA.
+
+    Args:
+        model: Any module.
+    """
+    tuners = tuple(
+        f"{path}."
+        for path, module in model.named_modules()
+        if _TUNER_CLASSES & {cls.__name__ for cls in type(module).__mro__}
+    )
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and (name.startswith(tuners) or ".lora" in f".{name}".lower())
+    ]
 
 
 def inside(module: nn.Module) -> nn.Module:
