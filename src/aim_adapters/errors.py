@@ -37,7 +37,7 @@ class CheckpointError(AIMError, RuntimeError):
 
 
 def warn(message: str) -> None:
-    """Issue a warning that points at the line outside this package that led here, however deep the call.
+    """Issue a warning that points at the line of the caller's own that led here, however deep the call.
 
     Args:
         message: Text of the warning.
@@ -48,4 +48,5 @@ def warn(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
-_INSIDE = {__name__.partition(".")[0], "contextlib"}
+# Packages that call a model in place of its owner.
+_INSIDE = {__name__.partition(".")[0], "contextlib", "torch", "open_clip", "timm", "transformers"}

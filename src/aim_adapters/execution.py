@@ -173,9 +173,10 @@ def explain_execution(model: nn.Module) -> Table[BlockExecution]:
 def set_base_dtype(model: nn.Module, dtype: torch.dtype) -> None:
     """Hold the frozen weights of the image model in another dtype; what trains stays as it is.
 
-    Meant for training and inference under ``torch.autocast`` to the same dtype: half the memory, no casts of weights,
-    and the tokens between the blocks have this dtype too. It cannot be undone: the image model that unwrapping gives
-    back holds the rounded weights, and so does its ``state_dict``. Checkpoints of adapters are not concerned.
+    Meant for training and inference under ``torch.autocast`` to the same dtype, which the model needs from then on.
+    It takes half the memory, casts no weights, and the tokens between the blocks have this dtype too. It cannot be
+    undone: the image model that unwrapping gives back holds the rounded weights, and so does its ``state_dict``.
+    Checkpoints of adapters are not concerned.
 
     Args:
         model: A wrapped model. Of a whole CLIP model, the image tower changes.

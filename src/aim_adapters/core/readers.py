@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from aim_adapters.core.inputs import explain_failure
 from aim_adapters.core.patching import Patched, blocked_methods, wrap_forward
-from aim_adapters.errors import InputError
+from aim_adapters.errors import AIMError, InputError
 
 
 def methods_of(
@@ -28,7 +29,11 @@ def methods_of(
 
 def take_videos(base: type[nn.Module], name: str) -> Callable[..., Any]:
     """Return a method of the root that takes 5-D videos too, and reads them as the flat frames of ``forward``."""
-    return _reading(base, name, lambda root, images: root._flatten(images) if is_video(images) else images)
+
+    def flatten(root: Any, images: Any) -> Any:
+        return root._flatten(images) if is_video(images) else images
+
+    return _reading(base, name, flatten, explain_failure)
 
 
 def refuse_videos(base: type[nn.Module], name: str) -> Callable[..., Any]:
@@ -101,17 +106,26 @@ def inner_readers(paths: Sequence[str | None]) -> list[str]:
     return sorted(found, key=found.__getitem__)
 
 
-def _reading(base: type[nn.Module], name: str, read: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+def _reading(
+    base: type[nn.Module],
+    name: str,
+    read: Callable[[Any, Any], Any],
+    explain: Callable[[Any, Any, RuntimeError], AIMError | None] = lambda *_: None,
+) -> Callable[..., Any]:
     method = getattr(base, name)
     first = list(inspect.signature(method).parameters)[1]
 
     @functools.wraps(method)
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if args:
-            return method(self, read(self, args[0]), *args[1:], **kwargs)
-        if first in kwargs:
-            kwargs[first] = read(self, kwargs[first])
-        return method(self, **kwargs)
+        images = args[0] if args else kwargs.get(first)
+        given = (read(self, images), *args[1:]) if args else ()
+        try:
+            return method(self, *given, **(kwargs if args else {**kwargs, first: read(self, images)}))
+        except RuntimeError as error:
+            told = explain(self, images, error)
+            if told is None:
+                raise
+            raise told from error
 
     run.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
     del run.__wrapped__  # or tools would unwrap it to the image model's own

@@ -14,6 +14,7 @@ from aim_adapters.core.audit import check_training, require_parts
 from aim_adapters.core.block import AdaptedBlock
 from aim_adapters.core.foreign import runs_again_compiled
 from aim_adapters.core.given_state import complete_state, require_whole_state
+from aim_adapters.core.inputs import explain_failure, look_at_first_batch
 from aim_adapters.core.patching import Patched, blocked_methods, wrap_forward
 from aim_adapters.core.readers import methods_of, take_videos
 from aim_adapters.core.records import RootCall
@@ -57,10 +58,10 @@ class VideoRoot(Patched):
             What the image model returns for an image, once per clip.
 
         Raises:
-            InputError: The video's shape, layout or dtype does not fit.
+            InputError: The video's shape, layout, dtype or device does not fit.
             UnsupportedModelError: An attention mask was given.
-            StateError: The module is a replica made by ``nn.DataParallel``, or FSDP2 shards a part by itself that would
-                not be called.
+            StateError: The module is a replica made by ``nn.DataParallel``; its weights, of several dtypes, are used
+                without autocast; or FSDP2 shards a part by itself that would not be called.
         """
         state, anatomy = self.aim, self.aim.anatomy
         if getattr(self, "_is_replica", False):
@@ -89,6 +90,11 @@ class VideoRoot(Patched):
                 out = super().forward(self._flatten(args[0]), *args[1:], **kwargs)
             else:
                 out = super().forward(**{**kwargs, anatomy.input_name: self._flatten(kwargs[anatomy.input_name])})
+        except RuntimeError as error:
+            told = explain_failure(self, args[0] if args else kwargs[anatomy.input_name], error)
+            if told is None:
+                raise
+            raise told from error
         finally:
             state.call = None
         if state.enabled and anatomy.heads:
@@ -139,7 +145,7 @@ class VideoRoot(Patched):
         config, anatomy = self.aim.config, self.aim.anatomy
         if anatomy.patch_inputs:
             return flatten_patches(video, num_frames=config.num_frames)
-        return flatten_video(
+        frames = flatten_video(
             video,
             num_frames=config.num_frames,
             channels=anatomy.in_channels,
@@ -148,6 +154,9 @@ class VideoRoot(Patched):
             mean=anatomy.image_mean,
             std=anatomy.image_std,
         )
+        if not torch.compiler.is_compiling() and self.aim.unseen:
+            look_at_first_batch(self.aim, video, frames)
+        return frames
 
     def _untrained_copies(self) -> dict[str, str]:
         """Return the names of our copies that still equal what they were copied from, with the names of that."""

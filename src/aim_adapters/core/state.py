@@ -106,6 +106,7 @@ class RootState(AIMState):
         self.enabled = True
         self.call: RootCall | None = None  # while the root's own forward runs
         self.headless = False  # classification layers are left out for a while
+        self.unseen = True  # no batch was looked at yet
         self.num_frames = config.attention_frames
         self.labels: Any = None  # the image model's own while the adapter runs, from the anatomy's `relabel`
         self.own_labels: Any = None  # those of an adapter that ran and rests: the caller may have named its classes

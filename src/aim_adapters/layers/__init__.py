@@ -3,6 +3,7 @@
 from aim_adapters.layers.adapter import Adapter, drop_path, keep_clips
 from aim_adapters.layers.head import average_frames, new_classifier
 from aim_adapters.layers.input_advice import advise_dtype, advise_type
+from aim_adapters.layers.pixels import suspicions
 from aim_adapters.layers.temporal import (
     add_temporal_embedding,
     is_temporal,
@@ -31,4 +32,5 @@ __all__ = [
     "relative_temporal_bias",
     "resize_temporal_bias",
     "resize_temporal_embedding",
+    "suspicions",
 ]
