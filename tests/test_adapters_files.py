@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
 import aim_adapters as aim
-from aim_adapters.errors import CheckpointError
+from aim_adapters.errors import CheckpointError, StateError
 from tests.backbones.cases import assert_same, snapshot, wake
 from tests.several import CONFIGS, NAMES, alone, out, several
 from tests.tiny import base, run, trained, wrapped
@@ -72,3 +74,37 @@ def test_refused_checkpoint_adds_nothing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         aim.load_adapters(model, tmp_path, name="new")
     assert_same(before, snapshot(model))
+
+
+@pytest.mark.parametrize(
+    "kind", ["BlockState", "NormState", "RootState", "AdapterSet", "Module", "ModuleList", "Adapter", "Linear"]
+)
+def test_adapters_are_found_whole_inside_of_what_was_put_around_their_parts(kind: str, tmp_path: Path) -> None:
+    model = several()
+    expected = {name: {k: v.clone() for k, v in aim.adapter_state_dict(model, name=name).items()} for name in NAMES}
+    apply_activation_checkpointing(model, check_fn=lambda module: type(module).__name__ == kind)
+    for name in NAMES:
+        found = aim.adapter_state_dict(model, name=name)
+        assert found.keys() == expected[name].keys()
+        assert all(torch.equal(found[key], tensor) for key, tensor in expected[name].items())
+    aim.save_adapters(model, tmp_path, name="same")
+    fresh = base()
+    aim.load_adapters(fresh, tmp_path)
+    assert torch.equal(run(fresh), run(alone("same")))
+    assert sorted(aim.list_adapters(model)) == sorted(NAMES)
+    if kind.endswith("State"):
+        with pytest.raises(StateError, match="CheckpointWrapper, so the adapter cannot be taken out"):
+            aim.set_adapter(model.train(), "other")
+        return
+    aim.set_adapter(model.train(), "other")
+    torch.testing.assert_close(out(model.eval(), "other"), out(alone("other"), "other"), rtol=1e-5, atol=1e-6)
+
+
+def test_a_part_of_an_adapter_that_was_replaced_is_named(tmp_path: Path) -> None:
+    model = several()
+    model.aim.idle_adapters()["same"].containers[1] = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(StateError, match="part 1 of an adapter that does not run is a Sequential"):
+        aim.save_adapters(model, tmp_path / "new", name="same")
+    assert not (tmp_path / "new").exists()
+    aim.delete_adapter(model, "same")
+    assert list(aim.list_adapters(model)) == ["default", "other"]

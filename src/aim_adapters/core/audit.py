@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from aim_adapters.core.foreign import canonical_path, inside
+from aim_adapters.core.foreign import canonical_path
 from aim_adapters.core.guards import can_train
 from aim_adapters.core.lookup import WrappedModel
 from aim_adapters.core.mixins import ClipHead, PatchProduct
 from aim_adapters.core.patching import Patched
-from aim_adapters.core.state import AIMState, RootState, declared_tensors, states
+from aim_adapters.core.state import AIMState, RootState, container_of, declared_tensors, states
 from aim_adapters.errors import StateError, warn
 
 
@@ -167,8 +167,8 @@ def _runs(module: nn.Module | None, mixin: type[Patched], key: str | None) -> bo
     """Return whether a module is, or holds, one of ours of a kind; of blocks, that with the adapters of its place."""
     for each in () if module is None else module.modules():
         if isinstance(each, mixin):
-            container = each._modules.get("aim")
-            return key is None or (container is not None and getattr(inside(container), "key", None) == key)
+            container = container_of(each)
+            return key is None or (container is not None and container.key == key)
     return False
 
 

@@ -18,7 +18,15 @@ from aim_adapters.core.patching import Patched, unpatch
 from aim_adapters.core.readers import ImageReader, inner_readers
 from aim_adapters.core.records import Layout, Patch, WrapRecord
 from aim_adapters.core.root import VideoRoot
-from aim_adapters.core.state import AdapterSet, AIMState, BlockState, NormState, RootState, declared_tensors
+from aim_adapters.core.state import (
+    AdapterSet,
+    AIMState,
+    BlockState,
+    NormState,
+    RootState,
+    container_of,
+    declared_tensors,
+)
 from aim_adapters.errors import ConfigError, UnsupportedModelError
 from aim_adapters.layers import Adapter, new_classifier, new_temporal_bias, new_temporal_embedding
 
@@ -101,7 +109,7 @@ class _Builder:
 
     def __init__(self, root: nn.Module, anatomy: BackboneAnatomy, config: AIMConfig, *, on_meta: bool) -> None:
         self.root, self.anatomy, self.config, self.on_meta = root, anatomy, config, on_meta
-        running = root._modules.get("aim")
+        running = container_of(root)
         self.running = running if isinstance(running, RootState) else None
         self.containers: list[AIMState] = []
         self.paths: list[str] = []

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from aim_adapters.core.build import place_of
 from aim_adapters.core.foreign import inside
 from aim_adapters.core.patching import Patched, patch, unpatch
-from aim_adapters.core.state import AdapterSet, AIMState, BlockState, RootState
+from aim_adapters.core.state import AdapterSet, AIMState, BlockState, RootState, container_of
 from aim_adapters.errors import StateError
 from aim_adapters.layers import is_temporal
 
@@ -28,7 +28,7 @@ def install_adapter(root: nn.Module, adapter: AdapterSet) -> None:
     state = adapter.state
     done = False
     try:
-        for path, container in zip(state.layout.containers, adapter.containers, strict=True):
+        for path, container in zip(state.layout.containers, adapter.parts(), strict=True):
             _owner(root, path).add_module("aim", container)
         for path in state.layout.holders:
             _owner(root, path).aim_shared = (state,)  # type: ignore[assignment]
@@ -58,8 +58,7 @@ def fill_adapter(root: nn.Module, adapter: AdapterSet, tensors: Mapping[str, Ten
     """
     state = adapter.state
     paths = [path for path, _ in state.anatomy.blocks]
-    for path, container in zip(state.layout.containers, adapter.containers, strict=True):
-        assert isinstance(container, AIMState)
+    for path, container in zip(state.layout.containers, adapter.parts(), strict=True):
         local = {}
         for key, target in container.declared().items():
             if key in tensors:
@@ -81,7 +80,7 @@ def withdraw_adapter(root: nn.Module) -> AdapterSet:
     Raises:
         StateError: Another tool has wrapped a container, and the model is as it was.
     """
-    state = root._modules["aim"]
+    state = container_of(root)
     assert isinstance(state, RootState)
     containers = []
     for path in state.layout.containers:
@@ -100,7 +99,7 @@ def withdraw_adapter(root: nn.Module) -> AdapterSet:
 
 def remove(model: nn.Module) -> None:
     """Take out everything of ours."""
-    for root, state in [(m, m._modules["aim"]) for m in model.modules() if "aim" in m._modules]:
+    for root, state in [(module, container_of(module)) for module in model.modules()]:
         if not isinstance(state, RootState):
             continue
         relabel = state.anatomy.relabel
@@ -109,7 +108,7 @@ def remove(model: nn.Module) -> None:
     for module in list(model.modules()):
         if isinstance(module, Patched):
             unpatch(module)
-        if isinstance(module._modules.get("aim"), AIMState):
+        if container_of(module) is not None:
             del module._modules["aim"]
         module.__dict__.pop("aim_shared", None)
 

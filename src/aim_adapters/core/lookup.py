@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from aim_adapters.core.state import RootState, declared_tensors, states
+from aim_adapters.core.state import RootState, container_of, declared_tensors, states
 from aim_adapters.errors import ConfigError, StateError
 
 
@@ -90,7 +90,7 @@ def find_roots(model: nn.Module) -> list[WrappedModel]:
     found = [
         WrappedModel(path, module, state)
         for path, module in model.named_modules()
-        if isinstance(state := module._modules.get("aim"), RootState)
+        if isinstance(state := container_of(module), RootState)
     ]
     if not found:
         raise StateError(f"this {type(model).__name__} is not wrapped; call wrap_image_model(model, num_frames) first")

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy
 from aim_adapters.config import AIMConfig, Execution
+from aim_adapters.core.foreign import inside
 from aim_adapters.core.records import Layout, RootCall, WrapRecord
+from aim_adapters.errors import StateError
 from aim_adapters.layers import Adapter, average_frames
 
 # Name of the child of the root's container that holds the adapters that do not run.
@@ -55,13 +57,30 @@ class AdapterSet(nn.Module):
     @property
     def state(self) -> RootState:
         """The container of the root, which knows name, settings and layout of the adapter."""
-        state = self.containers[0]
+        state = self.parts()[0]
         assert isinstance(state, RootState)
         return state
 
+    def parts(self) -> list[AIMState]:
+        """Return the containers, without what other tools have put around them.
+
+        Raises:
+            StateError: Something else is in the place of one.
+        """
+        parts = []
+        for name, held in inside(self.containers).named_children():
+            part = inside(held)
+            if not isinstance(part, AIMState):
+                raise StateError(
+                    f"part {name} of an adapter that does not run is a {type(held).__name__}, in place of its tensors; "
+                    "delete_adapter it, and load or add it again"
+                )
+            parts.append(part)
+        return parts
+
     def declared(self) -> dict[str, Tensor]:
         """Return every declared tensor by its key in a checkpoint."""
-        return _merge(container for container in self.containers if isinstance(container, AIMState))
+        return _merge(self.parts())
 
     def rest(self) -> None:
         """Freeze an adapter that stops running, or is new and does not run yet; remember what of it trains."""
@@ -152,20 +171,20 @@ class RootState(AIMState):
     def idle_adapters(self) -> dict[str, AdapterSet]:
         """Return the adapters that the model holds beside the one that runs, by name."""
         shelf = self._modules.get(_SHELF)
-        children = {} if shelf is None else dict(shelf.named_children())
+        children = {} if shelf is None else {name: inside(held) for name, held in inside(shelf).named_children()}
         return {name: adapter for name, adapter in children.items() if isinstance(adapter, AdapterSet)}
 
     def shelve(self, adapter: AdapterSet) -> None:
         """Put an adapter that rests beside the one that runs, under its own name."""
         if self._modules.get(_SHELF) is None:
             self.add_module(_SHELF, nn.Module())
-        shelf = self.get_submodule(_SHELF)
+        shelf = inside(self.get_submodule(_SHELF))
         shelf.add_module(adapter.state.name, adapter)
         shelf.train(self.training)
 
     def unshelve(self, name: str) -> AdapterSet:
         """Take out one of `idle_adapters`."""
-        adapter, shelf = self.idle_adapters()[name], self.get_submodule(_SHELF)
+        adapter, shelf = self.idle_adapters()[name], inside(self.get_submodule(_SHELF))
         delattr(shelf, name)
         if not shelf._modules:
             delattr(self, _SHELF)
@@ -268,6 +287,13 @@ def without_classifiers(state: RootState) -> Iterator[None]:
         yield
     finally:
         state.headless = before
+
+
+def container_of(module: nn.Module) -> AIMState | None:
+    """Return our container in a module, without what other tools have put around it; None if there is none."""
+    held = module._modules.get("aim")
+    found = None if held is None else inside(held)
+    return found if isinstance(found, AIMState) else None
 
 
 def states(model: nn.Module) -> Iterator[AIMState]:
