@@ -172,6 +172,13 @@ def test_layers_of_the_callers_own_are_grouped_on_request_and_named_otherwise() 
     assert ids(aim.adapter_param_groups(net, 0.1)) == ids(aim.adapter_param_groups(net, 0.1, others=True))
 
 
+def test_no_layer_hides_behind_the_name_that_a_wrapper_gives() -> None:
+    net = nn.ModuleDict({"module": nn.Linear(2, 2), "video": tiny.wrapped()})
+    net.register_parameter("weight", nn.Parameter(torch.zeros(2, 2)))  # "module.weight" without what DDP adds
+    found = ids(aim.adapter_param_groups(net, 0.1, others=True))
+    assert found == sorted(id(p) for p in net.parameters() if p.requires_grad)
+
+
 def test_counts_are_those_of_torch_where_others_train(capsys: pytest.CaptureFixture[str]) -> None:
     net = Net()
     trains, inner = sum(p.numel() for p in net.parameters() if p.requires_grad), aim.count_parameters(net.vit)

@@ -138,6 +138,14 @@ class ModelPromises:
             torch.testing.assert_close(case.call(model.train(), video), expected, rtol=1e-5, atol=1e-6)
         assert model.training
 
+    def test_block_whose_class_is_swapped_is_refused(self, case: Case) -> None:
+        model = aim.wrap_image_model(case.model(), FRAMES)
+        path, block = next((n, m) for n, m in model.named_modules() if hasattr(getattr(m, "aim", None), "drop_path"))
+        block.__class__ = type("Theirs", (block.aim_base,), {})
+        with pytest.raises(StateError, match=r"was swapped or replaced after wrapping") as error:
+            model.train()
+        assert path.endswith(str(error.value).partition(" ")[0])
+
     def test_methods_that_replace_reset_or_freeze_are_refused(self, case: Case) -> None:
         model = case.model()
         anatomy = read_anatomy(model)

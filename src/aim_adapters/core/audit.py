@@ -22,14 +22,10 @@ def other_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         model: Any module.
 
     Returns:
-        The parameters by name, without what other tools put into names.
+        The parameters by name.
     """
     ours = {id(p) for module in model.modules() if isinstance(module, AIMState) for p in module.parameters()}
-    return {
-        canonical_path(name): parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and id(parameter) not in ours
-    }
+    return {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in ours}
 
 
 def require_parts(root: nn.Module, state: RootState) -> None:
@@ -128,7 +124,7 @@ def require_saveable(model: nn.Module, wrapped: WrappedModel) -> None:
     thawed = other_parameters(root)
     note_thawed(state, thawed)
     trained = {
-        canonical_path(name): parameter
+        name: parameter
         for name, parameter in root.named_parameters()
         if _version(parameter) > state.thawed.get(canonical_path(name), _version(parameter))
     }
@@ -154,12 +150,12 @@ def note_thawed(state: RootState, thawed: dict[str, nn.Parameter]) -> None:
         thawed: The parameters by name.
     """
     for name, parameter in thawed.items():
-        state.thawed.setdefault(name, _version(parameter))
+        state.thawed.setdefault(canonical_path(name), _version(parameter))
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:
-    """Return names as a text, the first few and how many more there are."""
-    all_names = list(names)
+    """Return names as a text, without what other tools put into them: the first few, and how many more there are."""
+    all_names = [canonical_path(name) for name in names]
     return ", ".join(all_names[:most]) + (f" and {len(all_names) - most} more" if len(all_names) > most else "")
 
 
