@@ -340,7 +340,7 @@ def fingerprint(root: nn.Module, anatomy: BackboneAnatomy) -> str:
     """Return a hash over the roles and shapes of a base model.
 
     It does not depend on the library that holds the weights: a packed projection has as many elements as three
-    separate ones.
+    separate ones. Nor does it on quantization that keeps several weights in one byte.
 
     Args:
         root: The module that the anatomy describes.
@@ -352,10 +352,19 @@ def fingerprint(root: nn.Module, anatomy: BackboneAnatomy) -> str:
     blocks = []
     for (path, block), width in zip(anatomy.blocks, anatomy.block_widths, strict=True):
         module = root.get_submodule(path)
-        matrices = [
-            sum(p.numel() for p in getattr(module, part).parameters() if p.ndim >= 2)
-            for part in (block.attention, block.mlp)
-        ]
+        matrices = [_count_matrices(getattr(module, part)) for part in (block.attention, block.mlp)]
         blocks.append([width, *matrices, round(block.softmax_scale(getattr(module, block.attention)), 6)])
     facts = [anatomy.in_channels, list(anatomy.patch_size), anatomy.prefix_tokens, anatomy.output_width, blocks]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _count_matrices(module: nn.Module) -> int:
+    """Count the elements of the matrices in a part of a block; those of a linear layer by its number of features."""
+    count = 0
+    for layer in module.modules():
+        features = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
+        linear = hasattr(layer, "weight") and all(isinstance(number, int) for number in features)
+        count += features[0] * features[1] if linear else 0  # type: ignore[operator]
+        own = layer.named_parameters(recurse=False)
+        count += sum(p.numel() for name, p in own if p.ndim >= 2 and not (linear and name == "weight"))
+    return count

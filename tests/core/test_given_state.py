@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 import aim_adapters as aim
 from aim_adapters.errors import CheckpointError
@@ -137,3 +138,17 @@ def test_base_checkpoint_loads_strictly_inside_of_other_tools(hold: Callable[[nn
     model.load_state_dict(state)
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in state.items())
     assert all(torch.equal(model.state_dict()[name], before[name]) for name in ours(before))
+
+
+def test_set_model_state_dict_does_not_hide_what_is_missing() -> None:
+    """It adds the model's own parameters to a full state dict that lacks some."""
+    options = StateDictOptions(full_state_dict=True, strict=False)
+    model, state = wrapped(), state_of(trained())
+    before = state_of(model)
+    with pytest.raises(CheckpointError, match=r"Missing key.*up_proj"):
+        set_model_state_dict(model, {key: t for key, t in state.items() if "up_proj" not in key}, options=options)
+    assert_unchanged(model, before)
+    set_model_state_dict(model, state, options=options)
+    assert_unchanged(model, state)
+    set_model_state_dict(model, {name: tensor + 1 for name, tensor in state_of(base()).items()}, options=options)
+    assert all(torch.equal(model.state_dict()[name], state[name]) for name in ours(state))

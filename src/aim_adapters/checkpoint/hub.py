@@ -55,6 +55,7 @@ def push_to_hub(
     labels: Sequence[str] | None = None,
     base_model_name_or_path: str | None = None,
     base_model_revision: str | None = None,
+    allow_nonfinite: bool = False,
 ) -> str:
     """Push one adapter to the Hub, with its config and a model card, in one commit.
 
@@ -80,6 +81,7 @@ def push_to_hub(
         labels: Names of the classes in the order of the outputs.
         base_model_name_or_path: Name of the base model; by default its name in its library.
         base_model_revision: Revision of the base model's weights.
+        allow_nonfinite: Whether NaN and infinities are pushed.
 
     Returns:
         The commit's id, which `load_adapters` takes as ``revision``; ``""`` on processes that do not push.
@@ -89,8 +91,8 @@ def push_to_hub(
         StateError: The model is not wrapped, holds several wrapped models, or has no weights (meta device).
         ConfigError: There is no adapter of this name, or ``labels``, ``frame_stride``, ``commit_message`` or an
             argument for the card is invalid.
-        CheckpointError: ``repo_id``, ``subfolder``, ``branch`` or ``token`` is malformed, or the ``README.md`` of the
-            repository is not UTF-8.
+        CheckpointError: The adapter cannot be saved, for the reasons of `save_adapters`; ``repo_id``, ``subfolder``,
+            ``branch`` or ``token`` is malformed; or the ``README.md`` of the repository is not UTF-8.
         As huggingface_hub: the Hub refused the request or could not be reached. The repository may have been created;
             files are committed together or not at all.
     """
@@ -111,6 +113,7 @@ def push_to_hub(
         base_model_revision=base_model_revision,
         frame_stride=frame_stride,
         labels=labels,
+        allow_nonfinite=allow_nonfinite,
     )
     if snapshot is None:
         return ""

@@ -25,6 +25,7 @@ def save_adapters(
     base_model_revision: str | None = None,
     frame_stride: int | None = None,
     labels: Sequence[str] | None = None,
+    allow_nonfinite: bool = False,
 ) -> Path:
     """Write one adapter, its config and a short model card into a directory; nothing of the image model.
 
@@ -42,6 +43,7 @@ def save_adapters(
         base_model_revision: Revision of the base model's weights.
         frame_stride: Distance between sampled frames, in frames of the video; recorded for making clips later.
         labels: Names of the classes in the order of the outputs.
+        allow_nonfinite: Whether NaN and infinities are saved; by default a run that diverged replaces nothing.
 
     Returns:
         The directory.
@@ -51,7 +53,9 @@ def save_adapters(
         StateError: The model is not wrapped, holds several wrapped models, or has no weights (meta device); or its
             adapters alone would give another model, as another tool has replaced parts of it or made parameters of the
             image model train.
-        CheckpointError: ``directory`` is a file, or cannot be written, as on a full disk; what was there is unchanged.
+        CheckpointError: ``directory`` is a file, or cannot be written, as on a full disk; `load_adapters` would not
+            read the adapter, as a part of it was replaced, pruned, quantized or holds NaN; or the image model was
+            changed after it was wrapped. What was there is unchanged.
         ConfigError: There is no adapter of this name; ``labels`` is a string, or does not have as many names as the
             adapter has classes; ``frame_stride`` is not an integer >= 1; or a name cannot be written.
     """
@@ -67,6 +71,7 @@ def save_adapters(
         base_model_revision=base_model_revision,
         frame_stride=frame_stride,
         labels=labels,
+        allow_nonfinite=allow_nonfinite,
     )
     if snapshot is None:
         return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from aim_adapters.anatomy import fingerprint
 from aim_adapters.checkpoint.base_digest import base_digest
+from aim_adapters.checkpoint.completeness import require_complete, require_finite
 from aim_adapters.checkpoint.format import FORMAT_VERSION, require_readable
 from aim_adapters.checkpoint.state_dict import gather, is_sharded
 from aim_adapters.core import RootState, WrappedModel, require_memory, require_saveable
@@ -55,6 +56,7 @@ def take_snapshot(
     base_model_revision: str | None = None,
     frame_stride: int | None = None,
     labels: Sequence[str] | None = None,
+    allow_nonfinite: bool = False,
 ) -> Snapshot | None:
     """Gather the content of an adapter's checkpoint.
 
@@ -66,6 +68,7 @@ def take_snapshot(
         base_model_revision: Revision of the base model's weights.
         frame_stride: Distance between sampled frames, in frames of the video.
         labels: Names of the classes in the order of the outputs.
+        allow_nonfinite: Whether NaN and infinities are saved.
 
     Returns:
         The content; None on every process but the first if the model is sharded.
@@ -74,11 +77,13 @@ def take_snapshot(
         ConfigError: There is no adapter of this name; ``labels`` is a string, or does not have as many names as the
             adapter has classes; ``frame_stride`` is not an integer >= 1; or a name or label is not a string, or too
             long.
+        CheckpointError: The adapter could not be loaded again, or holds NaN or infinities.
         StateError: The model has no weights (meta device), or its adapters alone would give another model: another tool
             has replaced parts of it, or parameters of the image model train.
     """
     adapter = wrapped.find(name)
     require_saveable(model, wrapped)
+    require_complete(wrapped, adapter)
     state = adapter.state
     anatomy, origin = state.anatomy, state.origin
     origin_clip = origin.get("clip", {})
@@ -90,7 +95,9 @@ def take_snapshot(
         raise ConfigError(f"frame_stride must be an integer >= 1, got {frame_stride!r}")
     sharded = any(map(is_sharded, adapter.tensors.values()))
     require_memory(adapter.tensors.values())
-    tensors = {key: tensor.contiguous() for key, tensor in gather(adapter.tensors).items()}
+    tensors = _separate(gather(adapter.tensors))
+    if not allow_nonfinite:
+        require_finite(tensors)
     digest = base_digest(wrapped.root, anatomy)
     if sharded and torch.distributed.get_rank() != 0:
         return None
@@ -141,3 +148,13 @@ def require_labels(labels: Sequence[str] | None, state: RootState) -> None:
     if labels is not None and (classifier is None or len(labels) != classifier.out_features):
         outputs = "no classification layer" if classifier is None else f"{classifier.out_features} classes"
         raise ConfigError(f"got {len(labels)} labels for a model with {outputs}")
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors contiguous, and those that share memory with another one copied: a file has no place for that."""
+    separate, seen = {}, set()
+    for key, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        separate[key] = tensor.clone(memory_format=torch.contiguous_format) if storage in seen else tensor.contiguous()
+        seen.add(storage)
+    return separate

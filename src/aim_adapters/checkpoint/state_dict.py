@@ -103,9 +103,9 @@ def compare(targets: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
     )
     if strict and any(report):
         problems = (
-            _named("missing", report.missing),
-            _named("unexpected", report.unexpected),
-            _named(
+            named_keys("missing", report.missing),
+            named_keys("unexpected", report.unexpected),
+            named_keys(
                 "of another shape",
                 [f"{key} ({list(shapes[key])} for {list(targets[key].shape)})" for key in report.mismatched],
             ),
@@ -168,7 +168,8 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def _named(what: str, keys: Sequence[str], most: int = 5) -> str:
+def named_keys(what: str, keys: Sequence[str], most: int = 5) -> str:
+    """Return how many keys are ``what``, and the first of them; nothing if there are none."""
     if not keys:
         return ""
     more = f" and {len(keys) - most} more" if len(keys) > most else ""

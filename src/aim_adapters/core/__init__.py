@@ -18,7 +18,7 @@ from aim_adapters.core.base_values import (
     within_rounding,
 )
 from aim_adapters.core.build import build_adapter, place_of
-from aim_adapters.core.foreign import canonical_path, outermost_path, tuned_parameters
+from aim_adapters.core.foreign import DISTRIBUTED_CLASSES, canonical_path, outermost_path, tuned_parameters
 from aim_adapters.core.fusion import ByModules, fp8_missing, fused_branches
 from aim_adapters.core.guards import require_bare, require_local, require_memory, require_wrappable
 from aim_adapters.core.install import fill_adapter, install_adapter, remove, withdraw_adapter
@@ -37,6 +37,7 @@ from aim_adapters.core.state import (
 )
 
 __all__ = [
+    "DISTRIBUTED_CLASSES",
     "AIMState",
     "AdapterSet",
     "BlockState",

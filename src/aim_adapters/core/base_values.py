@@ -57,8 +57,14 @@ def find_changes(samples: Samples, root: nn.Module) -> list[str]:
         root: The image model, wrapped or not. If norms are sharded, every rank must call.
     """
     present, names = sample_weights(root), {name for name, _ in _base_tensors(root)}
-    gone = {name for name in samples if name not in names}
-    return [name for name in samples if name in gone or not _same(samples[name], present.get(name))]
+    compared = [name for name in samples if len(present.get(name, ())) == len(samples[name])]  # no quantized ones
+    owners = [name for name in compared for _ in samples[name]]
+    before, now = (
+        torch.tensor([value for name in compared for value in values[name]], dtype=torch.float32, device="cpu")
+        for values in (samples, present)
+    )
+    changed = {owners[index] for index in (~within_rounding(before, now)).nonzero().flatten().tolist()}
+    return [name for name in samples if name in changed or name not in names]
 
 
 def within_rounding(first: Tensor, second: Tensor) -> Tensor:
@@ -107,14 +113,6 @@ def warn_untrained(samples: Samples, anatomy: BackboneAnatomy) -> None:
             "initialization. AIM freezes the image model; build it with pretrained=True, or load its weights with "
             "load_state_dict"
         )
-
-
-def _same(before: tuple[float, ...], now: tuple[float, ...] | None) -> bool:
-    if now is None:  # quantized, for instance
-        return True
-    if len(now) != len(before):
-        return False
-    return bool(within_rounding(*torch.tensor((before, now), device="cpu")).all())
 
 
 def _base_tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:

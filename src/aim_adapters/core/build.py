@@ -111,6 +111,9 @@ class _Builder:
         self.root, self.anatomy, self.config, self.on_meta = root, anatomy, config, on_meta
         running = container_of(root)
         self.running = running if isinstance(running, RootState) else None
+        # The image model's own dtype may have been changed since.
+        present = declared_tensors(root).values() if self.running is not None else ()
+        self.running_dtype = next((tensor.dtype for tensor in present), None)
         self.containers: list[AIMState] = []
         self.paths: list[str] = []
         self.holders: list[str] = []
@@ -127,8 +130,7 @@ class _Builder:
 
     def place_of(self, module: nn.Module) -> _Place:
         place = place_of(module)
-        if self.running is not None:  # the image model's own dtype may have been changed since
-            place["dtype"] = next((t.dtype for t in declared_tensors(self.root).values()), place["dtype"])
+        place["dtype"] = self.running_dtype or place["dtype"]
         return {**place, "device": torch.device("meta")} if self.on_meta else place
 
     def copy_of(self, path: str, *, instead: str) -> nn.Module:

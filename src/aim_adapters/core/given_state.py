@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from torch import nn
@@ -33,12 +34,13 @@ def require_whole_state(root: nn.Module, given: Mapping[str, Any], prefix: str) 
         CheckpointError: It is such a state dict.
     """
     own = root.state_dict(keep_vars=True)
-    _refuse_adapter_keys(root, {key.removeprefix(prefix) for key in given}, own)
+    values = _values(given, prefix, own)
+    _refuse_adapter_keys(root, values.keys(), own)
     adapters = defaultdict(list)
     for name in filter(_is_ours, own):
         adapters[name.split(".")[2] if name.startswith("aim.idle.") else ""].append(name)
     for idle, names in adapters.items():
-        missing = [name for name in names if prefix + name not in given]
+        missing = [name for name in names if name not in values]
         if 0 < len(missing) < len(names):
             title = f"the adapter {idle!r}" if idle else "the adapter that runs"
             some = ", ".join(prefix + name for name in missing[:5]) + (" …" if len(missing) > 5 else "")
@@ -62,22 +64,31 @@ def complete_state(root: nn.Module, given: dict[str, Any], prefix: str, copies: 
         copies: Returns the names of our copies that follow what they are copies of, with the names of that.
     """
     own = root.state_dict(keep_vars=True)
-    names = [key.removeprefix(prefix) for key in given]
+    values = _values(given, prefix, own)
     state = root._modules["aim"]
     assert isinstance(state, RootState)
     base = [name for name in own if not _is_ours(name)]
-    loaded = {canonical_path(name): given[prefix + name] for name in base if prefix + name in given}
-    if 2 * len(loaded) >= len(base) and not any(map(_is_ours, names)):
-        followed = {prefix + ours: given[prefix + of] for ours, of in copies().items() if prefix + of in given}
+    loaded = {canonical_path(name): values[name] for name in base if name in values}
+    if 2 * len(loaded) >= len(base) and not any(map(_is_ours, values)):
+        followed = {prefix + ours: values[of] for ours, of in copies().items() if of in values}
         given.update({prefix + name: tensor for name, tensor in own.items() if _is_ours(name)})
         given.update(followed)
     update_samples(state.record.samples, root, loaded)
 
 
-def _refuse_adapter_keys(root: nn.Module, names: set[str], own: Mapping[str, Any]) -> None:
+def _values(given: Mapping[str, Any], prefix: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values in a state dict by the root's own keys, without what is in the model already.
+
+    PyTorch's ``set_model_state_dict`` adds the model's own parameters to a state dict that lacks some.
+    """
+    names = {key: key.removeprefix(prefix) for key in given}
+    return {name: given[key] for key, name in names.items() if name not in own or given[key] is not own[name]}
+
+
+def _refuse_adapter_keys(root: nn.Module, names: AbstractSet[str], own: Mapping[str, Any]) -> None:
     found = set(filter(_ADAPTER_KEY.fullmatch, names - own.keys()))
     if names and names == declared_tensors(root).keys():  # no adapters in blocks: only norm and head
-        found = names
+        found = set(names)
     if not found:
         return
     raise CheckpointError(
