@@ -201,13 +201,11 @@ def test_new_card_keeps_its_title_when_words_are_added() -> None:
         "\ufeffWords.\n",
         "---\nlicense:\n---\nWords.\n",
         "---\n{license: mit, tags: [x]}\n---\nWords.\n",
-        "---\ntags: &t\n- x\ndatasets: *t\n---\nWords.\n",
         "---\ntags:\n  - x\n\n  # why\n  - y # because\n\n# next\nlicense: mit\n---\nWords.\n",
         "---\ntags: >\n  folded\n  text\n---\nWords.\n",
         "---\ndate: 2024-01-01\nextra: !!set {x, y}\n---\nWords.\n",
         "---\n  license: mit\n  x: .nan\n---\nWords.\n",
         "---\nlicense: mit\n...\n---\nWords.\n",
-        "---\nx: &x\n- *x\n---\nWords.\n",
         "---\n# only a comment\n---\nWords.\n",
         README,
     ],
@@ -252,7 +250,7 @@ def test_nothing_of_the_readers_is_lost(existing: str, line: str) -> None:
 )
 def test_metadata_that_is_no_mapping_is_left_alone(block: str) -> None:
     existing = f"---\n{block}\n---\nWords.\n"
-    with pytest.warns(UserWarning, match="metadata is not a YAML mapping and was left as it is") as caught:
+    with pytest.warns(UserWarning, match="metadata is not a plain YAML mapping and was left as it is") as caught:
         text = make_card(CONFIG, parameters=COUNT, existing=existing)
     assert caught[0].filename == __file__
     assert text.startswith(existing) and BEGIN in text

@@ -12,12 +12,13 @@ from typing import Any
 from urllib.parse import quote
 
 from aim_adapters.backbones import BaseFacts, base_facts
+from aim_adapters.checkpoint.front_matter import TASK, merge_metadata
 from aim_adapters.errors import CheckpointError, ConfigError, warn
 from aim_adapters.parameters import ParameterCount
 from aim_adapters.storage import file_mode, read_bytes, require_repo_id
 
 _FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
-_TASK = "video-classification"
+_MOST = 2**23  # characters of a README
 _PAPER = "https://arxiv.org/abs/2302.03024"
 _CITATION = """```bibtex
 @inproceedings{yang2023aim,
@@ -48,7 +49,8 @@ def make_card(
     The text of an existing README is kept. Missing metadata is added below its own, and lists are merged; the base
     model, and ``license`` and ``metrics`` if given, replace existing values. If a value changes, all metadata is
     written again, and YAML comments in it are lost. This package's section, between two comments that Markdown does not
-    show, is replaced, or added at the end. Each ``subfolder`` has its own section.
+    show, is replaced, or added at the end. Each ``subfolder`` has its own section. A README of more than 8 million
+    characters, and metadata that is not a plain YAML mapping, are left as they are, with a warning.
 
     Args:
         config: Content of ``adapter_config.json``.
@@ -74,19 +76,23 @@ def make_card(
     if results:
         metadata["model-index"] = _model_index(repo_id or "aim-adapters", datasets[0], results)
     text = existing or ""
+    if len(text) > _MOST:
+        warn(f"the README has {len(text):,} characters, more than {_MOST:,}, and was left as it is; shorten it")
+        return text
     mark = "\ufeff" if text.startswith("\ufeff") else ""
     line = "\r\n" if "\r\n" in text else "\n"
-    front, rest = _merge_metadata(text[len(mark) :], metadata, line)
-    our_section = _section(subfolder)
-    titled = re.search(r"^# ", _FENCED.sub("", our_section.sub("", rest)), re.MULTILINE)
+    front, rest = merge_metadata(text[len(mark) :], metadata, line)
+    place = _find_section(rest, subfolder)
+    before, after = (rest[: place.start], rest[place.stop :]) if place else (rest, "")
+    titled = re.search(r"^# ", _FENCED.sub("", before + after), re.MULTILINE)
     options = {"subfolder": subfolder, "revision": revision}
     source = [json.dumps(repo_id or "."), *(f"{name}={json.dumps(value)}" for name, value in options.items() if value)]
     facts = _facts(config, parameters, gmacs) | {f"{name} on {datasets[0]}": f"{x:g}" for name, x in results.items()}
     begin, end = section_marks(subfolder)
     body = _body(config, base, facts, ", ".join(source), level="##" if titled else "#")
     section = "\n".join((begin, body, end)).replace("\n", line)
-    if our_section.search(rest):
-        return mark + front + our_section.sub(lambda match: section, rest, count=1)
+    if place:
+        return mark + front + before + section + after
     gap = line * (not rest.endswith("\n")) * bool(rest) + line * (not rest.endswith(line * 2))
     return mark + front + rest + gap + section + line
 
@@ -110,7 +116,7 @@ def directory_card(path: Path, config: Mapping[str, Any], *, parameters: Paramet
             return None
         except UnicodeDecodeError:  # it has no section of this package
             return None
-    if existing is not None and not _section(None).search(existing):
+    if existing is not None and not _find_section(existing, None):
         return None
     return make_card(config, parameters=parameters, existing=existing)
 
@@ -126,9 +132,17 @@ def section_marks(subfolder: str | None) -> tuple[str, str]:
     return f"<!-- aim-adapters:begin {folder}-->", f"<!-- aim-adapters:end {folder}-->"
 
 
-def _section(subfolder: str | None) -> re.Pattern[str]:
-    begin, end = map(re.escape, section_marks(subfolder))
-    return re.compile(f"{begin}(?:(?!<!-- aim-adapters:begin ).)*?{end}", re.DOTALL)
+def _find_section(text: str, subfolder: str | None) -> slice | None:
+    """Return where the section of a checkpoint stands in a README: from its mark to its end, with no other between."""
+    begin, end = section_marks(subfolder)
+    any_begin = section_marks(None)[0].removesuffix("-->")
+    since, stop = 0, text.find(end)
+    while stop >= 0:  # text is searched once only, however many marks it has
+        start = text.rfind(any_begin, since, stop)
+        if start >= 0 and text.startswith(begin, start):
+            return slice(start, stop + len(end))
+        since, stop = stop, text.find(end, stop + 1)
+    return None
 
 
 def _strings(what: str, values: Sequence[str]) -> list[str]:
@@ -163,92 +177,16 @@ def _metadata(
         "datasets": datasets or None,
         "library_name": "aim-adapters",
         "license": license,
-        "pipeline_tag": _TASK,
-        "tags": list(dict.fromkeys(["aim", "adapter", _TASK, *([library] if library else []), *tags])),
+        "pipeline_tag": TASK,
+        "tags": list(dict.fromkeys(["aim", "adapter", TASK, *([library] if library else []), *tags])),
     }
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def _model_index(model: str, dataset: str, results: Mapping[str, float]) -> list[dict[str, Any]]:
     metrics = [{"type": name, "value": value} for name, value in results.items()]
-    result = {"task": {"type": _TASK}, "dataset": {"name": dataset, "type": dataset}, "metrics": metrics}
+    result = {"task": {"type": TASK}, "dataset": {"name": dataset, "type": dataset}, "metrics": metrics}
     return [{"name": model, "results": [result]}]
-
-
-def _merge_metadata(text: str, fields: dict[str, Any], line: str) -> tuple[str, str]:
-    """Return the metadata block of a README with fields added, and the text after it."""
-    from huggingface_hub.repocard import REGEX_YAML_BLOCK
-
-    match = REGEX_YAML_BLOCK.search(text)
-    if match is None or not match.group(2).strip():
-        return line.join(("---", _dump(fields, line), "---", "")), text[match.end() :] if match else text
-    block, rest = match.group(2), text[match.end() :]
-    theirs = _parse(block)
-    theirs = {} if theirs is None else theirs
-    if not isinstance(theirs, dict):
-        warn(f"the README's metadata is not a YAML mapping and was left as it is: {theirs}")
-        return match.group(0), rest
-    merged = {name: _merged(name, theirs.get(name), value) for name, value in fields.items()}
-    changed = {name: value for name, value in merged.items() if value != theirs.get(name)}
-    if changed:
-        expected = {**theirs, **changed}
-        block = line.join((block, _dump(changed, line)))
-        # Lines cannot be added to a block in braces or with indentation, so the result is parsed and compared; by repr,
-        # as YAML may contain NaN, or itself.
-        if changed.keys() & theirs.keys() or repr(_parse(block)) != repr(expected):
-            block = _dump(expected, line)
-    return text[: match.start(2)] + block + text[match.end(2) : match.end()], rest
-
-
-def _parse(block: str) -> Any:
-    """Return the value of a YAML text, or the error if it is invalid."""
-    import yaml  # type: ignore[import-untyped]
-
-    try:
-        return yaml.safe_load(block)
-    # Besides YAML's own errors: an invalid date, number or flag, and lists nested too deep.
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        return error
-
-
-def _dump(value: Any, line: str) -> str:
-    import yaml
-
-    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, line_break=line)
-    if repr(_parse(text)) != repr(value):  # some Unicode line separators are lost unless they are escaped
-        text = yaml.safe_dump(value, sort_keys=False, line_break=line)
-    return text.rstrip("\r\n")
-
-
-def _merged(name: str, theirs: Any, value: Any) -> Any:
-    """Return one field of the merged metadata: lists are joined, the caller's base model and license replace others."""
-    if theirs is None or name in ("base_model", "license"):
-        return value
-    if name == "model-index":
-        return _merged_results(theirs, value)
-    if name not in ("datasets", "tags"):
-        return theirs
-    listed = [theirs] if isinstance(theirs, str) else theirs
-    added = [item for item in value if item not in listed] if isinstance(listed, list) else []
-    return [*listed, *added] if added else theirs
-
-
-def _merged_results(theirs: Any, ours: list[dict[str, Any]]) -> list[Any]:
-    """Return a ``model-index`` with our result added, which replaces equal metrics of the same task and dataset."""
-    (new,), kept = ours[0]["results"], []
-    types = [metric["type"] for metric in new["metrics"]]
-    try:
-        for result in theirs[0]["results"]:
-            if (result["task"]["type"], result["dataset"]["type"]) == (_TASK, new["dataset"]["type"]):
-                result = {**result, "metrics": [metric for metric in result["metrics"] if metric["type"] not in types]}
-                if not result["metrics"]:
-                    continue
-            kept.append(result)
-        return [{**theirs[0], "results": [*kept, new]}, *theirs[1:]]
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise ConfigError(
-            "the README's model-index is not one that results can be added to; repair it, or pass no metrics"
-        ) from error
 
 
 def _base_facts(config: Mapping[str, Any]) -> BaseFacts:
