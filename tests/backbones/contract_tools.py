@@ -227,6 +227,7 @@ class ToolPromises:
             torch.testing.assert_close(checkpointed, plain, rtol=1e-5, atol=1e-6)
 
     @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # PyTorch's own words before our error
+    @pytest.mark.filterwarnings("ignore:Please specify CheckpointImpl")  # of PyTorch 2.6
     def test_reentrant_checkpointing_without_gradients_is_refused(self, case: Case) -> None:
         needs_machinery(case)
         model = wake(aim.wrap_image_model(case.model(), FRAMES, components=("spatial", "joint"))).train()

@@ -178,6 +178,7 @@ def test_a_tool_that_chooses_what_trains_is_named() -> None:
         aim.adapter_param_groups(model, 0.1)
 
 
+@pytest.mark.filterwarnings("ignore:Please specify CheckpointImpl")  # of PyTorch 2.6
 def test_layers_of_an_adapter_checkpointed_by_class_name_are_refused_if_reentrant() -> None:
     for impl in CheckpointImpl:
         model = trained()

@@ -111,6 +111,7 @@ def gradients(model: nn.Module, clips: Tensor | None = None) -> list[Tensor | No
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # PyTorch's own words before our error
+@pytest.mark.filterwarnings("ignore:Please specify CheckpointImpl")  # of PyTorch 2.6
 @pytest.mark.usefixtures("reentrant")
 @pytest.mark.parametrize("how", [by_timm, by_class_name, in_segments])
 @pytest.mark.parametrize("components", [("temporal", "spatial", "joint"), ("spatial", "joint"), ()])
@@ -157,6 +158,7 @@ def test_reentrant_checkpointing_of_compiled_blocks_is_noticed_or_exact(each: bo
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.filterwarnings("ignore:Please specify CheckpointImpl")  # of PyTorch 2.6
 def test_a_trained_norm_that_alone_is_checkpointed_is_noticed() -> None:
     model = trained(components=())
     model.norm = checkpoint_wrapper(model.norm, CheckpointImpl.REENTRANT)
