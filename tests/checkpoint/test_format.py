@@ -196,9 +196,40 @@ def test_unknown_keys_are_an_error_or_a_warning(config: dict[str, Any], named: s
 # Header and file
 
 
-def test_header_is_the_one_used_and_a_difference_is_told(tmp_path: Path) -> None:
-    write(tmp_path, CONFIG, beside={**CONFIG, "scale": 9.0})
-    with pytest.warns(UserWarning, match=f"{CONFIG_NAME} differs from the config inside {WEIGHTS_NAME}"):
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"scale": 9.0}, "scale"),
+        ({"scale": 9.0, "layers": [0]}, "layers', 'scale"),
+        ({"base_model_name_or_path": "another"}, "base_model_name_or_path"),
+        ({"aim_version": "0.0"}, "aim_version"),
+        ({"clip": {**CONFIG["clip"], "labels": ["a"], "stride": None}}, "clip.labels"),
+        ({"clip": None}, "clip"),
+        ({"clip": [1]}, "clip"),
+        ({"num_frames": None}, "num_frames"),
+        ({"scale": "x" * 10**5}, "scale"),
+    ],
+    ids=lambda value: f"{value!s:.40}",
+)
+def test_header_is_the_one_used_and_a_contradiction_is_refused(
+    changes: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    write(tmp_path, CONFIG, beside={**CONFIG, **changes})
+    match = rf"{CONFIG_NAME} differs from the config inside {WEIGHTS_NAME}, .*{named}.*Delete the file, or save"
+    assert_refused(tmp_path, rf"{match}.*pass strict=False")
+    with pytest.warns(UserWarning, match=match) as caught:
+        assert read(tmp_path, strict=False) == CONFIG
+    assert len(str(caught[0].message)) < 1500
+
+
+def test_what_does_not_contradict_passes_or_is_told(tmp_path: Path) -> None:
+    # Other order, spacing and kinds of numbers; null for what is not there.
+    same = {**dict(reversed(CONFIG.items())), "auto_mapping": None, "scale": json.loads(f"{CONFIG['scale']}0")}
+    write(tmp_path, CONFIG, beside=same)
+    (tmp_path / CONFIG_NAME).write_text(json.dumps(same, indent=7), encoding="utf-8")
+    assert read(tmp_path) == CONFIG
+    write(tmp_path, CONFIG, beside={**CONFIG, "transformers_version": "5.0"})
+    with pytest.warns(UserWarning, match="in \\['transformers_version'\\]"):
         assert read(tmp_path) == CONFIG
 
 

@@ -83,13 +83,15 @@ def open_checkpoint(directory: Path, *, strict: bool = True) -> Iterator[OpenChe
 
     Args:
         directory: The directory with the files.
-        strict: Refuse unknown keys in the config; otherwise warn about them.
+        strict: Refuse unknown keys in the config, and a config file beside the weights that contradicts it; otherwise
+            warn about them.
 
     Yields:
         The checkpoint, open inside the ``with`` block.
 
     Raises:
-        CheckpointError: The files are missing, damaged, of another library, or of a later format.
+        CheckpointError: The files are missing, damaged, of another library, or of a later format; or ``strict``, and
+            they contradict one another.
     """
     weights, config_file = directory / WEIGHTS_NAME, directory / CONFIG_NAME
     separate_config = _read_config(config_file)
@@ -110,7 +112,7 @@ def open_checkpoint(directory: Path, *, strict: bool = True) -> Iterator[OpenChe
         _require_fields(config, where, strict=strict)
         # A save may have replaced both files since the first was read.
         if separate_config is not None and separate_config != config and separate_config == _read_config(config_file):
-            warn(f"{config_file} differs from the config inside {WEIGHTS_NAME}, which is the one used")
+            _refuse_contradiction(separate_config, config, config_file, strict=strict)
         yield OpenCheckpoint(directory, config, file)
 
 
@@ -139,6 +141,31 @@ def _read_config(path: Path) -> dict[str, Any] | None:
         if _exists(path):
             raise
         return None  # a save has just taken it away
+
+
+def _refuse_contradiction(beside: Mapping[str, Any], config: Mapping[str, Any], path: Path, *, strict: bool) -> None:
+    """Refuse a config file that contradicts the config inside the weights; keys that others have added may stay."""
+    one, other = _flat(beside), _flat(config)
+    differing = sorted(name for name, value in other.items() if one.get(name) != value)
+    added = sorted(name for name in one.keys() - other.keys() if one[name] is not None)
+    if not differing and not added:
+        return
+    message = (
+        f"{path} differs from the config inside {WEIGHTS_NAME}, which is the one used, in {differing + added!s:.500}; "
+        "what was edited there has no effect. Delete the file, or save the adapters again with what you want to change"
+    )
+    if strict and differing:
+        raise CheckpointError(f"{message}. Or pass strict=False to load them all the same")
+    warn(message)
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with the keys of the clip contract as ``clip.…``."""
+    clip = config.get("clip")
+    if not isinstance(clip, dict):
+        return dict(config)
+    others = {name: value for name, value in config.items() if name != "clip"}
+    return {**others, **{f"clip.{name}": value for name, value in clip.items()}}
 
 
 def _exists(path: Path) -> bool:
