@@ -6,6 +6,7 @@ import copy
 import inspect
 import io
 import pickle
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -13,7 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from aim_adapters.core import patching
-from aim_adapters.core.patching import Patched, blocked_methods, patch, patched_class, unpatch, wrap_forward
+from aim_adapters.core.patching import (
+    Patched,
+    blocked_methods,
+    foreign_forward,
+    patch,
+    patched_class,
+    unpatch,
+    wrap_forward,
+)
 from aim_adapters.errors import AIMError, StateError
 
 
@@ -218,6 +227,27 @@ def test_forward_keeps_the_signature_and_the_documentation() -> None:
     assert inspect.signature(module.forward) == inspect.signature(Scaler(3, 3).forward)
     assert type(module).forward.__name__ == "forward"
     assert type(module).forward.__doc__ == Scaler.forward.__doc__
+
+
+def test_tools_that_undo_what_is_around_a_forward_stop_at_ours() -> None:
+    module, x = patched(0.5), torch.randn(2, 3)
+    expected, forward = module(x), type(module).forward
+    while hasattr(forward, "__wrapped__"):  # as Accelerate's `unwrap_model` does, which then leaves it on the module
+        forward = forward.__wrapped__
+    module.forward = MethodType(forward, module)  # type: ignore[assignment]
+    assert torch.equal(module(x), expected)
+    assert foreign_forward(module) is None
+    unpatch(module)
+    assert "forward" not in vars(module)
+    torch.testing.assert_close(module(x), 0.5 - expected)
+
+
+def test_a_forward_that_another_tool_put_on_a_module_stays_its_own() -> None:
+    module = patched()
+    module.forward = MethodType(Scaler.forward, module)  # type: ignore[assignment]
+    assert foreign_forward(module) is vars(module)["forward"]
+    unpatch(module)
+    assert "forward" in vars(module)
 
 
 def test_blocked_method_says_what_to_do_until_unpatched() -> None:

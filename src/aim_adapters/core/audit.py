@@ -10,7 +10,7 @@ from aim_adapters.core.foreign import canonical_path
 from aim_adapters.core.guards import can_train
 from aim_adapters.core.lookup import WrappedModel
 from aim_adapters.core.mixins import ClipHead, PatchProduct
-from aim_adapters.core.patching import Patched
+from aim_adapters.core.patching import Patched, foreign_forward
 from aim_adapters.core.state import AIMState, RootState, container_of, declared_tensors, states
 from aim_adapters.errors import StateError, warn
 
@@ -67,7 +67,7 @@ def check_training(root: nn.Module, state: RootState) -> None:
         StateError: A part of an adapter is checkpointed in the re-entrant way.
     """
     for name, module in root.named_modules():
-        own = vars(module).get("forward")
+        own = foreign_forward(module)
         # A forward that wraps the one that was there, as accelerate's does, says so.
         if own is not None and isinstance(module, Patched) and not hasattr(own, "__wrapped__"):
             warn_once(

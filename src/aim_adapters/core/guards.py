@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from aim_adapters.core.foreign import DISTRIBUTED_CLASSES, FOREIGN_CLASSES
 from aim_adapters.core.lookup import is_wrapped
+from aim_adapters.core.patching import foreign_forward
 from aim_adapters.core.state import AIMState, RootState
 from aim_adapters.errors import StateError, UnsupportedModelError
 
@@ -68,7 +69,7 @@ def require_bare(model: nn.Module, call: str, fix: str) -> None:
     require_local(model, call, fix, kinds=FOREIGN_CLASSES)
     for name, module in model.named_modules():
         compiled = getattr(module, "_compiled_call_impl", None) is not None
-        if compiled or "forward" in vars(module):
+        if compiled or foreign_forward(module) is not None:
             # A forward on the instance would hide that of the class, which is the one that changes.
             what = "compiled in place" if compiled else "given a forward of its own (by accelerate, for instance)"
             raise StateError(f"{call}: {name or 'the model'} is {what}; {fix}")

@@ -8,6 +8,7 @@ class from its parts.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, ClassVar
 
@@ -72,17 +73,47 @@ def patch(module: nn.Module, mixin: type[Patched], spec: Hashable = None) -> Non
 def unpatch(module: nn.Module) -> None:
     """Put the original class back."""
     assert isinstance(module, Patched)
+    if "forward" in vars(module) and foreign_forward(module) is None:
+        del module.forward
     module.__class__ = module.aim_base  # type: ignore[assignment]
 
 
-def wrap_forward(base: type[nn.Module], forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``forward`` with the signature of the model's own, which trainers and tracers read."""
+def foreign_forward(module: nn.Module) -> Callable[..., Any] | None:
+    """Return the ``forward`` that another tool has put on a module itself, in front of that of its class, or None.
 
-    @functools.wraps(base.forward)
+    Accelerate's ``unwrap_model`` leaves the one of the class there, which is nobody's but the module's own.
+    """
+    forward: Callable[..., Any] | None = vars(module).get("forward")
+    patched = isinstance(module, Patched) and getattr(forward, "__func__", None) is type(module).forward
+    return None if patched else forward
+
+
+def in_place_of(original: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a function the name and signature of the model's own method, which trainers and tracers read.
+
+    It does not say that it wraps that method (``__wrapped__``): tools that undo what they have put around a
+    ``forward``, such as Accelerate's ``unwrap_model``, would go on and put the image model's own back.
+
+    Args:
+        original: The method.
+        function: What runs in its place.
+
+    Returns:
+        The same function.
+    """
+    functools.update_wrapper(function, original)
+    function.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+    del function.__wrapped__  # type: ignore[attr-defined]
+    return function
+
+
+def wrap_forward(base: type[nn.Module], forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``forward`` as a function of its own with the name and signature of the model's own."""
+
     def wrapped(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return forward(self, *args, **kwargs)
 
-    return wrapped
+    return in_place_of(base.forward, wrapped)
 
 
 def blocked_methods(base: type[nn.Module], names: Iterable[str]) -> dict[str, Callable[..., Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from aim_adapters.core.inputs import explain_failure
-from aim_adapters.core.patching import Patched, blocked_methods, wrap_forward
+from aim_adapters.core.patching import Patched, blocked_methods, in_place_of, wrap_forward
 from aim_adapters.errors import AIMError, InputError
 
 
@@ -115,7 +114,6 @@ def _reading(
     method = getattr(base, name)
     first = list(inspect.signature(method).parameters)[1]
 
-    @functools.wraps(method)
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         images = args[0] if args else kwargs.get(first)
         given = (read(self, images), *args[1:]) if args else ()
@@ -127,6 +125,4 @@ def _reading(
                 raise
             raise told from error
 
-    run.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
-    del run.__wrapped__  # or tools would unwrap it to the image model's own
-    return run
+    return in_place_of(method, run)
