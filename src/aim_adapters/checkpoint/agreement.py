@@ -61,7 +61,7 @@ def require_same_base(
         return
     guess = "it is another checkpoint of the same shape, such as a fine-tuned one"
     if looks_untrained(samples, anatomy):
-        guess = "its norm weights are all 1, as after random initialization: was pretrained=True forgotten?"
+        guess = "its norm weights are all 1, as after random initialization; perhaps pretrained=True was forgotten"
     trained_on = name or "an unnamed model"
     message = (
         f"this image model does not hold the weights that the adapters were trained on ({trained_on:.200}); {guess}"
