@@ -52,7 +52,10 @@ def require_memory(tensors: Iterable[Tensor]) -> None:
         StateError: A tensor is on the meta device.
     """
     if any(tensor.is_meta for tensor in tensors):
-        raise StateError("the model is on the meta device, without weights; build it on a real device first")
+        raise StateError(
+            "the model is on the meta device, without weights; build it on a real device first"
+            ", or take it back from accelerate's offloading with accelerate.hooks.remove_hook_from_submodules(model)"
+        )
 
 
 def require_bare(model: nn.Module, call: str, fix: str) -> None:

@@ -55,6 +55,13 @@ def explain_failure(root: nn.Module, video: Any, error: RuntimeError) -> AIMErro
     state: Any = root.aim
     if not video.numel():
         return InputError(f"the batch is empty, got {list(video.shape)}; leave it out, as drop_last=True does")
+    if not video.is_meta and any(parameter.is_meta for parameter in root.parameters()):
+        return StateError(
+            "some weights are on the meta device, without values. Accelerate's cpu_offload and disk_offload leave "
+            "them there until the part that holds them is called, but adapted blocks read weights without a call; "
+            "offload the whole model with accelerate.cpu_offload_with_hook(model), after "
+            "accelerate.hooks.remove_hook_from_submodules(model)"
+        )
     size, given = state.anatomy.image_size, tuple(video.shape[-2:])
     if size is not None and given != size and "size of tensor" in str(error):
         return InputError(
