@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from open_clip.transformer import VisionTransformer as OpenClip
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -178,6 +179,11 @@ def test_other_troubles_of_a_batch_are_named() -> None:
     aim.set_execution(by_modules, fused=False)
     with pytest.raises(InputError, match=r"the batch is empty, got \[0, 4, 3, 16, 16\]; leave it out"):
         by_modules(video()[:0])
+    with pytest.raises(InputError, match=r"whole clips of 4, got 7 frames; leave out or repeat some"):
+        timm_model().forward_features(video().flatten(0, 1)[1:])
+    tower = aim.wrap_image_model(OpenClip(16, 8, 32, 2, 2, 4.0, output_dim=12), FRAMES)
+    with pytest.raises(InputError, match="frames are 24 x 32 pixels, and the model reads 16 x 16; resize or crop"):
+        tower(torch.randn(2, FRAMES, 3, 24, 32))
     with pytest.raises(InputError, match=r"nothing was given: .* by its name"):
         by_modules(None)
 

@@ -62,6 +62,11 @@ def explain_failure(root: nn.Module, video: Any, error: RuntimeError) -> AIMErro
             "offload the whole model with accelerate.cpu_offload_with_hook(model), after "
             "accelerate.hooks.remove_hook_from_submodules(model)"
         )
+    if video.ndim == 4 and len(video) % state.num_frames:
+        return InputError(
+            f"flat frames [B*T, C, H, W] must be whole clips of {state.num_frames}, got {len(video)} frames; leave out "
+            "or repeat some, or call aim.set_num_frames(model, N) for clips of N"
+        )
     size, given = state.anatomy.image_size, tuple(video.shape[-2:])
     if size is not None and given != size and "size of tensor" in str(error):
         return InputError(

@@ -42,14 +42,13 @@ def suspicions(
         return []
     low, high, neighbors, strided = _signs(frames.detach(), num_frames)
     found, reach = [], f"the pixels of this batch reach from {low:.3g} to {high:.3g}"
-    known = mean is not None and std is not None
     bounds = [abs(x) for m, s in zip(mean or (), std or (), strict=False) for x in (m / s, (1 - m) / s)]
     if max(-low, high) > max(_FAR, 3 * max(bounds, default=0.0)):
         found.append(
             f"{reach}, far outside of what normalized pixels can be; pass (video / 255 - mean) / std, "
             + normalization(mean, std)
         )
-    elif known and low >= 0 and high > low and min(mean or (0,)) > 0:
+    elif low >= 0 and high > low and (mean is None or min(mean) > 0):
         found.append(
             f"{reach}, and none is negative, as if they were not normalized; pass (video - mean) / std of pixels in "
             f"[0, 1], {normalization(mean, std)}"

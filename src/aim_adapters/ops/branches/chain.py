@@ -59,7 +59,8 @@ def run_branches(x: Tensor, branches: Sequence[BranchTensors], plan: ChainPlan) 
     clips = any(isinstance(branch, AttentionPlan) and branch.over == "frames" for branch in plan.branches)
     if (clips or any(branch.factor is not None for branch in branches)) and x.shape[0] % plan.num_frames:
         raise InputError(
-            f"the first dimension must be a multiple of num_frames={plan.num_frames}, got {tuple(x.shape)}"
+            f"the first dimension must be a multiple of num_frames={plan.num_frames}, got {tuple(x.shape)}; pass whole "
+            "clips"
         )
     x, compiling = x.contiguous(), torch.compiler.is_compiling()
     if compiling or torch.is_grad_enabled():

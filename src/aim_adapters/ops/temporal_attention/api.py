@@ -217,7 +217,9 @@ def _validate(q: Tensor, k: Tensor, v: Tensor, num_frames: int, bias: Tensor | N
             f"q, k, v and bias must be on one device, got {', '.join(str(x.device) for x in (q, *others))}"
         )
     if num_frames < 1 or q.shape[0] % num_frames:
-        raise InputError(f"the first dimension must be a multiple of num_frames={num_frames}, got {shapes}")
+        raise InputError(
+            f"the first dimension must be a multiple of num_frames={num_frames}, got {shapes}; pass whole clips"
+        )
     if bias is not None and tuple(bias.shape) != (q.shape[2], num_frames, num_frames):
         raise InputError(
             f"bias must be [H, T, T] = [{q.shape[2]}, {num_frames}, {num_frames}], got {tuple(bias.shape)}"
