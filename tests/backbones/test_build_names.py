@@ -140,7 +140,9 @@ def test_open_clip_tag_is_never_a_path(tmp_path: Path, monkeypatch: pytest.Monke
         build_base("open_clip", BaseRequest("tiny:weights.bin"))
 
 
-def test_transformers_name_and_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transformers_name_and_revision(
+    tmp_path: Path, hub: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The whole path over HTTP is tested with a Hub of our own; here, what transformers is asked."""
     asked = {}
 
@@ -149,9 +151,13 @@ def test_transformers_name_and_revision(tmp_path: Path, monkeypatch: pytest.Monk
         return transformers.ViTModel(transformers.ViTConfig(**TOWER)), {"missing_keys": [], "mismatched_keys": []}
 
     monkeypatch.setattr(transformers.ViTModel, "from_pretrained", from_pretrained)
+    (tmp_path / "hub" / "me" / "vit").mkdir(parents=True)
+    save_file({"x": torch.zeros(1)}, tmp_path / "hub" / "me" / "vit" / "model.safetensors")
     built = build_base("transformers", BaseRequest("me/vit", arguments={"architecture": "ViTModel"}, **ACCESS))
     assert {name: asked[name] for name in ACCESS} == ACCESS
     assert asked["source"] == "me/vit" and "trust_remote_code" not in asked
+    assert asked["use_safetensors"] is True
+    assert hub == [{"file": "me/vit/model.safetensors", "local_files_only": False, **ACCESS}]
     anatomy = read_anatomy(built)
     assert (anatomy.model_name, anatomy.model_revision) == ("me/vit", "v1")
 

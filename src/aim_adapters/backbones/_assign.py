@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,33 +25,42 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from aim_adapters.backbones._limits import limited, most_parameters
 from aim_adapters.backbones.registry import read_anatomy
+from aim_adapters.errors import CheckpointError
 
 
-def read_once(create: Callable[[], nn.Module]) -> nn.Module:
+def read_once(create: Callable[[], nn.Module], weights: Iterable[Path] = ()) -> nn.Module:
     """Call a library's function that builds a model; the tensors that it loads become the parameters.
 
     Args:
         create: Builds the model and loads its weights. It is called a second time, in the ordinary way, if the
             constructor computes with its parameters (the stem of a hybrid), or some of them are not filled from a state
             dict (a classification layer of another size).
+        weights: The files that it loads.
 
     Returns:
         What ``create`` returns.
 
     Raises:
+        CheckpointError: The model has more parameters than its weights can fill.
         As ``create``.
     """
+    most = most_parameters(weights)
     try:
         with _assigning():
             model = create()
+    except CheckpointError:
+        raise
     except RuntimeError:  # an error in the weights themselves is raised again by this call
-        return create()
+        with limited(most):
+            return create()
     names = [name for name, _ in model.named_parameters()]
     empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if not empty:
         return model
-    model = create()
+    with limited(most):
+        model = create()
     if len(empty) < len(names):
         warn_random(model, empty)
     return model
@@ -115,15 +125,23 @@ def _assigning() -> Iterator[None]:
             hook.remove()
 
 
-class _StayEmpty(TorchFunctionMode):
+class Idle(TorchFunctionMode):
+    """A mode in which tensors without storage are neither initialized nor moved."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of PyTorch, unless it would do nothing."""
+        if func in _IDLE and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+class _StayEmpty(Idle):
     """A mode in which code treats parameters without storage as any others: it makes buffers, and moves the model."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func == _DEVICE and args[0].is_meta:
             return torch.device("cpu")
-        if func in _IDLE and args[0].is_meta:
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 _DEVICE = torch.Tensor.device.__get__  # the getter of the attribute

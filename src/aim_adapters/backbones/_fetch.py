@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from aim_adapters.backbones.descriptor import BaseRequest
-from aim_adapters.errors import ConfigError
-from aim_adapters.storage import explained
+from aim_adapters.errors import CheckpointError, ConfigError
+from aim_adapters.storage import StoredTensor, explained, parse_json, read_torch_file
 
 Kind = Literal["classes", "channels", "size", "flag", "word"]
 
@@ -32,7 +33,7 @@ def fetch(request: BaseRequest, repo_id: str, *filenames: str) -> Path:
     from huggingface_hub.errors import EntryNotFoundError
 
     cache_dir, last = None if request.cache_dir is None else Path(request.cache_dir).expanduser(), filenames[-1]
-    with explained(repo_id, last, request.revision):
+    with explained(repo_id, filenames[0], request.revision):
         for filename in filenames:
             with suppress(*[EntryNotFoundError] if filename != last else []):
                 path = hf_hub_download(
@@ -48,7 +49,40 @@ def fetch(request: BaseRequest, repo_id: str, *filenames: str) -> Path:
     return Path(path)
 
 
-def fetch_state_dict(request: BaseRequest, url: str) -> dict[str, Any]:
+def fetch_weights(request: BaseRequest, repo_id: str, name: str) -> list[Path]:
+    """Fetch the safetensors files of a model in a repository, which may be one or several, and return their paths.
+
+    Args:
+        request: Gives the revision, and how files may be fetched.
+        repo_id: ``user/name``.
+        name: Name of the file without its suffix.
+
+    Raises:
+        CheckpointError: There is no such repository, revision or file, or it cannot be fetched.
+    """
+    index = f"{name}.safetensors.index.json"
+    path = fetch(request, repo_id, index.removesuffix(".index.json"), index)
+    if path.suffix == ".safetensors":
+        return [path]
+    parts = parse_json(path.read_bytes(), str(path)).get("weight_map")
+    if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
+        raise CheckpointError(f"{path} does not name the files of the model; expected them in its weight_map")
+    return [fetch(request, repo_id, part) for part in sorted(set(parts.values()))]
+
+
+class StateDict(NamedTuple):
+    """Tensors, and the file they were read from.
+
+    Attributes:
+        tensors: The tensors by name.
+        file: The file.
+    """
+
+    tensors: dict[str, Tensor]
+    file: Path
+
+
+def fetch_state_dict(request: BaseRequest, url: str) -> StateDict:
     """Fetch a state dict from an address that a library gives. It is read without running any code in it.
 
     Args:
@@ -56,11 +90,12 @@ def fetch_state_dict(request: BaseRequest, url: str) -> dict[str, Any]:
         url: The address; the file name contains the start of its hash.
 
     Returns:
-        Tensors by name, on the CPU.
+        The tensors, on the CPU.
 
     Raises:
         FileNotFoundError: ``local_files_only``, and the file was not fetched before.
-        As torch: it cannot be fetched or read.
+        CheckpointError: It cannot be read, or holds anything else than tensors.
+        As torch: it cannot be fetched.
     """
     folder = Path(request.cache_dir or Path(torch.hub.get_dir()) / "checkpoints")
     file = folder / url.rpartition("/")[2]
@@ -68,10 +103,14 @@ def fetch_state_dict(request: BaseRequest, url: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{file} does not exist, and local_files_only=True forbids to fetch {url}")
     if request.force_download:
         file.unlink(missing_ok=True)
-    tensors: dict[str, Any] = torch.hub.load_state_dict_from_url(
-        url, model_dir=str(folder), map_location="cpu", progress=False, check_hash=True, weights_only=True
-    )
-    return tensors
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        start = re.search(r"-([a-f0-9]+)\.", file.name)  # of its hash
+        torch.hub.download_url_to_file(url, str(file), start and start[1], progress=False)
+    content = read_torch_file(file)
+    if not isinstance(content, dict) or not all(isinstance(value, StoredTensor) for value in content.values()):
+        raise CheckpointError(f"{file} holds no state dict")
+    return StateDict({key: value.load().clone() for key, value in content.items()}, file)
 
 
 def checked_arguments(request: BaseRequest, kinds: Mapping[str, Kind]) -> dict[str, Any]:

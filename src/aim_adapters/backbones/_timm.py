@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -11,7 +12,9 @@ from torch import nn
 from aim_adapters.anatomy import Attend, BlockAnatomy, Parts
 from aim_adapters.backbones._assign import read_once
 from aim_adapters.backbones._attention import num_heads, project_out, project_packed, project_qkv, softmax_scale
+from aim_adapters.backbones._draft import check_draft, require_filled
 from aim_adapters.backbones._fetch import Kind, checked_arguments, fetch, repository
+from aim_adapters.backbones._limits import require_modest
 from aim_adapters.backbones._parts import placed_parts
 from aim_adapters.backbones.descriptor import BaseRequest, prefixed_hub_id
 from aim_adapters.errors import ConfigError
@@ -122,23 +125,28 @@ def build(request: BaseRequest) -> nn.Module:
     repo_id, directory, name = repository(request.name), request.directory, request.name
     if directory is None and repo_id is not None:
         directory = fetch(request, repo_id, "config.json").parent
+    weights_repo = (repo_id or _weights_of(name)) if request.pretrained and request.directory is None else ""
     source: dict[str, Any] = {}
     if directory is not None:
         name, source = f"local-dir:{directory}", {"source": ""}
-    if request.pretrained:
-        if request.directory is None:
-            weights = fetch(request, repo_id or _weights_of(name), _WEIGHTS)
-        else:
-            weights = request.directory / _WEIGHTS
-            if not weights.is_file():
-                raise ConfigError(f"{request.directory} holds no {_WEIGHTS}; save it with safe_serialization=True")
-        # The file is given explicitly: if timm searched for one, it would also read pickles.
-        source |= {"file": str(weights), "custom_load": False}
+        require_modest(directory / "config.json")
 
-    def create() -> nn.Module:
-        return timm.create_model(name, pretrained=request.pretrained, pretrained_cfg_overlay=source, **arguments)
+    def create(pretrained: bool = False) -> nn.Module:
+        return timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=source, **arguments)
 
-    return read_once(create) if request.pretrained else create()
+    values = check_draft(create, request)
+    if not request.pretrained:
+        return create()
+    if request.directory is None:
+        weights = fetch(request, weights_repo, _WEIGHTS)
+    else:
+        weights = request.directory / _WEIGHTS
+        if not weights.is_file():
+            raise ConfigError(f"{request.directory} holds no {_WEIGHTS}; save it with safe_serialization=True")
+    require_filled(values, [weights])
+    # The file is given explicitly: if timm searched for one, it would also read pickles.
+    source |= {"file": str(weights), "custom_load": False}
+    return read_once(partial(create, pretrained=True), [weights])
 
 
 def _weights_of(name: str) -> str:

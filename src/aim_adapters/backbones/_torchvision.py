@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from aim_adapters.backbones._assign import read_once
+from aim_adapters.backbones._draft import check_draft
 from aim_adapters.backbones._fetch import Kind, checked_arguments, fetch_state_dict
 from aim_adapters.backbones.descriptor import BaseRequest
 from aim_adapters.errors import ConfigError
@@ -14,8 +15,8 @@ def build(request: BaseRequest) -> nn.Module:
     """Build a torchvision model from its name and that of its weights.
 
     Args:
-        request: With a name such as ``vit_b_16:IMAGENET1K_V1``. The file is checked against its hash, and read without
-            running any code in it.
+        request: With a name such as ``vit_b_16:IMAGENET1K_V1``. The file comes from an address in torchvision, is
+            checked against its hash, and read without running any code in it.
 
     Raises:
         ConfigError: The model has no such weights, an argument is unknown, or the request has a directory or a
@@ -34,18 +35,25 @@ def build(request: BaseRequest) -> nn.Module:
         raise ConfigError(
             f"torchvision has no weights {request.name!r}; expected {name}: and one of {', '.join(known)}"
         )
-    tensors = fetch_state_dict(request, known[tag].url) if request.pretrained else None
 
     def create() -> nn.Module:
         model: nn.Module = models.get_model(name, weights=None, **arguments)
-        if tensors is not None:
-            # A classification layer of another size keeps its random values, as in the other libraries.
-            own = model.state_dict()
-            fitting = {k: v for k, v in tensors.items() if not k.startswith("head") or own[k].shape == v.shape}
-            model.load_state_dict(fitting, strict=len(fitting) == len(tensors))
         return model
 
-    return read_once(create) if request.pretrained else create()
+    check_draft(create, request)
+    if not request.pretrained:
+        return create()
+    weights = fetch_state_dict(request, known[tag].url)
+
+    def load() -> nn.Module:
+        model = create()
+        # A classification layer of another size keeps its random values, as in the other libraries.
+        own = model.state_dict()
+        fitting = {k: v for k, v in weights.tensors.items() if not k.startswith("head") or own[k].shape == v.shape}
+        model.load_state_dict(fitting, strict=len(fitting) == len(weights.tensors))
+        return model
+
+    return read_once(load, [weights.file])
 
 
 _ARGUMENTS: dict[str, Kind] = {"num_classes": "classes", "image_size": "size"}

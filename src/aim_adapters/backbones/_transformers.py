@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
 from aim_adapters.backbones._assign import warn_random
 from aim_adapters.backbones._attention import num_heads, project_out, project_qkv, softmax_scale
-from aim_adapters.backbones._fetch import Kind, checked_arguments
+from aim_adapters.backbones._draft import check_draft, require_filled
+from aim_adapters.backbones._fetch import Kind, checked_arguments, fetch_weights
+from aim_adapters.backbones._limits import limited, most_parameters
 from aim_adapters.backbones._parts import plain_parts
 from aim_adapters.backbones.descriptor import BaseRequest, prefixed_hub_id
 from aim_adapters.errors import ConfigError, UnsupportedModelError
@@ -199,11 +201,13 @@ def build(request: BaseRequest) -> nn.Module:
     """Build a model of transformers from a repository on the Hub or a directory, without running code found there.
 
     Args:
-        request: With a name ``user/name``, and the name of the model's class as the argument ``architecture``.
+        request: With a name ``user/name``, and the name of the model's class as the argument ``architecture``. Weights
+            are read from safetensors only.
 
     Raises:
-        ConfigError: The class is not one of those that can be adapted, an argument is unknown, or the name is also a
-            local path.
+        ConfigError: The class is not one of those that can be adapted, an argument is unknown, the name is also a
+            local path, or the directory has no safetensors file.
+        CheckpointError: The weights cannot be fetched from the Hub.
         As transformers: it cannot fetch or read the files.
     """
     import transformers
@@ -224,20 +228,34 @@ def build(request: BaseRequest) -> nn.Module:
         "local_files_only": request.local_files_only,
         "force_download": request.force_download,
     }
-    if not request.pretrained:
+
+    def create() -> nn.Module:
         config = cls.config_class.from_pretrained(source, **fetching, **arguments)
         config._attn_implementation = None
         untrained: nn.Module = cls(config)
         return untrained
+
+    values = check_draft(create, request)
+    if not request.pretrained:
+        return create()
+    if request.directory is None:
+        weights = fetch_weights(request, hub_id(request.name), _WEIGHTS)
+    else:
+        weights = list(request.directory.glob("*.safetensors"))
+        if not weights:
+            raise ConfigError(f"{source} holds no {_WEIGHTS}.safetensors; save it with safe_serialization=True")
+    require_filled(values, weights)
     model: nn.Module
     # A model's config may name a kernel on the Hub, whose code would run; None lets transformers choose its own.
     options = {"attn_implementation": None, "ignore_mismatched_sizes": True, "output_loading_info": True}
-    model, report = cls.from_pretrained(source, **fetching, **arguments, **options)
+    with limited(most_parameters(weights)):
+        model, report = cls.from_pretrained(source, **fetching, **arguments, **options, use_safetensors=True)
     mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
     warn_random(model, [*report["missing_keys"], *mismatched])
     return model
 
 
+_WEIGHTS = "model"
 _ARGUMENTS: dict[str, Kind] = {"architecture": "word", "num_labels": "classes"}
 _FAMILIES = {"clip", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "siglip", "siglip2", "vit"}
 

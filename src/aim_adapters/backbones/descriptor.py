@@ -31,6 +31,9 @@ class BaseRequest:
         token: Access token for the Hub, as huggingface_hub takes it.
         local_files_only: Fetch nothing.
         force_download: Fetch files that are in the cache again.
+        check: Called with the model that would be built, on the meta device, before weights are fetched or memory is
+            taken. It raises an error if the model is not the one that is expected. Only for models of the built-in
+            families' libraries.
     """
 
     name: str
@@ -42,6 +45,7 @@ class BaseRequest:
     token: str | bool | None = field(default=None, repr=False)
     local_files_only: bool = False
     force_download: bool = False
+    check: Callable[[nn.Module], None] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import posixpath
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from aim_adapters.backbones._attention import (
     refuse_masks,
     require_plain_multi_head,
 )
+from aim_adapters.backbones._draft import check_draft, require_filled
 from aim_adapters.backbones._fetch import Kind, checked_arguments, fetch, repository
 from aim_adapters.backbones._parts import plain_parts
 from aim_adapters.backbones.descriptor import Backbone, BaseRequest
 from aim_adapters.backbones.registry import read_anatomy
 from aim_adapters.backbones.timm_vit import reads_class_token
 from aim_adapters.errors import ConfigError, UnsupportedModelError
+from aim_adapters.storage import read_torch_file
 
 
 def read(model: nn.Module) -> BackboneAnatomy | None:
@@ -152,11 +155,12 @@ def build(request: BaseRequest) -> nn.Module:
     """Build an open_clip model, or its image tower, from a name and tag, a repository on the Hub, or a directory.
 
     Args:
-        request: With a name such as ``ViT-B-16:openai`` or ``hf-hub:user/name``. Pickles are read without running any
-            code in them.
+        request: With a name such as ``ViT-B-16:openai`` or ``hf-hub:user/name``. Weights are read from safetensors;
+            only those of open_clip's own list may be a pickle, which is checked before open_clip reads it.
 
     Raises:
-        ConfigError: There is no such model, it has no such weights, or an argument is unknown.
+        ConfigError: There is no such model, it has no such weights, the directory has no safetensors file, or an
+            argument is unknown.
         CheckpointError: The files cannot be fetched from the Hub.
         As open_clip: it cannot read the files.
     """
@@ -167,16 +171,14 @@ def build(request: BaseRequest) -> nn.Module:
     options: dict[str, Any] = {}
     name, _, tag = request.name.partition(":")
     if request.directory is not None or repo_id is not None:
-        directory = request.directory or _fetch_folder(request, str(repo_id))
+        directory = request.directory or fetch(request, str(repo_id), "open_clip_config.json").parent
         name = f"local-dir:{directory}"
     else:
         cfg = open_clip.get_pretrained_cfg(name, tag)
         options["force_preprocess_cfg"] = cfg
-        if request.pretrained:
-            if not cfg.get("hf_hub"):
-                tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-                raise ConfigError(f"open_clip has no weights {request.name!r}; expected name:tag, tags it has: {tags}")
-            options["pretrained"] = str(_fetch_weights(request, *posixpath.split(cfg["hf_hub"])))
+        if request.pretrained and not cfg.get("hf_hub"):
+            tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+            raise ConfigError(f"open_clip has no weights {request.name!r}; expected name:tag, tags it has: {tags}")
     config = open_clip.get_model_config(name)
     if config is None:
         raise ConfigError(f"open_clip has no model {name!r}")
@@ -184,21 +186,33 @@ def build(request: BaseRequest) -> nn.Module:
     if size is not None and size != _pair(config["vision_cfg"].get("image_size", 224)):
         options["force_image_size"] = size
 
-    def create() -> nn.Module:
-        model: nn.Module = open_clip.create_model(
+    def create(pretrained: bool = False) -> nn.Module:
+        model: Any = open_clip.create_model(
             name,
             **options,
             force_quick_gelu=arguments.get("quick_gelu", False),
-            load_weights=request.pretrained,
-            require_pretrained=request.pretrained,
+            load_weights=pretrained,
+            require_pretrained=pretrained,
             pretrained_text=False,
             weights_only=True,
         )
-        return model
+        built: nn.Module = model.visual if arguments.get("part") == "visual" else model
+        return built
 
-    model: Any = read_once(create) if request.pretrained else create()
-    built: nn.Module = model.visual if arguments.get("part") == "visual" else model
-    return built
+    values = check_draft(create, request)
+    if not request.pretrained:
+        return create()
+    if request.directory is not None:
+        weights = list(request.directory.glob("*.safetensors"))
+        if not weights:
+            raise ConfigError(f"{request.directory} holds no {_WEIGHTS}; save the weights as safetensors")
+    elif repo_id is not None:
+        weights = [fetch(request, repo_id, _WEIGHTS)]
+    else:
+        weights = [_fetch_listed(request, *posixpath.split(cfg["hf_hub"]))]
+        options["pretrained"] = str(weights[0])
+    require_filled(values, weights)
+    return read_once(partial(create, pretrained=True), weights)
 
 
 def _call(arguments: Mapping[str, Any]) -> str:
@@ -206,22 +220,20 @@ def _call(arguments: Mapping[str, Any]) -> str:
     return "model.encode_image" if arguments.get("part") == "model" else "model"
 
 
-def _fetch_folder(request: BaseRequest, repo_id: str) -> Path:
-    if request.pretrained:
-        _fetch_weights(request, repo_id, "")
-    return fetch(request, repo_id, "open_clip_config.json").parent
-
-
-def _fetch_weights(request: BaseRequest, repo_id: str, filename: str) -> Path:
-    if filename:
-        return fetch(request, repo_id, posixpath.splitext(filename)[0] + ".safetensors", filename)
-    return fetch(request, repo_id, "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+def _fetch_listed(request: BaseRequest, repo_id: str, filename: str) -> Path:
+    """Fetch the weights of an entry of open_clip's list; a few are pickles."""
+    safe = posixpath.splitext(filename)[0] + ".safetensors" if filename else _WEIGHTS
+    path = fetch(request, repo_id, safe, filename or "open_clip_pytorch_model.bin")
+    if path.suffix != ".safetensors":
+        read_torch_file(path)
+    return path
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
+_WEIGHTS = "open_clip_model.safetensors"
 _ARGUMENTS: dict[str, Kind] = {"part": "word", "image_size": "size", "quick_gelu": "flag"}
 
 

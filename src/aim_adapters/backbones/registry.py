@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import pkgutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from aim_adapters.anatomy import BackboneAnatomy
+from aim_adapters.backbones._limits import limited
 from aim_adapters.backbones.descriptor import Backbone, BaseRequest, prefixed_hub_id
 from aim_adapters.errors import ConfigError, UnsupportedModelError
 
@@ -133,16 +134,25 @@ def build_base(library: str, request: BaseRequest) -> nn.Module:
     Raises:
         UnsupportedModelError: Models of that library cannot be built from a name, or the backbone of an installed
             package cannot be imported.
+        CheckpointError: The model takes more than its weights can fill.
+        As ``request.check``.
         As the library: it does not know the name, or cannot fetch or read the files.
     """
     _load_entry_points()
     for backbone in _of_library(library):
         if backbone.build is not None:
-            model = backbone.build(request)
+            model = _build(backbone.name, backbone.build, request)
             pinned = {} if request.revision is None else {"model_revision": request.revision}
             model.aim_source = {"model_name": request.name or None, **pinned}  # type: ignore[assignment]
             return model
     raise UnsupportedModelError(f"models of {library or 'no library'} cannot be built from a name")
+
+
+def _build(name: str, build: Callable[[BaseRequest], nn.Module], request: BaseRequest) -> nn.Module:
+    if name not in _built_in_names():  # other packages answer for their own
+        return build(request)
+    with limited():
+        return build(request)
 
 
 class BaseFacts(NamedTuple):

@@ -41,14 +41,8 @@ def require_same_base(
     Raises:
         CheckpointError: The base model is another one.
     """
-    expected, actual = config.get("base_fingerprint"), fingerprint(root, anatomy)
+    require_same_shapes(root, anatomy, config)
     name = config.get("base_model_name_or_path")
-    if expected != actual:
-        raise CheckpointError(
-            f"the adapters were trained on another base: {name or 'an unnamed model':.200} with fingerprint "
-            f"{expected!s:.80}, this model is {anatomy.model_name or 'unnamed'} with {actual}; load them into the base "
-            "they belong to"
-        )
     same_library = config.get("base_model_library") == anatomy.library
     if same_library and name and anatomy.model_name and _entry(name, anatomy) != _entry(anatomy.model_name, anatomy):
         strict = strict and other_base == "refuse"
@@ -72,6 +66,27 @@ def require_same_base(
             "allow_other_base=True to load them all the same"
         )
     warn(message)
+
+
+def require_same_shapes(root: nn.Module, anatomy: BackboneAnatomy, config: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that was trained on a base model of other shapes, for which no values are needed.
+
+    Args:
+        root: The image model; it may be on the meta device.
+        anatomy: Its anatomy.
+        config: The checkpoint's config.
+
+    Raises:
+        CheckpointError: The base model has other shapes.
+    """
+    expected, actual = config.get("base_fingerprint"), fingerprint(root, anatomy)
+    name = config.get("base_model_name_or_path")
+    if expected != actual:
+        raise CheckpointError(
+            f"the adapters were trained on another base: {name or 'an unnamed model':.200} with fingerprint "
+            f"{expected!s:.80}, this model is {anatomy.model_name or 'unnamed'} with {actual}; load them into the base "
+            "they belong to"
+        )
 
 
 def require_same_meaning(state: RootState, settings: AIMConfig, *, strict: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import re
@@ -13,8 +14,8 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from aim_adapters.backbones import BaseRequest, build_base
-from aim_adapters.checkpoint.agreement import OtherBase
+from aim_adapters.backbones import BaseRequest, build_base, read_anatomy
+from aim_adapters.checkpoint.agreement import OtherBase, require_same_shapes
 from aim_adapters.checkpoint.format import open_checkpoint
 from aim_adapters.checkpoint.loading import wrap_and_load
 from aim_adapters.errors import CheckpointError, ConfigError
@@ -24,7 +25,7 @@ from aim_adapters.storage import HubOptions, locate, quotes_token, require_inner
 _NAME = re.compile(r"(?!local-dir:)(hf-hub:)?\w[\w.-]*(/\w[\w.-]*)?(:\w[\w.-]*)?", re.ASCII)
 
 # The errors that libraries raise for unknown names and unreadable files.
-_FAILURES = (
+_FAILURES: tuple[type[Exception], ...] = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -58,6 +59,9 @@ def load_video_model(
     do not write to that file while the model is in use. Each weight has the bits of its file, but begins where it does
     in the file. So outputs on a CPU equal those of a model whose weights PyTorch allocated to rounding, and to the bit
     after ``copy.deepcopy(model)``.
+
+    The config may be somebody else's. So the base model that it names is compared with its fingerprint before memory is
+    taken, and its weights are read from safetensors only.
 
     Args:
         source: A directory made by `save_adapters`, or the id of a repository on the Hugging Face Hub.
@@ -149,11 +153,26 @@ def _revision_in(config: Mapping[str, Any]) -> str | None:
 
 
 def _build(request: BaseRequest, config: Mapping[str, Any], source: str | os.PathLike[str]) -> nn.Module:
+    from huggingface_hub import errors
+
     library = config.get("base_model_library", "")
+    others: list[CheckpointError] = []
+
+    def check(draft: nn.Module) -> None:
+        anatomy = read_anatomy(draft)
+        try:
+            require_same_shapes(draft.get_submodule(anatomy.root), anatomy, config)
+        except CheckpointError as error:
+            others.append(error)
+            raise
+
+    request = dataclasses.replace(request, check=check)
     try:
         with torch.device("cpu"):  # tensors from files are there, whatever the default device is
             return build_base(library, request)
-    except _FAILURES as error:
+    except (*_FAILURES, getattr(errors, "StrictDataclassError", OSError)) as error:
+        if error in others:  # it could be built, but is another one
+            raise
         missing = isinstance(error, ModuleNotFoundError) and error.name == library
         hidden = quotes_token(error)
         reason = "it is not installed" if missing else type(error).__name__ if hidden else error
