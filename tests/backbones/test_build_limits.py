@@ -183,6 +183,8 @@ def test_weights_in_several_files(hub: Path) -> None:
     index.write_text(json.dumps({"metadata": {}, "weight_map": parts}))
     built = build_base("transformers", request)
     assert_equal(built, expected)
-    index.write_text(json.dumps({"weight_map": [1]}))
-    with pytest.raises(CheckpointError, match="weight_map"):
-        build_base("transformers", BaseRequest("me/vit", arguments=request.arguments))
+    for bad in ([1], {"a": "pickle.bin"}, {"a": "../x.safetensors"}):
+        index.write_text(json.dumps({"weight_map": bad}))
+        for each in (request, BaseRequest("me/vit", arguments=request.arguments)):
+            with pytest.raises(CheckpointError, match="weight_map"):
+                build_base("transformers", each)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aim_adapters.backbones.descriptor import BaseRequest
 from aim_adapters.errors import CheckpointError, ConfigError
-from aim_adapters.storage import StoredTensor, explained, parse_json, read_torch_file
+from aim_adapters.storage import StoredTensor, explained, parse_json, read_torch_file, require_inner_path
 
 Kind = Literal["classes", "channels", "size", "flag", "word"]
 
@@ -49,25 +49,37 @@ def fetch(request: BaseRequest, repo_id: str, *filenames: str) -> Path:
     return Path(path)
 
 
-def fetch_weights(request: BaseRequest, repo_id: str, name: str) -> list[Path]:
-    """Fetch the safetensors files of a model in a repository, which may be one or several, and return their paths.
+def find_weights(request: BaseRequest, repo_id: str, name: str) -> list[Path]:
+    """Return the safetensors files of a model, one or several, in its directory or fetched from its repository.
 
     Args:
-        request: Gives the revision, and how files may be fetched.
-        repo_id: ``user/name``.
+        request: Gives the directory, or the revision and how files may be fetched.
+        repo_id: ``user/name``, if there is no directory.
         name: Name of the file without its suffix.
 
     Raises:
-        CheckpointError: There is no such repository, revision or file, or it cannot be fetched.
+        ConfigError: The directory has no such file.
+        CheckpointError: There is no such repository, revision or file, it cannot be fetched, or the index of several
+            files is damaged.
     """
-    index = f"{name}.safetensors.index.json"
-    path = fetch(request, repo_id, index.removesuffix(".index.json"), index)
+    single, index = f"{name}.safetensors", f"{name}.safetensors.index.json"
+    if request.directory is None:
+        path = fetch(request, repo_id, single, index)
+    else:
+        path = next((path for file in (single, index) if (path := request.directory / file).is_file()), Path())
+        if not path.name:
+            raise ConfigError(f"{request.directory} holds no {single}; save it with safe_serialization=True")
     if path.suffix == ".safetensors":
         return [path]
     parts = parse_json(path.read_bytes(), str(path)).get("weight_map")
-    if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
-        raise CheckpointError(f"{path} does not name the files of the model; expected them in its weight_map")
-    return [fetch(request, repo_id, part) for part in sorted(set(parts.values()))]
+    # Anything else would be read as a pickle.
+    if not isinstance(parts, dict) or not all(
+        isinstance(p, str) and p.endswith(".safetensors") for p in parts.values()
+    ):
+        raise CheckpointError(f"{path} must name safetensors files in its weight_map")
+    for part in (names := sorted(set(parts.values()))):
+        require_inner_path("a file in weight_map", part)
+    return [request.directory / part if request.directory else fetch(request, repo_id, part) for part in names]
 
 
 class StateDict(NamedTuple):

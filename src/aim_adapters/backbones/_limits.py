@@ -19,7 +19,7 @@ from aim_adapters.storage import parse_json
 
 _MOST_MODULES = 4_000  # CLIP's largest image and text towers together have 1,200
 _MOST_LAYERS = 1_000
-MOST_PARAMETERS = 2**32
+MOST_PARAMETERS = 2**33  # DINOv3's largest has 6.7 billion
 _SMALL = 2**24  # parameters that are always accepted: a classification layer may be in no file
 
 

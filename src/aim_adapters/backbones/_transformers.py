@@ -12,7 +12,7 @@ from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, req
 from aim_adapters.backbones._assign import warn_random
 from aim_adapters.backbones._attention import num_heads, project_out, project_qkv, softmax_scale
 from aim_adapters.backbones._draft import check_draft, require_filled
-from aim_adapters.backbones._fetch import Kind, checked_arguments, fetch_weights
+from aim_adapters.backbones._fetch import Kind, checked_arguments, find_weights
 from aim_adapters.backbones._limits import limited, most_parameters
 from aim_adapters.backbones._parts import plain_parts
 from aim_adapters.backbones.descriptor import BaseRequest, prefixed_hub_id
@@ -238,12 +238,7 @@ def build(request: BaseRequest) -> nn.Module:
     values = check_draft(create, request)
     if not request.pretrained:
         return create()
-    if request.directory is None:
-        weights = fetch_weights(request, hub_id(request.name), _WEIGHTS)
-    else:
-        weights = list(request.directory.glob("*.safetensors"))
-        if not weights:
-            raise ConfigError(f"{source} holds no {_WEIGHTS}.safetensors; save it with safe_serialization=True")
+    weights = find_weights(request, hub_id(request.name), "model")
     require_filled(values, weights)
     model: nn.Module
     # A model's config may name a kernel on the Hub, whose code would run; None lets transformers choose its own.
@@ -255,7 +250,6 @@ def build(request: BaseRequest) -> nn.Module:
     return model
 
 
-_WEIGHTS = "model"
 _ARGUMENTS: dict[str, Kind] = {"architecture": "word", "num_labels": "classes"}
 _FAMILIES = {"clip", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "siglip", "siglip2", "vit"}
 
