@@ -20,7 +20,7 @@ def entries(content: bytes) -> dict[str, tuple[int, int]]:
     return dict(read_entries(io.BytesIO(content), len(content)))
 
 
-@pytest.mark.parametrize("content", [GOOD, PLAIN])
+@pytest.mark.parametrize("content", [GOOD, PLAIN], ids=["by PyTorch", "by zipfile"])
 def test_entries_are_those_of_zipfile(content: bytes) -> None:
     found = entries(content)
     with zipfile.ZipFile(io.BytesIO(content)) as file:
