@@ -131,6 +131,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(int(self.fault), {"error": said}, X_Error_Message=said)
         if self.fault == "hang up":
             return self.hang_up()
+        if self.fault.startswith("answer "):
+            return self.answer(200, self.fault.removeprefix("answer ").encode())
+        if self.fault == "redirect":
+            return self.answer(302, {}, Location=self.path)
         if self.fault == "slow":
             threading.Event().wait(0.3)
         for pattern, handle in _ROUTES:
@@ -229,7 +233,8 @@ class _Handler(BaseHTTPRequestHandler):
         name = rest[len(revision) + 1 :]
         content = repo.commits[oid].get(name)
         if content is None:
-            return self.refuse(404, "EntryNotFound", X_Repo_Commit=oid)
+            answered = self.fault.removeprefix("commit ") if self.fault.startswith("commit ") else oid
+            return self.refuse(404, "EntryNotFound", X_Repo_Commit=answered)
         etag = hashlib.sha256(content).hexdigest()
         if not name.endswith(".safetensors"):
             etag = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -240,6 +245,11 @@ class _Handler(BaseHTTPRequestHandler):
             headers["ETag"] = f'"{etag[::-1]}"'
         if self.fault == "mirror etag":
             headers["ETag"] = '"5f3a-61"'
+        if self.fault.startswith(("etag ", "linked ")):
+            kind, _, tag = self.fault.partition(" ")
+            headers["X-Linked-ETag" if kind == "linked" else "ETag"] = tag
+        if self.fault.startswith("commit "):
+            headers["X-Repo-Commit"] = self.fault.removeprefix("commit ")
         if self.fault == "other length":
             content += b"\0"
         if self.fault == "other content":

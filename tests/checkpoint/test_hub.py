@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import re
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +166,7 @@ def readme_with_broken_metadata_stops_the_push(hub: LoopbackHub, tmp_path: Path)
     repo = hub.add(REPO, {CARD_NAME: b"---\nlicense: [\n---\n"})
     with (
         pytest.warns(UserWarning, match="left as it is"),
-        pytest.raises(ValueError, match="Invalid metadata in README"),
+        pytest.raises(CheckpointError, match=r"Invalid metadata in README.* nothing was committed$"),
     ):
         push_to_hub(trained(), REPO)
     assert len(repo.commits) == 1
@@ -270,61 +267,6 @@ def wrappers_leave_no_trace(hub: LoopbackHub, tmp_path: Path) -> None:
     assert json.loads(plain[CONFIG_NAME]) == json.loads(compiled[CONFIG_NAME])
 
 
-def token_is_sent_and_never_shown(hub: LoopbackHub, tmp_path: Path) -> None:
-    messages: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(handler.format(record))  # type: ignore[method-assign]
-    logging.getLogger().addHandler(handler)
-    logging.getLogger().setLevel(logging.DEBUG)
-    logging.getLogger("huggingface_hub").setLevel(logging.DEBUG)
-    try:
-        push_to_hub(trained(), REPO, token=TOKEN, private=True)
-        aim.load_adapters(base(), REPO, token=TOKEN)
-        assert {request.headers.get("authorization") for request in hub.requests} == {f"Bearer {TOKEN}"}
-    finally:
-        logging.getLogger().removeHandler(handler)
-        logging.getLogger().setLevel(logging.WARNING)
-        logging.getLogger("huggingface_hub").setLevel(logging.WARNING)
-    assert messages and TOKEN not in "".join(messages)
-    hub.faults["POST commit/main"] = "403"  # an answer that quotes the request
-    with pytest.raises(CheckpointError, match="the Hub refused the push") as caught:
-        push_to_hub(wake(trained()), REPO, token=TOKEN)
-    assert TOKEN not in "".join(traceback.format_exception(caught.value)) + repr(caught.value)
-    kept = [path for path in Path(os.environ["HF_HOME"]).rglob("*") if path.is_file()]
-    assert kept and not any(TOKEN.encode() in path.read_bytes() for path in kept)
-    assert not any(TOKEN.encode() in content for content in hub.repos[REPO].files().values())
-    aim.load_adapters(base(), REPO, local_files_only=True)
-
-
-def failed_push_commits_nothing(hub: LoopbackHub, tmp_path: Path) -> None:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    model = trained()
-    before = snapshot(model)
-    cases = [("repos/create", "500"), ("repos/create", "hang up"), ("validate-yaml", "500"), ("validate-yaml", "drop")]
-    cases += [(step, kind) for step in ("preupload/main", "commit/main") for kind in ("500", "403", "hang up", "drop")]
-    for step, kind in cases:
-        hub.reset()
-        repo = hub.add(REPO)
-        hub.faults[f"POST {step}"] = kind
-        with pytest.raises((OSError, ValueError, HfHubHTTPError.__bases__[0])):  # the last: of its HTTP library
-            push_to_hub(model, REPO)
-        assert_same(before, snapshot(model))
-        # an answer that is lost on its way back leaves the whole commit
-        whole = (step, kind) == ("commit/main", "drop")
-        assert set(repo.files()) == FILES if whole else repo.files() == {".gitattributes": b""}
-
-
-def branch_that_moves_meanwhile_stops_the_push(hub: LoopbackHub, tmp_path: Path) -> None:
-    repo = hub.add(REPO, {CARD_NAME: b"before"})
-    hub.before["POST validate-yaml"] = lambda: repo.commit({CARD_NAME: b"meanwhile"})
-    with pytest.raises(OSError, match="A commit has happened since"):
-        push_to_hub(trained(), REPO)
-    assert repo.files()[CARD_NAME] == b"meanwhile" and WEIGHTS_NAME not in repo.files()
-    push_to_hub(trained(), REPO)
-    assert b"meanwhile" in repo.files()[CARD_NAME] and WEIGHTS_NAME in repo.files()
-
-
 def failed_download_leaves_the_model_alone(hub: LoopbackHub, tmp_path: Path) -> None:
     push_to_hub(trained(), REPO)
     for model in (base(), wrapped()):
@@ -364,9 +306,6 @@ SCENARIOS = [
     every_checkpoint_has_a_section_of_its_own,
     adapters_go_by_name,
     wrappers_leave_no_trace,
-    token_is_sent_and_never_shown,
-    failed_push_commits_nothing,
-    branch_that_moves_meanwhile_stops_the_push,
     failed_download_leaves_the_model_alone,
 ]
 

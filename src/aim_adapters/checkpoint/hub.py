@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory, gettempdir
 
 from torch import nn
 
@@ -23,16 +23,16 @@ from aim_adapters.storage import (
     COUNTED_NAME,
     LIBRARY_NAME,
     WEIGHTS_NAME,
-    quotes_token,
+    download,
+    explained_push,
+    explained_writing,
+    read_bytes,
     require_inner_path,
     require_repo_id,
     require_token,
     write_weights,
 )
 from aim_adapters.version import __version__
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 
 def push_to_hub(
@@ -92,8 +92,9 @@ def push_to_hub(
         ConfigError: There is no adapter of this name, or ``labels``, ``frame_stride``, ``commit_message`` or an
             argument for the card is invalid.
         CheckpointError: The adapter cannot be saved, for the reasons of `save_adapters`; ``repo_id``, ``subfolder``,
-            ``branch`` or ``token`` is malformed; or the ``README.md`` of the repository is not UTF-8.
-        As huggingface_hub: the Hub refused the request or could not be reached. The repository may have been created;
+            ``branch`` or ``token`` is malformed; the ``README.md`` of the repository is not UTF-8; the Hub is not asked
+            (``HF_HUB_OFFLINE``), could not be reached, refused the push or answered as no Hub does; or there is no room
+            for temporary files. The repository may have been created;
             files are committed together or not at all.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -132,7 +133,9 @@ def push_to_hub(
     card(repo_id=repo_id)  # so that invalid arguments raise now
     folder = f"{subfolder}/" if subfolder else ""
     api = HfApi(token=token, library_name=LIBRARY_NAME, library_version=__version__)
-    with TemporaryDirectory() as directory:
+    with explained_writing(Path(gettempdir())):
+        temporary = TemporaryDirectory()
+    with temporary as directory:
         # The client reads a large file piece by piece; as bytes the weights would be in memory twice.
         weights = Path(directory) / WEIGHTS_NAME
         write_weights(weights, snapshot.tensors, snapshot.metadata())
@@ -140,16 +143,27 @@ def push_to_hub(
             CommitOperationAdd(folder + WEIGHTS_NAME, weights),
             CommitOperationAdd(folder + CONFIG_NAME, snapshot.config_text().encode()),
         ]
-        try:
-            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            if branch and not branch.startswith("refs/"):
+        failed = partial(explained_push, repo_id, outcome="nothing was committed")
+        with failed(step="making the repository"):
+            made = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            require_repo_id(made)
+            if not f"/{made}".lower().endswith(f"/{repo_id}".lower()):
+                raise CheckpointError("the Hub answered with another repository")
+            repo_id = made
+        if branch and not branch.startswith("refs/"):
+            with failed(step="making the branch"):
                 api.create_branch(repo_id, branch=branch, exist_ok=True)
+        with failed(step="looking into the repository"):
             info = api.model_info(repo_id, revision=branch)
-            files = {file.rfilename for file in info.siblings or ()}
-            existing = _readme(api, repo_id, info.sha, directory) if CARD_NAME in files else None
-            operations.append(CommitOperationAdd(CARD_NAME, card(repo_id=repo_id, existing=existing).encode()))
-            if COUNTED_NAME not in files:
-                operations.append(CommitOperationAdd(COUNTED_NAME, _COUNTED.encode()))
+            parent = _commit_in(info.sha)
+            if info.siblings is None:
+                raise CheckpointError("the Hub did not say which files the repository holds; try again")
+            files = {file.rfilename for file in info.siblings}
+            existing = _readme(repo_id, parent, token=token, directory=directory) if CARD_NAME in files else None
+        operations.append(CommitOperationAdd(CARD_NAME, card(repo_id=repo_id, existing=existing).encode()))
+        if COUNTED_NAME not in files:
+            operations.append(CommitOperationAdd(COUNTED_NAME, _COUNTED.encode()))
+        with failed(step="committing", outcome="look at its page whether the commit was made"):
             commit = api.create_commit(
                 repo_id,
                 operations,
@@ -157,13 +171,9 @@ def push_to_hub(
                 commit_description=commit_description,
                 revision=branch,
                 create_pr=create_pr,
-                parent_commit=info.sha,
+                parent_commit=parent,
             )
-        except OSError as error:
-            if quotes_token(error):
-                raise CheckpointError(f"the Hub refused the push ({type(error).__name__}), quoting the token") from None
-            raise
-    return commit.oid
+            return _commit_in(commit.oid)
 
 
 _COUNTED = json.dumps({"model_type": "aim", "library_name": LIBRARY_NAME}, indent=2) + "\n"
@@ -179,9 +189,16 @@ def _gmacs(wrapped: WrappedModel, name: str | None, snapshot: Snapshot) -> float
     return count_root_flops(wrapped).gmacs
 
 
-def _readme(api: HfApi, repo_id: str, commit: str | None, directory: str) -> str:
-    path = api.hf_hub_download(repo_id, CARD_NAME, revision=commit, cache_dir=directory)
+def _commit_in(answer: object) -> str:
+    """Return a commit's id from the Hub after checking it."""
+    if not isinstance(answer, str) or not re.fullmatch("[0-9a-f]{40}", answer):
+        raise CheckpointError("the Hub did not answer with a commit; check HF_ENDPOINT and proxies")
+    return answer
+
+
+def _readme(repo_id: str, commit: str, *, token: str | bool | None, directory: str) -> str:
+    path = download(repo_id, CARD_NAME, revision=commit, token=token, cache_dir=Path(directory))
     try:
-        return Path(path).read_bytes().decode()  # bytes keep the line endings
+        return read_bytes(path).decode()  # bytes keep the line endings
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{CARD_NAME} of {repo_id} is not UTF-8 and cannot be added to: {error}") from error

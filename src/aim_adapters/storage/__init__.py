@@ -1,5 +1,7 @@
 """Files on disk and on the Hub, read safely whoever wrote them."""
 
+from aim_adapters.storage.downloads import LIBRARY_NAME, download
+from aim_adapters.storage.failures import explained, explained_push, quotes_token
 from aim_adapters.storage.files import (
     CARD_NAME,
     CONFIG_NAME,
@@ -13,12 +15,9 @@ from aim_adapters.storage.files import (
 from aim_adapters.storage.pickles import StoredTensor
 from aim_adapters.storage.sources import (
     COUNTED_NAME,
-    LIBRARY_NAME,
     HubOptions,
-    explained,
     file_mode,
     locate,
-    quotes_token,
     require_inner_path,
     require_repo_id,
     require_token,
@@ -35,7 +34,9 @@ __all__ = [
     "HubOptions",
     "StoredTensor",
     "WeightsFile",
+    "download",
     "explained",
+    "explained_push",
     "explained_writing",
     "file_mode",
     "locate",

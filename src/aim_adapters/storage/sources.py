@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from aim_adapters.errors import CheckpointError
+from aim_adapters.storage.downloads import announced_commit, download, require_intact
+from aim_adapters.storage.failures import explained
 from aim_adapters.storage.files import CONFIG_NAME, WEIGHTS_NAME
-from aim_adapters.version import __version__
 
-LIBRARY_NAME = "aim-adapters"
 # The Hub counts a request for this file as a download of its repository; its content is not used.
 COUNTED_NAME = "config.json"
 
@@ -147,23 +145,6 @@ def require_repo_id(repo_id: str) -> None:
         ) from error
 
 
-def quotes_token(error: BaseException | None) -> bool:
-    """Return whether a traceback would show the token.
-
-    Errors quote the server's response, and a proxy may echo the request in it.
-
-    Args:
-        error: The error that huggingface_hub raised.
-    """
-    while error is not None:
-        response = getattr(error, "response", None)
-        sent = "" if response is None else response.request.headers.get("authorization", "")
-        if sent and sent.split()[-1] in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def file_mode(path: str | os.PathLike[str]) -> int:
     """Return the mode of the file or directory at a path, or 0 if there is none or the path is invalid.
 
@@ -201,24 +182,22 @@ def _local(path: Path, *, revision: str | None, subfolder: str | None) -> Path:
 
 
 def _fetch(repo_id: str, options: HubOptions) -> Path:
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     cache = None if options.cache_dir is None else Path(options.cache_dir).expanduser()
     folder, revision = f"{options.subfolder}/" if options.subfolder else "", options.revision
-    download = partial(
-        hf_hub_download,
+    get = partial(
+        download,
         repo_id,
         token=options.token,
         cache_dir=cache,
         local_files_only=options.local_files_only,
         force_download=options.force_download,
-        library_name=LIBRARY_NAME,
-        library_version=__version__,
     )
     with explained(repo_id, folder + CONFIG_NAME, revision):
         try:
-            config = Path(download(folder + CONFIG_NAME, revision=revision))
+            config = get(folder + CONFIG_NAME, revision=revision)
         except LocalEntryNotFoundError:
             # Without the Hub: a repository is in the cache without a config only if it has none.
             if not isinstance(try_to_load_from_cache(repo_id, folder + WEIGHTS_NAME, cache, revision), str):
@@ -227,97 +206,13 @@ def _fetch(repo_id: str, options: HubOptions) -> Path:
         except EntryNotFoundError:
             config = None
     if config is not None:
-        _require_intact(config, repo_id)
+        require_intact(config, repo_id)
         revision = config.parents[folder.count("/")].name  # .../snapshots/<commit>/[folder/]adapter_config.json
-        if try_to_load_from_cache(repo_id, folder + WEIGHTS_NAME, cache, revision) is None:
-            with suppress(*_failures()):
-                download(COUNTED_NAME, revision=revision)
+        in_cache = try_to_load_from_cache(repo_id, folder + WEIGHTS_NAME, cache, revision) is not None
+        if not in_cache and not options.local_files_only:
+            with suppress(CheckpointError):
+                announced_commit(repo_id, COUNTED_NAME, revision=revision, token=options.token)
     with explained(repo_id, folder + WEIGHTS_NAME, revision):
-        weights = Path(download(folder + WEIGHTS_NAME, revision=revision))
-    _require_intact(weights, repo_id)
+        weights = get(folder + WEIGHTS_NAME, revision=revision)
+    require_intact(weights, repo_id)
     return weights.parent
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """Return the errors that a download can raise."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    # Its first base is the error of the HTTP library, which depends on the version of huggingface_hub.
-    return (OSError, ValueError, RuntimeError, HfHubHTTPError.__bases__[0])
-
-
-@contextmanager
-def explained(repo_id: str, file: str, revision: str | None) -> Iterator[None]:
-    """Turn the Hub's errors into one that says what was requested, what happened, and what to do.
-
-    Args:
-        repo_id: The repository.
-        file: Path of the file inside it.
-        revision: Branch, tag or commit; None: the main branch.
-
-    Raises:
-        CheckpointError: The block raised an error of a download.
-    """
-    try:
-        yield
-    except _failures() as error:
-        requested = f"{file} of {repo_id} at {revision or 'its main branch'}"
-        cause = None if quotes_token(error) else error
-        raise CheckpointError(f"cannot fetch {requested}: {_reason(error, file)}") from cause
-
-
-def _reason(error: BaseException, file: str) -> str:
-    from huggingface_hub import errors
-
-    access = "log in with `hf auth login`, or pass token="
-    unreachable = isinstance(error, errors.LocalEntryNotFoundError)
-    if error.__cause__ is not None and (unreachable or type(error) is ValueError):  # as forced downloads raise them
-        error = error.__cause__
-    if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
-        return "it is not in the cache, and the Hub is not asked (local_files_only or HF_HUB_OFFLINE); fetch it once"
-    if isinstance(error, errors.GatedRepoError):
-        return f"the repository is gated; ask for access on its page and {access}"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"there is no such repository, or it is private; if so, {access}"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return "the repository has no such revision; pass a branch, a tag or a commit of it"
-    if isinstance(error, errors.EntryNotFoundError):
-        return f"the repository holds no {file}; is it one of AIM adapters, or do they lie in a subfolder?"
-    # The type of the error and the HTTP status, but no text from a server.
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    what = f"{type(error).__name__}, status {status}" if status else type(error).__name__
-    cached = ", and it is not in the cache" if unreachable else ""
-    return f"the Hub did not answer as it should ({what}){cached}; try again, then with force_download=True"
-
-
-def _require_intact(file: Path, repo_id: str) -> None:
-    """Refuse a file whose content does not match the digest that the Hub announced."""
-    if not file.is_symlink():
-        return  # without symbolic links, the cache does not record the digest
-    announced = file.readlink().name
-    try:
-        digests = _digests(file, len(announced))
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
-    if not digests or announced in digests:
-        return
-    with suppress(OSError):  # the cache may be read-only
-        (file.parent / file.readlink()).unlink()
-        file.unlink()
-    raise CheckpointError(
-        f"{file.name} of {repo_id} is damaged: its content does not have the digest {announced} that the Hub "
-        "announced; it was taken out of the cache, so try again"
-    )
-
-
-def _digests(file: Path, length: int) -> list[str]:
-    """Return a file's digests of this length: SHA-256 of a large file; git's SHA-1, or plain SHA-1, of a small one."""
-    hashes = {
-        64: [hashlib.sha256()],
-        40: [hashlib.sha1(start, usedforsecurity=False) for start in (b"blob %d\0" % file.stat().st_size, b"")],
-    }.get(length, [])  # other lengths: a mirror's own tag, which does not depend on the content
-    with file.open("rb") as stream:
-        while hashes and (chunk := stream.read(1 << 20)):
-            for digest in hashes:
-                digest.update(chunk)
-    return [digest.hexdigest() for digest in hashes]
