@@ -287,6 +287,6 @@ def _call(config: Mapping[str, Any], base: BaseFacts) -> str:
     ):  # a batch of 5-D input; else its layout is ambiguous, so flat frames
         sizes = {"clips": 1, **sizes}
     shape, names = ", ".join(map(str, sizes.values())), ", ".join(sizes)
-    return f"""video = torch.rand({shape})  # [{names}]; normalize yours
+    return f"""video = torch.randn({shape})  # [{names}]; normalize yours
 with torch.no_grad():
     output = {base.call}(video)"""
