@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import huggingface_hub
 import pytest
 from torchvision.models._api import BUILTIN_MODELS
 
+from aim_adapters.backbones import _fetch
 from tests.backbones.bases import tiny_swin, tiny_vit
 
 
@@ -22,4 +22,4 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> str:
         raise AssertionError("nothing may be fetched")
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    monkeypatch.setattr(_fetch, "download", refuse)

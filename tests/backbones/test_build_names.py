@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import open_clip
 import pytest
 import timm
@@ -17,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import get_pretrained_cfg
 from torch import nn
 
-from aim_adapters.backbones import Backbone, BaseRequest, build_base, read_anatomy, register_backbone
+from aim_adapters.backbones import Backbone, BaseRequest, _fetch, build_base, read_anatomy, register_backbone
 from aim_adapters.backbones.registry import _registered as registered
 from aim_adapters.errors import CheckpointError, ConfigError, UnsupportedModelError
 from tests.backbones.bases import (
@@ -41,14 +40,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]
     """Serve ``hub/user/repo/file`` of a directory in place of the Hub, and list what is asked for."""
     asked: list[dict[str, Any]] = []
 
-    def download(repo_id: str, filename: str, **options: Any) -> str:
+    def download(repo_id: str, filename: str, **options: Any) -> Path:
         asked.append({"file": f"{repo_id}/{filename}", **options})
         path = tmp_path / "hub" / repo_id / filename
         if not path.is_file():
             raise LocalEntryNotFoundError(f"no {filename}")
-        return str(path)
+        return path
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(_fetch, "download", download)
     return asked
 
 

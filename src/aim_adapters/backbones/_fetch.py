@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aim_adapters.backbones.descriptor import BaseRequest
 from aim_adapters.errors import CheckpointError, ConfigError
-from aim_adapters.storage import StoredTensor, explained, parse_json, read_torch_file, require_inner_path
+from aim_adapters.storage import StoredTensor, download, explained, parse_json, read_torch_file, require_inner_path
 
 Kind = Literal["classes", "channels", "size", "flag", "word"]
 
@@ -29,14 +29,13 @@ def fetch(request: BaseRequest, repo_id: str, *filenames: str) -> Path:
     Raises:
         CheckpointError: There is no such repository, revision or file, or it cannot be fetched.
     """
-    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
     cache_dir, last = None if request.cache_dir is None else Path(request.cache_dir).expanduser(), filenames[-1]
     with explained(repo_id, filenames[0], request.revision):
         for filename in filenames:
             with suppress(*[EntryNotFoundError] if filename != last else []):
-                path = hf_hub_download(
+                path = download(
                     repo_id,
                     filename,
                     revision=request.revision,
@@ -46,7 +45,7 @@ def fetch(request: BaseRequest, repo_id: str, *filenames: str) -> Path:
                     force_download=request.force_download,
                 )
                 break
-    return Path(path)
+    return path
 
 
 def find_weights(request: BaseRequest, repo_id: str, name: str) -> list[Path]:
