@@ -94,6 +94,7 @@ def open_checkpoint(directory: Path, *, strict: bool = True) -> Iterator[OpenChe
             they contradict one another.
     """
     weights, config_file = directory / WEIGHTS_NAME, directory / CONFIG_NAME
+    version = _version(config_file)
     separate_config = _read_config(config_file)
     if separate_config is not None:
         _require_ours(separate_config, str(config_file))
@@ -111,7 +112,7 @@ def open_checkpoint(directory: Path, *, strict: bool = True) -> Iterator[OpenChe
         _require_ours(config, where)
         _require_fields(config, where, strict=strict)
         # A save may have replaced both files since the first was read.
-        if separate_config is not None and separate_config != config and separate_config == _read_config(config_file):
+        if separate_config is not None and separate_config != config and version == _version(config_file):
             _refuse_contradiction(separate_config, config, config_file, strict=strict)
         yield OpenCheckpoint(directory, config, file)
 
@@ -166,6 +167,15 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)
     others = {name: value for name, value in config.items() if name != "clip"}
     return {**others, **{f"clip.{name}": value for name, value in clip.items()}}
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Return what is another for every file that a save puts there, or None if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _exists(path: Path) -> bool:
