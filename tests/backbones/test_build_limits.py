@@ -1,6 +1,7 @@
 """A base model that asks for more than its weights hold, or has a pickle for them, is refused before it is built."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -117,15 +118,20 @@ def test_what_no_file_fills_takes_no_memory_without_a_check_either(tmp_path: Pat
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Serve a folder in place of the Hub."""
+    """Serve a folder in place of the Hub, through a cache that is laid out as the Hub's."""
 
     def download(repo_id: str, filename: str, **options: Any) -> str:
-        path = tmp_path / "hub" / repo_id / filename
+        path, cached = tmp_path / "hub" / repo_id / filename, tmp_path / "cache" / repo_id / "snapshots" / ("0" * 40)
         if not path.is_file():
             raise LocalEntryNotFoundError(f"no {filename}")
-        return str(path)
+        cached.mkdir(parents=True, exist_ok=True)
+        return shutil.copy(path, cached)
+
+    def announce(*args: Any, **options: Any) -> None:
+        raise OSError("there is no Hub to ask")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", announce)
     return tmp_path / "hub"
 
 
