@@ -12,6 +12,7 @@ from torch import nn
 from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy
 from aim_adapters.config import AIMConfig, Execution
 from aim_adapters.core.block import AdaptedBlock
+from aim_adapters.core.foreign import inside
 from aim_adapters.core.guards import can_train
 from aim_adapters.core.mixins import ClipHead, PatchProduct, TokenEntry, TrainedNorm
 from aim_adapters.core.patching import Patched, unpatch
@@ -135,7 +136,7 @@ class _Builder:
 
     def copy_of(self, path: str, *, instead: str) -> nn.Module:
         self.require_trainable(path, instead=instead)
-        copied = _trainable_copy(self.root.get_submodule(path))
+        copied = _trainable_copy(_own(self.root, path))
         if self.running is None:
             return copied
         # As in `place_of`; promoted, as norms are often kept in float32 around low-precision adapters.
@@ -144,7 +145,7 @@ class _Builder:
 
     def require_trainable(self, path: str, *, instead: str) -> None:
         """Refuse a layer whose copy would not learn, such as a quantized one."""
-        module = self.root.get_submodule(path)
+        module = _own(self.root, path)
         parameters = {name: p for name, p in module.named_parameters() if not name.startswith("aim.")}
         fixed = [f"{name}, a {type(p).__name__} of {p.dtype}" for name, p in parameters.items() if not can_train(p)]
         if not parameters:
@@ -261,7 +262,13 @@ def _trainable_copy(module: nn.Module) -> nn.Module:
 
 def _has_classifier(head: HeadAnatomy, root: nn.Module) -> bool:
     """Return whether there is a classification layer at this head to make a trained copy of."""
-    return head.classifier and isinstance(root.get_submodule(head.path), nn.Linear)
+    return head.classifier and isinstance(_own(root, head.path), nn.Linear)
+
+
+def _own(root: nn.Module, path: str) -> nn.Module:
+    """Return the image model's norm or head at a path, inside of what was put around it since it was wrapped."""
+    module = root.get_submodule(path)
+    return next((part for part in module.modules() if isinstance(part, Patched)), inside(module))
 
 
 def _bypassed(root: nn.Module, anatomy: BackboneAnatomy, config: AIMConfig) -> frozenset[str]:
