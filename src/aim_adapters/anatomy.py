@@ -363,7 +363,9 @@ def _count_matrices(module: nn.Module) -> int:
     count = 0
     for layer in module.modules():
         features = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
-        linear = hasattr(layer, "weight") and all(isinstance(number, int) for number in features)
+        # What is put around a layer, such as activation checkpointing, may show the layer's attributes as its own.
+        leaf = not layer._modules
+        linear = leaf and hasattr(layer, "weight") and all(isinstance(number, int) for number in features)
         count += features[0] * features[1] if linear else 0  # type: ignore[operator]
         own = layer.named_parameters(recurse=False)
         count += sum(p.numel() for name, p in own if p.ndim >= 2 and not (linear and name == "weight"))
