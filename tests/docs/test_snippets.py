@@ -50,6 +50,7 @@ def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # What the pages save has not been trained, as training takes longer than reading.
 @pytest.mark.filterwarnings("ignore:every up-projection in:UserWarning")
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning")  # PyTorch 2.11's own exporter
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_blocks_run(
     page: Path, small_models: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

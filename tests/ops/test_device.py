@@ -70,6 +70,7 @@ def test_what_triton_needs_to_build(no_triton: None, monkeypatch: pytest.MonkeyP
     assert device._why_missing("cuda") is None
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:FutureWarning", "ignore:.torch.jit.trace:DeprecationWarning")
 @pytest.mark.parametrize("told", [True, False])
 def test_exporting_is_noticed(told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch 2.6 has no `is_exporting`."""
@@ -89,5 +90,6 @@ def test_exporting_is_noticed(told: bool, monkeypatch: pytest.MonkeyPatch) -> No
     x = torch.zeros(1)
     assert Probe()(x) == 0
     assert torch.export.export(Probe(), (x,), strict=False).module()(x) == 1
+    assert torch.jit.trace(Probe(), (x,), check_trace=False)(x) == 1
     torch._dynamo.reset()
     assert torch.compile(Probe(), backend="eager", fullgraph=True)(x) == 0  # compiling is no export

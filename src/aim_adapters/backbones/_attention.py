@@ -21,12 +21,18 @@ def refuse_masks(**masks: Any) -> None:
     Raises:
         UnsupportedModelError: A mask is not None or False.
     """
-    passed = [name for name, mask in masks.items() if mask is not None and mask is not False]
+    passed = [name for name, mask in masks.items() if not _says_nothing(mask)]
     if passed:
         raise UnsupportedModelError(
             f"an attention mask was passed to an adapted block ({', '.join(passed)}); it has no meaning along time: "
             "call the model without it"
         )
+
+
+def _says_nothing(mask: Any) -> bool:
+    if isinstance(mask, Tensor):  # the ONNX exporter by tracing hands over a default of False as a tensor
+        return mask.ndim == 0 and mask.dtype == torch.bool and not mask
+    return mask is None or mask is False
 
 
 def num_heads(attn: Any) -> int:

@@ -231,7 +231,7 @@ def _unfit(x: Tensor) -> str | None:
             return missing
         if dtype not in _ON_GPU:
             return f"on a GPU fused branches compute in {', '.join(map(str, _ON_GPU))}, got {dtype}"
-    if exporting() or torch._C._get_tracing_state() is not None:
+    if exporting():
         return "an exported model must run without this package"
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return "fused branches have no rules for function transforms"

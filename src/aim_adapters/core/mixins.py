@@ -16,6 +16,7 @@ from aim_adapters.core.patching import Patched, blocked_methods
 from aim_adapters.core.readers import require_flat
 from aim_adapters.core.state import NormState, RootState
 from aim_adapters.layers import add_temporal_embedding, average_frames
+from aim_adapters.ops.device import exporting
 
 
 class WholeModel(Patched):
@@ -99,7 +100,8 @@ class PatchProduct(Patched):
         assert isinstance(weight, Tensor)
         height, width = weight.shape[2:]
         fits = x.shape[2] % height == 0 and x.shape[3] % width == 0
-        if not shared.enabled or shared.execution.fused is False or weight.requires_grad or not fits:
+        by_modules = not shared.enabled or shared.execution.fused is False or exporting()
+        if by_modules or weight.requires_grad or not fits:
             out: Tensor = super().forward(x)
             return out
         patches = rearrange(x, "f c (h p) (w q) -> f h w c p q", p=height, q=width)

@@ -43,7 +43,8 @@ def add_temporal_embedding(x: Tensor, embedding: Tensor) -> Tensor:
     """
     clips = x.unflatten(0, (-1, embedding.shape[1]))  # [B, T, ..., D]
     shape = [1, embedding.shape[1]] + [1] * (clips.ndim - 3) + [embedding.shape[2]]
-    out: Tensor = (clips + embedding.to(x.dtype).view(shape)).flatten(0, 1)  # [B*T, ..., D]
+    # Not `flatten`, behind which the ONNX exporter by tracing takes the number of clips for a constant.
+    out: Tensor = (clips + embedding.to(x.dtype).view(shape)).reshape(x.shape)  # [B*T, ..., D]
     return out
 
 

@@ -78,4 +78,4 @@ def exporting() -> bool:
     """Return whether the model is being exported, to run where our operators may not be known."""
     # Inside Dynamo, PyTorch 2.11 for one says that every compilation is an export. So an export by Dynamo (strict=True)
     # does not count as one here.
-    return not torch.compiler.is_dynamo_compiling() and _exporting()
+    return not torch.compiler.is_dynamo_compiling() and (_exporting() or torch._C._get_tracing_state() is not None)

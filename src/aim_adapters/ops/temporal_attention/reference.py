@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange, repeat
 from torch import Tensor
 
 
@@ -20,7 +19,7 @@ def attention_weights(q: Tensor, k: Tensor, *, num_frames: int, scale: float, bi
     Returns:
         Weights ``[B, N, H, T, T]``, rows (query frames) summing to 1.
     """
-    q = rearrange(q, "(b t) n h d -> b t n h d", t=num_frames)
+    q = q.unflatten(0, (-1, num_frames))  # [B, T, N, H, d]
     k = _of_query_heads(k, num_frames, q.shape[3])  # [B, T, N, H, d]
     scores = torch.einsum("bsnhd,btnhd->bnhst", q * scale, k)
     if bias is not None:
@@ -47,9 +46,11 @@ def temporal_attention(
     weights = attention_weights(q, k, num_frames=num_frames, scale=scale, bias=bias)
     v = _of_query_heads(v, num_frames, q.shape[2])  # [B, T, N, H, d]
     out = torch.einsum("bnhst,btnhd->bsnhd", weights, v)
-    return rearrange(out, "b t n h d -> (b t) n h d")
+    return out.flatten(0, 1)  # [B*T, N, H, d]
 
 
 def _of_query_heads(x: Tensor, num_frames: int, heads: int) -> Tensor:
     """Cut keys or values into clips, and repeat each head for the query heads that it serves."""
-    return repeat(x, "(b t) n g d -> b t n (g r) d", t=num_frames, r=heads // x.shape[2])
+    clips = x.unflatten(0, (-1, num_frames))  # [B, T, N, G, d]
+    out: Tensor = clips if x.shape[2] == heads else clips.repeat_interleave(heads // x.shape[2], dim=3)
+    return out

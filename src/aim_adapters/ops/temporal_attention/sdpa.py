@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aim_adapters.ops.device import exporting
+
 # Each (clip, token) pair is one sequence of T frames. CUDA limits a grid's second and third dimension to
 # 65,535, and SDPA kernels of some versions put the batch there.
 MAX_SEQUENCES = 65_535
@@ -28,12 +30,11 @@ def temporal_attention(
         ``[B*T, N, H, d]``.
     """
     tokens, heads = q.shape[1], q.shape[2]
-    sequences = [_sequences(x, num_frames, heads) for x in (q, k, v)]  # 3 x [B*N, H, T, d]
+    sequences = tuple(_sequences(x, num_frames, heads) for x in (q, k, v))  # 3 x [B*N, H, T, d]
     mask = None if bias is None else bias.to(q.dtype)
-    chunks = [
-        F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-        for q, k, v in zip(*(x.split(MAX_SEQUENCES) for x in sequences), strict=True)
-    ]
+    # What is exported must not depend on the number of clips.
+    parts = [sequences] if exporting() else list(zip(*(x.split(MAX_SEQUENCES) for x in sequences), strict=True))
+    chunks = [F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale) for q, k, v in parts]
     out: Tensor = chunks[0] if len(chunks) == 1 else torch.cat(chunks)  # [B*N, H, T, d]
     clips: Tensor = out.unflatten(0, (q.shape[0] // num_frames, tokens)).permute(0, 3, 1, 2, 4)  # [B, T, N, H, d]
     return clips.flatten(0, 1)
