@@ -20,6 +20,7 @@ ProjectPacked = Callable[[Any, Tensor], Tensor | None]
 ProjectOut = Callable[[Any, Tensor, Tensor], Tensor]
 Attend = Callable[..., Tensor]
 Parts = Callable[[Any, Any], "BlockParts"]
+Override = Callable[..., Any]
 
 
 class Windows(NamedTuple):
@@ -203,6 +204,12 @@ class BackboneAnatomy:
             reset or freeze parts; those that exist raise while the model is wrapped.
         image_methods: Methods of the root, or of modules inside of it, that take images as their first argument and
             return one row per image. While wrapped, those of the root take videos too and return one row per frame.
+        overrides: Methods of the root, or of the whole model, that describe or write the model, and functions that run
+            in their place while it is wrapped: ``(model, adapter, original, *args, **kwargs)``. ``original`` is the
+            model's own method. ``adapter`` is the adapter that runs: its ``anatomy``, ``config`` and
+            ``temporal_embedding``, whether it is ``enabled``, its ``classifier(name)`` or None.
+        class_count: Attribute of the root with its number of classes, which tells that of the adapter while wrapped;
+            ``""``: it has none.
         library: Library the model comes from.
         model_name: Name under which that library rebuilds the base model, or None when unknown.
         model_revision: Revision of the weights under that name, or None when unknown.
@@ -243,6 +250,8 @@ class BackboneAnatomy:
     refused_inputs: tuple[str, ...] = ()
     blocked_methods: tuple[str, ...] = ()
     image_methods: tuple[str, ...] = ()
+    overrides: tuple[tuple[str, Override], ...] = ()
+    class_count: str = ""
     library: str = ""
     model_name: str | None = None
     model_revision: str | None = None

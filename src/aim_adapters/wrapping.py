@@ -187,8 +187,8 @@ def wrap_with_adapter(model: nn.Module, adapter: AdapterSet) -> None:
     try:
         model.requires_grad_(False)
         install_adapter(model.get_submodule(record.anatomy.root), adapter)
-        if record.anatomy.root:
-            patch(model, WholeModel, (record.anatomy.root, record.anatomy.blocked_methods))
+        if (anatomy := record.anatomy).root:
+            patch(model, WholeModel, (anatomy.root, anatomy.blocked_methods, anatomy.overrides))
         model.train(model.training)
         done = True
     finally:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
+import open_clip
 import pytest
 import timm
+import timm.optim
 import torch
 from timm.layers import SwiGLUPacked
 from timm.models.deit import VisionTransformerDistilled
@@ -16,7 +19,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import aim_adapters as aim
 from aim_adapters.backbones import read_anatomy
-from tests.backbones.cases import Case, process_group, wake, with_machinery
+from tests.backbones.cases import Case, process_group, scramble, wake, with_machinery
 from tests.backbones.contract import Contract
 from tests.tiny import FRAMES, base, video
 
@@ -25,6 +28,7 @@ __all__ = ["process_group"]
 SIZE: dict[str, Any] = {
     "img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5,
 }  # fmt: skip
+TEXT = {"context_length": 4, "vocab_size": 8, "width": 16, "heads": 2, "layers": 1}
 DROPOUT: dict[str, Any] = {
     "drop_rate": 0.5, "pos_drop_rate": 0.5, "patch_drop_rate": 0.5, "proj_drop_rate": 0.5, "attn_drop_rate": 0.5,
     "drop_path_rate": 0.5,
@@ -166,3 +170,67 @@ def test_weights_of_another_activation_are_warned_about(name: str, right: str) -
 )
 def test_weights_of_the_right_activation_are_not(name: str) -> None:
     aim.wrap_image_model(timm.create_model(name, **SIZE), num_frames=2, num_classes=3)
+
+
+# What timm's scripts ask a model
+
+
+def classes(model: nn.Module) -> tuple[int, Any]:
+    layer = model.get_classifier()
+    return model.num_classes, getattr(layer, "out_features", layer)
+
+
+def test_number_of_classes_and_classifier_are_those_of_the_adapter_that_runs() -> None:
+    model = base()
+    own = model.get_classifier()
+    aim.wrap_image_model(model, FRAMES, num_classes=7)
+    assert classes(model) == (7, 7)
+    assert model.get_classifier() is model.aim.head
+    with aim.disable_adapters(model):
+        assert classes(model) == (5, 5)
+    aim.add_adapter(model, "copy", aim.AIMConfig(FRAMES))
+    aim.add_adapter(model, "features", aim.AIMConfig(FRAMES, num_classes=0))
+    aim.set_adapter(model, "copy")
+    assert classes(model) == (5, 5)
+    assert model.get_classifier() is model.aim.head
+    aim.set_adapter(model, "features")
+    assert model.num_classes == 0
+    assert isinstance(model.get_classifier(), nn.Identity)
+    assert classes(copy.deepcopy(model))[0] == 0
+    aim.unwrap_image_model(model)
+    assert classes(model) == (5, 5)
+    assert model.get_classifier() is own
+
+
+def test_distilled_model_has_two_classifiers() -> None:
+    model = aim.wrap_image_model(VisionTransformerDistilled(**SIZE), FRAMES, num_classes=7)
+    assert [layer.out_features for layer in model.get_classifier()] == [7, 7]
+
+
+@pytest.mark.parametrize("layers", ["all", [1], "top_half"])
+def test_layer_decay_puts_what_is_ours_where_it_runs(layers: Any) -> None:
+    model = aim.wrap_image_model(base(), FRAMES, num_classes=7, layers=layers)
+    groups = timm.optim.param_groups_layer_decay(model, 0.05, model.no_weight_decay(), layer_decay=0.5)
+    found = {id(p): (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert len(found) == len(aim.trainable_parameters(model))
+    scale = {name: found[id(p)][0] for name, p in model.named_parameters() if p.requires_grad}
+    first = {"all": 0, "top_half": 2}.get(str(layers), 1)
+    frozen = timm.optim.param_groups_layer_decay(base(), 0.05, layer_decay=0.5)
+    assert max(scale.values()) == max(group["lr_scale"] for group in frozen) == scale["aim.head.weight"] == 1
+    for index in {0: (0, 1, 2), 1: (1,), 2: (2,)}[first]:
+        assert scale[f"blocks.{index}.aim.joint.up_proj.weight"] == 0.5 ** (3 - index)
+    assert scale["norm.aim.norm.weight"] == 0.5
+    assert scale["aim.temporal_embedding"] == (0.5**4 if first == 0 else 0.5 ** (3 - first))
+    decayed = {name for name, p in model.named_parameters() if p.requires_grad and found[id(p)][1]}
+    kept = {id(p) for p in aim.adapter_param_groups(model, 0.05)[0]["params"]}
+    assert decayed == {name for name, p in model.named_parameters() if id(p) in kept}
+
+
+def test_optimizers_of_timm_do_not_decay_temporal_positions() -> None:
+    swin = timm.create_model("swin_tiny_patch4_window7_224", img_size=32, window_size=4, embed_dim=16, depths=(2, 2))
+    clip = open_clip.CLIP(8, {"layers": 1, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 16}, TEXT)
+    for model in (base(), swin, clip):
+        aim.wrap_image_model(scramble(model), FRAMES)
+        temporal = [n for n, _ in model.named_parameters() if n.endswith(("temporal_embedding", "temporal_bias"))]
+        assert temporal
+        assert set(temporal) <= model.no_weight_decay()

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from aim_adapters.anatomy import Attend, BlockAnatomy, Parts
+from aim_adapters.backbones._answers import OVERRIDES
 from aim_adapters.backbones._assign import read_once
 from aim_adapters.backbones._attention import num_heads, project_out, project_packed, project_qkv, softmax_scale
 from aim_adapters.backbones._draft import check_draft, require_filled
@@ -53,6 +54,8 @@ def common_fields(model: Any) -> dict[str, Any]:
             *("init_weights", "fix_init_weight"),
         ),
         "image_methods": ("forward_features", "forward_intermediates", "get_intermediate_layers"),
+        "overrides": OVERRIDES,
+        "class_count": "num_classes",
         "library": "timm",
         **_name(cfg),
         "build_arguments": arguments,

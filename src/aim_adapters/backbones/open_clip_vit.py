@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
+from aim_adapters.backbones._answers import no_weight_decay
 from aim_adapters.backbones._assign import read_once
 from aim_adapters.backbones._attention import (
     inverse_root_scale,
@@ -116,6 +117,8 @@ def _common_fields(model: Any) -> dict[str, Any]:
         arguments["quick_gelu"] = True
     return {
         "blocked_methods": ("lock", "lock_image_tower", "init_parameters", "prune_intermediate_layers"),
+        "overrides": (("no_weight_decay", no_weight_decay),),
+        "class_count": "",
         "library": "open_clip",
         "model_name": None,  # open_clip's models do not record it
         "build_arguments": arguments,

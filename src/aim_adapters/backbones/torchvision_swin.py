@@ -68,6 +68,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
         in_channels=stem.in_channels,
         patch_size=tuple(stem.kernel_size),
         prefix_tokens=0,
+        class_count="num_classes",
         library="torchvision",
         build_arguments={"num_classes": model.head.out_features},
     )

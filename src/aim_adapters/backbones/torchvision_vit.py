@@ -58,6 +58,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
         patch_conv="conv_proj" if isinstance(model.conv_proj, nn.Conv2d) else None,
         class_token_only=_reads_class_token if type(model) is VisionTransformer else None,
         image_methods=("_process_input",),  # private, but the way to its tokens that users know
+        class_count="num_classes",
         library="torchvision",
         build_arguments={"num_classes": model.num_classes, "image_size": model.image_size},
         image_size=(model.image_size, model.image_size),

@@ -93,7 +93,7 @@ def build_adapter(
         bypassed=_bypassed(root, anatomy, config),
     )
     methods = (anatomy.blocked_methods, anatomy.image_methods)
-    builder.add("", state, VideoRoot, (anatomy.hidden_when_headed, *methods))
+    builder.add("", state, VideoRoot, (anatomy.hidden_when_headed, *methods, anatomy.overrides, anatomy.class_count))
     for index in adapted:
         builder.add_block(index, state, first=adapted[0])
     builder.add_heads(state)

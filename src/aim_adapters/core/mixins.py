@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from aim_adapters.anatomy import Override
 from aim_adapters.core.fusion import compute_dtype
 from aim_adapters.core.given_state import require_whole_state
 from aim_adapters.core.guards import require_recorded
+from aim_adapters.core.overrides import overriding
 from aim_adapters.core.patching import Patched, blocked_methods
 from aim_adapters.core.readers import require_flat
 from aim_adapters.core.state import NormState, RootState
@@ -22,15 +24,15 @@ from aim_adapters.ops.device import exporting
 class WholeModel(Patched):
     """A model around an adapted tower, such as CLIP, whose other parts stay frozen.
 
-    The specification is the path of the tower, and the methods to block.
+    The specification is the path of the tower, the methods to block, and the overrides.
     """
 
-    aim_spec: ClassVar[tuple[str, tuple[str, ...]]]
+    aim_spec: ClassVar[tuple[str, tuple[str, ...], tuple[tuple[str, Override], ...]]]
 
     @classmethod
     def namespace(cls, base: type[nn.Module], spec: Any) -> dict[str, Any]:
-        """Block the methods that the anatomy names."""
-        return blocked_methods(base, spec[1])
+        """Block and override the methods that the anatomy names."""
+        return {**blocked_methods(base, spec[1]), **overriding(base, spec[2])}
 
     def train(self, mode: bool = True) -> WholeModel:
         """Set the mode of the adapted tower; the rest of the model stays in evaluation mode."""

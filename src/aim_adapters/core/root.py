@@ -15,6 +15,7 @@ from aim_adapters.core.block import AdaptedBlock
 from aim_adapters.core.foreign import runs_again_compiled
 from aim_adapters.core.given_state import complete_state, require_whole_state
 from aim_adapters.core.inputs import explain_failure, look_at_first_batch
+from aim_adapters.core.overrides import counting_classes, overriding
 from aim_adapters.core.patching import Patched, blocked_methods, wrap_forward
 from aim_adapters.core.readers import methods_of, take_videos
 from aim_adapters.core.records import RootCall
@@ -35,13 +36,15 @@ class VideoRoot(Patched):
 
         Args:
             base: The model's class.
-            spec: ``(hidden attributes, blocked methods, methods that take images)``.
+            spec: ``(hidden attributes, blocked methods, methods that take images, overrides, class count)``.
         """
-        hidden, methods, image_methods = spec
+        hidden, methods, image_methods, overrides, class_count = spec
         return {
             "forward": wrap_forward(base, cls.forward),
             "aim_inputs": tuple(inspect.signature(base.forward).parameters)[1:],
             **{name: _hidden(name) for name in hidden},
+            **({class_count: counting_classes(class_count)} if class_count else {}),
+            **overriding(base, overrides),
             **blocked_methods(base, methods),
             **methods_of(base, image_methods, take_videos),
         }
