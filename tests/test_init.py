@@ -19,7 +19,7 @@ import pytest
 
 import aim_adapters as aim
 
-OPTIONAL = {"timm", "open_clip", "torchvision", "transformers", "triton"}
+OPTIONAL = {"accelerate", "timm", "open_clip", "torchvision", "transformers", "triton"}
 INTERPRETER = {"HOME", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "SYSTEMROOT", "VIRTUAL_ENV"}
 PUBLIC = {name: getattr(aim, name) for name in aim.__all__}
 FUNCTIONS = {name: value for name, value in PUBLIC.items() if inspect.isfunction(inspect.unwrap(value))}

@@ -1,5 +1,6 @@
 """Adapt any pre-trained image transformer to video by training a few per cent of its weights (AIM, ICLR 2023)."""
 
+from aim_adapters import integrations as integrations
 from aim_adapters.adapters import add_adapter, average_adapters, delete_adapter, list_adapters, set_adapter
 from aim_adapters.analysis import FlopCount, count_flops
 from aim_adapters.backbones import Backbone, BaseRequest, list_backbones, register_backbone

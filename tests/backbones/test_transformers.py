@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import aim_adapters as aim
@@ -216,3 +218,29 @@ def test_masks_are_refused_by_position_too() -> None:
     model = aim.wrap_image_model(CASES[0].model(), FRAMES)
     with pytest.raises(aim.UnsupportedModelError, match="bool_masked_pos"):
         model(CASES[0].video(), torch.zeros(2 * FRAMES, 4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_save_pretrained_writes_the_image_model_and_what_is_ours_beside_it(case: Case, tmp_path: Path) -> None:
+    model = case.model()
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    num_classes = 3 if hasattr(model, "classifier") else None  # None: no labels change
+    wake(aim.wrap_image_model(model, FRAMES, num_classes=num_classes))
+    labels, whole = dict(getattr(model.config, "id2label", {})), dict(model.state_dict())
+    model.save_pretrained(tmp_path)
+    assert dict(getattr(model.config, "id2label", {})) == labels
+    written = load_file(tmp_path / "model.safetensors")
+    assert written.keys() == whole.keys()
+    assert all(torch.equal(tensor, written[name]) for name, tensor in whole.items())
+    read, report = type(model).aim_base.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["mismatched_keys"]
+    assert read.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in read.state_dict().items())
+
+
+def test_save_pretrained_writes_the_names_of_the_original_files_when_asked(tmp_path: Path) -> None:
+    model = aim.wrap_image_model(CASES[1].model(), FRAMES)
+    model.save_pretrained(tmp_path, save_original_format=True)
+    assert "vit.encoder.layer.0.aim.joint.up_proj.bias" in load_file(tmp_path / "model.safetensors")
+    with pytest.raises(aim.CheckpointError, match="transformers"):
+        model.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)

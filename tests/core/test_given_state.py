@@ -62,6 +62,16 @@ def test_wrong_prefix_reports_what_is_missing(prefix: str, which: str) -> None:
         wrapped().load_state_dict(state)
 
 
+def test_adapter_under_renamed_blocks_is_refused_though_nothing_of_it_is_found() -> None:
+    state = {name.replace("blocks.", "encoder.layer."): tensor for name, tensor in state_of(trained()).items()}
+    refuse(wrapped(), state, r"it holds \d+ of \d+ tensors of the adapter that runs.*AdapterCallback\(\)")
+    only_blocks = {"components": ("spatial",), "train_norm": False, "num_classes": 0}
+    state = {
+        name.replace("blocks.", "encoder.layer."): tensor for name, tensor in state_of(trained(**only_blocks)).items()
+    }
+    refuse(wrapped(**only_blocks), state, r"under other names, such as encoder\.layer\.0\.aim.*AdapterCallback\(\)")
+
+
 def test_base_checkpoint_without_its_head_reports_the_head_alone() -> None:
     state = state_of(base())
     del state["head.weight"], state["head.bias"]

@@ -148,6 +148,7 @@ def read_tower(
         patch_size=(patch, patch) if isinstance(patch, int) else tuple(patch),
         patch_conv=at + convolutions[0] if len(convolutions) == 1 else None,
         prefix_tokens=prefix_tokens,
+        overrides=(("save_pretrained", save_pretrained),),
         library="transformers",
         **identity(model, classes=bool(heads)),
         image_size=(size, size) if isinstance(size, int) else size and tuple(size),
@@ -272,6 +273,29 @@ def relabel(model: Any, labels: Any) -> Any:
         config.id2label, config.label2id = labels
     model.num_labels = config.num_labels
     return old
+
+
+def save_pretrained(model: Any, adapter: Any, original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """Write a wrapped model: the image model, which ``from_pretrained`` reads, and our tensors beside it.
+
+    transformers renames keys on their way into a file, of the kind ``layers.0`` to ``encoder.layer.0``, but not when
+    its ``Trainer`` reads that file again, which then finds part of them. Here they keep the names of the state dict,
+    which ``from_pretrained`` knows as well. It also needs the classes of the image model's own classifier.
+
+    Args:
+        model: The model.
+        adapter: The adapter that runs.
+        original: The model's own method.
+        *args: Its arguments.
+        **kwargs: The same by name.
+    """
+    kwargs.setdefault("save_original_format", False)
+    labels = None if adapter.labels is None else relabel(model, adapter.labels)
+    try:
+        original(*args, **kwargs)
+    finally:
+        if labels is not None:
+            relabel(model, labels)
 
 
 def _classifier_width(model: Any, heads: tuple[HeadAnatomy, ...], hidden_size: int) -> int:

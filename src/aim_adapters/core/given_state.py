@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -48,8 +48,27 @@ def require_whole_state(root: nn.Module, given: Mapping[str, Any], prefix: str) 
                 f"Missing key(s) in state_dict: it holds {len(names) - len(missing)} of {len(names)} tensors of "
                 f"{title}, but not {some}; nothing of it was loaded, as part of an adapter is another one. Wrap the "
                 "model with the settings that the state was saved with; or start from what fits with "
-                "aim.load_adapter_state_dict(model, state, strict=False), which takes keys of adapter_state_dict"
+                "aim.load_adapter_state_dict(model, state, strict=False), which takes keys of adapter_state_dict. "
+                + _RENAMED
             )
+        renamed = [] if idle or not missing else _renamed(values, own)
+        if renamed:
+            raise CheckpointError(
+                f"Missing key(s) in state_dict: it holds the adapter's tensors under other names, such as "
+                f"{prefix + renamed[0]}; nothing of it was loaded. {_RENAMED}"
+            )
+
+
+_RENAMED = (
+    "If transformers wrote it, which renames keys: train with callbacks=[aim.integrations.AdapterCallback()], or save "
+    "with save_pretrained(..., save_original_format=False)"
+)
+
+
+def _renamed(given: Iterable[str], own: Iterable[str]) -> list[str]:
+    """Return keys of adapters that are none of the model's own keys, whatever stands before those."""
+    known = tuple(own)
+    return [key for key in given if _is_ours(key) and not key.endswith(known)]
 
 
 def complete_state(root: nn.Module, given: dict[str, Any], prefix: str, copies: Callable[[], dict[str, str]]) -> None:
