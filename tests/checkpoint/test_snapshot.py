@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers as hf
+from torch import nn
+from torchvision import models
 
 import aim_adapters as aim
 from aim_adapters.anatomy import fingerprint
@@ -15,6 +18,7 @@ from aim_adapters.backbones import read_anatomy
 from aim_adapters.checkpoint.base_digest import base_digest
 from aim_adapters.errors import ConfigError
 from aim_adapters.storage import CONFIG_NAME
+from tests.backbones.cases import wake
 from tests.checkpoint.cases import names, rewrite
 from tests.tiny import base, trained, wrapped
 
@@ -150,3 +154,79 @@ def test_labels_of_the_wrong_number_are_refused(
     with pytest.raises(ConfigError, match=message):
         aim.save_adapters(trained(**arguments), tmp_path / "out", labels=labels)
     assert not (tmp_path / "out").exists()
+
+
+# What the image model says of its classes and pixels
+
+
+def clip_of(model: nn.Module, directory: Path, **options: Any) -> dict[str, Any]:
+    aim.save_adapters(model, directory, **options)
+    clip: dict[str, Any] = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))["clip"]
+    return clip
+
+
+def hf_vit(**config: Any) -> Any:
+    size: dict[str, Any] = {
+        "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 16,
+        "patch_size": 8,
+    }  # fmt: skip
+    return hf.ViTForImageClassification(hf.ViTConfig(**size, **config))
+
+
+def test_labels_are_those_of_the_config_of_transformers(tmp_path: Path) -> None:
+    named = {0: "cat", 1: "dog"}
+    copied = aim.wrap_image_model(hf_vit(id2label=named, label2id={v: k for k, v in named.items()}), 2)
+    assert clip_of(copied, tmp_path / "copied")["labels"] == ["cat", "dog"]
+    assert clip_of(copied, tmp_path / "given", labels=["a", "b"])["labels"] == ["a", "b"]
+    new = wake(aim.wrap_image_model(hf_vit(id2label=named), 2, num_classes=3))
+    assert clip_of(new, tmp_path / "new")["labels"] is None
+    new.config.id2label = {0: "run", 1: "sit", 2: "lie"}
+    assert clip_of(new, tmp_path / "named")["labels"] == ["run", "sit", "lie"]
+    aim.add_adapter(new, "other", aim.AIMConfig(2, num_classes=3))
+    assert clip_of(new, tmp_path / "other", name="other")["labels"] is None
+    again = hf_vit(id2label=named)
+    again.load_state_dict(aim.unwrap_image_model(new).state_dict())
+    aim.load_adapters(again, tmp_path / "named")
+    assert clip_of(again, tmp_path / "again")["labels"] == ["run", "sit", "lie"]
+
+
+def test_mean_and_std_are_those_of_the_image_processor_beside_the_model(tmp_path: Path) -> None:
+    model = hf_vit()
+    model.save_pretrained(tmp_path / "model")
+    processor = tmp_path / "model" / "preprocessor_config.json"
+    for content, expected in (
+        ({"image_mean": [0.5, 0.25, 0.125], "image_std": [0.5, 0.5, 0.25]}, ([0.5, 0.25, 0.125], [0.5, 0.5, 0.25])),
+        ({"image_mean": [0.5], "image_std": [0.5], "do_normalize": False}, (None, None)),
+        ({"image_mean": "0.5", "image_std": [0.5]}, (None, None)),
+        ([], (None, None)),
+    ):
+        processor.write_text(json.dumps(content), encoding="utf-8")
+        read = hf.ViTForImageClassification.from_pretrained(tmp_path / "model")
+        clip = clip_of(aim.wrap_image_model(read, 2), tmp_path / "out")
+        assert (clip["mean"], clip["std"]) == expected
+
+
+def test_torchvision_knows_pixels_always_and_classes_by_the_name_of_the_weights(tmp_path: Path) -> None:
+    model = models.VisionTransformer(16, 8, num_layers=1, num_heads=2, hidden_dim=32, mlp_dim=64)
+    aim.wrap_image_model(model, 2)
+    clip = clip_of(model, tmp_path / "unnamed")
+    assert (clip["mean"], clip["labels"]) == ([0.485, 0.456, 0.406], None)
+    labels = clip_of(model, tmp_path / "named", base_model_name_or_path="vit_b_16:IMAGENET1K_V1")["labels"]
+    assert labels == models.ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"]
+    for name in models.list_models(include=["vit_*", "swin_*"]):
+        for weights in models.get_model_weights(name):
+            transform = weights.transforms()
+            assert (list(transform.mean), list(transform.std)) == (clip["mean"], clip["std"])
+
+
+@pytest.mark.parametrize("wrong", [[0.5], "0.5", [0.5, 0.5, "0.5"], [0.5, 0.5, float("nan")], [True] * 3, 0.5])
+def test_mean_and_std_that_are_given_win_if_they_can_be(wrong: Any, tmp_path: Path) -> None:
+    model = trained()
+    clip = clip_of(model, tmp_path / "out", mean=(0.5, 0.25, 1), std=[1, 2, 3])
+    assert (clip["mean"], clip["std"]) == ([0.5, 0.25, 1.0], [1.0, 2.0, 3.0])
+    for name in ("mean", "std"):
+        with pytest.raises(ConfigError, match=f"{name} must be 3 finite numbers"):
+            aim.save_adapters(model, tmp_path / "new", **{name: wrong})
+    with pytest.raises(ConfigError, match="std must be 3 finite numbers > 0"):
+        aim.save_adapters(model, tmp_path / "new", std=[1, 0, 1])
+    assert not (tmp_path / "new").exists()

@@ -8,6 +8,7 @@ from aim_adapters.backbones.descriptor import Backbone, BaseRequest
 from aim_adapters.backbones.registry import (
     BaseFacts,
     base_facts,
+    base_labels,
     build_base,
     list_backbones,
     read_anatomy,
@@ -19,6 +20,7 @@ __all__ = [
     "BaseFacts",
     "BaseRequest",
     "base_facts",
+    "base_labels",
     "build_base",
     "list_backbones",
     "read_anatomy",

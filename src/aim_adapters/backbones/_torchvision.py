@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import nn
 
 from aim_adapters.backbones._assign import read_once
@@ -54,6 +57,27 @@ def build(request: BaseRequest) -> nn.Module:
         return model
 
     return read_once(load, [weights.file])
+
+
+# The mean and std of all weights that torchvision publishes for its transformers.
+STATISTICS: dict[str, Any] = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
+
+
+def labels(root: nn.Module, name: str | None) -> Sequence[str] | None:
+    """Return the names of the classes of published weights.
+
+    Args:
+        root: The root, which does not know what weights it holds.
+        name: Such as ``vit_b_16:IMAGENET1K_V1``.
+    """
+    from torchvision import models
+
+    model, _, tag = (name or "").partition(":")
+    if not tag or model not in models.list_models():
+        return None
+    weights = models.get_model_weights(model).__members__.get(tag)
+    found: Sequence[str] | None = None if weights is None else weights.meta["categories"]
+    return found
 
 
 _ARGUMENTS: dict[str, Kind] = {"num_classes": "classes", "image_size": "size"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,8 @@ from aim_adapters.backbones._fetch import Kind, checked_arguments, find_weights
 from aim_adapters.backbones._limits import limited, most_parameters
 from aim_adapters.backbones._parts import plain_parts
 from aim_adapters.backbones.descriptor import BaseRequest, prefixed_hub_id
-from aim_adapters.errors import ConfigError, UnsupportedModelError
+from aim_adapters.errors import CheckpointError, ConfigError, UnsupportedModelError
+from aim_adapters.storage import read_json
 
 
 def block_anatomy(
@@ -165,7 +167,7 @@ def read_tower(
 
 
 def identity(model: Any, *, classes: bool = False) -> dict[str, Any]:
-    """Return the fields of a BackboneAnatomy that tell how to build the model again.
+    """Return the fields of a BackboneAnatomy that tell how to build the model again, and how its images are normalized.
 
     Args:
         model: The whole model.
@@ -178,7 +180,58 @@ def identity(model: Any, *, classes: bool = False) -> dict[str, Any]:
     return {
         "model_name": name if name and not Path(name).exists() else None,
         "build_arguments": arguments,
+        **image_statistics(model),
     }
+
+
+def image_statistics(model: Any) -> dict[str, Any]:
+    """Return the mean and std of each channel from the image processor's config, if it lies where the model came from.
+
+    Nothing is fetched: it is looked for in the model's directory, or in the Hub's cache.
+
+    Args:
+        model: The whole model.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    folder, found = model.name_or_path, None
+    if folder and Path(folder).is_dir():
+        found = Path(folder, _PROCESSOR)
+    elif folder:
+        with suppress(ValueError):  # it cannot be the id of a repository
+            cached = try_to_load_from_cache(folder, _PROCESSOR, revision=getattr(model.config, "_commit_hash", None))
+            found = Path(cached) if isinstance(cached, str) else None
+    if found is None or not found.is_file():
+        return {}
+    try:
+        config = read_json(found)
+    except CheckpointError:  # transformers refuses such a file as well
+        return {}
+    mean, std = (config.get(key, []) for key in ("image_mean", "image_std"))
+    if config.get("do_normalize") is False or not (_is_per_channel(mean) and _is_per_channel(std)):
+        return {}
+    return {"image_mean": tuple(mean), "image_std": tuple(std)}
+
+
+_PROCESSOR = "preprocessor_config.json"
+
+
+def _is_per_channel(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(number) in (int, float) for number in value)
+
+
+def labels(root: Any, name: str | None) -> list[str] | None:
+    """Return the names of the classes in a model's config; None if they are those that stand for no names.
+
+    Args:
+        root: The root.
+        name: The model's name, which is not needed.
+    """
+    names = getattr(getattr(root, "config", None), "id2label", None) or {}
+    named: list[Any] = [names.get(index) for index in range(len(names))]
+    if not all(isinstance(label, str) for label in named) or named == [f"LABEL_{i}" for i in range(len(named))]:
+        return None
+    return named
 
 
 def hub_id(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,9 @@ class Backbone:
         call: ``(build arguments) -> code`` to call with a video: ``"model"`` or a method of it; None when a model built
             with these arguments reads more than a video. For every model of the library; model cards show it. By
             default it is ``"model"``.
+        labels: ``(root, name) -> names of classes``: those that the root's own record of its classes gives, or the
+            published weights of that name; None when neither does. For every model of the library; saved adapters
+            record them.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Backbone:
     build: Callable[[BaseRequest], nn.Module] | None = None
     hub_id: Callable[[str], str | None] | None = None
     call: Callable[[Mapping[str, Any]], str | None] | None = None
+    labels: Callable[[nn.Module, str | None], Sequence[str] | None] | None = None
 
 
 def prefixed_hub_id(name: str) -> str | None:

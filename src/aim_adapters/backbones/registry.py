@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
@@ -182,6 +182,18 @@ def base_facts(library: str, name: str, arguments: Mapping[str, Any]) -> BaseFac
     hub_id = next((backbone.hub_id for backbone in backbones if backbone.hub_id), prefixed_hub_id)
     call = next((backbone.call for backbone in backbones if backbone.call), None)
     return BaseFacts(hub_id(name), call(arguments) if call else "model")
+
+
+def base_labels(library: str, root: nn.Module, name: str | None) -> Sequence[str] | None:
+    """Return the names of the classes that an image model tells apart, or None when its library does not know them.
+
+    Args:
+        library: The library it comes from, as in `BackboneAnatomy.library`.
+        root: The root, wrapped or not.
+        name: Its name in that library, or None.
+    """
+    read = next((backbone.labels for backbone in _of_library(library) if backbone.labels), None)
+    return read(root, name) if read else None
 
 
 def _of_library(library: str) -> Iterator[Backbone]:

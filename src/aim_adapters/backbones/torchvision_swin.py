@@ -17,7 +17,7 @@ from aim_adapters.anatomy import (
 )
 from aim_adapters.backbones._parts import windowed_parts
 from aim_adapters.backbones._swin import block_anatomy
-from aim_adapters.backbones._torchvision import build
+from aim_adapters.backbones._torchvision import STATISTICS, build, labels
 from aim_adapters.backbones.descriptor import Backbone
 from aim_adapters.errors import UnsupportedModelError
 
@@ -70,6 +70,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
         prefix_tokens=0,
         class_count="num_classes",
         library="torchvision",
+        **STATISTICS,
         build_arguments={"num_classes": model.head.out_features},
     )
 
@@ -99,4 +100,5 @@ BACKBONE = Backbone(
     describes="torchvision SwinTransformer v1 and v2",
     read=read,
     build=build,
+    labels=labels,
 )

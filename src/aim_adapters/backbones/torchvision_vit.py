@@ -16,7 +16,7 @@ from aim_adapters.backbones._attention import (
     require_plain_multi_head,
 )
 from aim_adapters.backbones._parts import plain_parts
-from aim_adapters.backbones._torchvision import build
+from aim_adapters.backbones._torchvision import STATISTICS, build, labels
 from aim_adapters.backbones.descriptor import Backbone
 
 
@@ -60,6 +60,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
         image_methods=("_process_input",),  # private, but the way to its tokens that users know
         class_count="num_classes",
         library="torchvision",
+        **STATISTICS,
         build_arguments={"num_classes": model.num_classes, "image_size": model.image_size},
         image_size=(model.image_size, model.image_size),
     )
@@ -92,5 +93,10 @@ _BLOCK = BlockAnatomy(
 )
 
 BACKBONE = Backbone(
-    name="torchvision_vit", library="torchvision", describes="torchvision VisionTransformer", read=read, build=build
+    name="torchvision_vit",
+    library="torchvision",
+    describes="torchvision VisionTransformer",
+    read=read,
+    build=build,
+    labels=labels,
 )

@@ -15,6 +15,7 @@ from aim_adapters.backbones._transformers import (
     call,
     hub_id,
     identity,
+    labels,
     read_tower,
 )
 from aim_adapters.backbones.descriptor import Backbone
@@ -87,4 +88,5 @@ BACKBONE = Backbone(
     build=build,
     hub_id=hub_id,
     call=call,
+    labels=labels,
 )

@@ -8,7 +8,15 @@ from torch import nn
 
 from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy
 from aim_adapters.backbones._parts import placed_parts
-from aim_adapters.backbones._transformers import attend_attention, block_anatomy, build, call, hub_id, read_tower
+from aim_adapters.backbones._transformers import (
+    attend_attention,
+    block_anatomy,
+    build,
+    call,
+    hub_id,
+    labels,
+    read_tower,
+)
 from aim_adapters.backbones.descriptor import Backbone
 
 
@@ -73,4 +81,5 @@ BACKBONE = Backbone(
     build=build,
     hub_id=hub_id,
     call=call,
+    labels=labels,
 )

@@ -5,7 +5,15 @@ from __future__ import annotations
 from torch import nn
 
 from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy
-from aim_adapters.backbones._transformers import attend_attention, block_anatomy, build, call, hub_id, read_tower
+from aim_adapters.backbones._transformers import (
+    attend_attention,
+    block_anatomy,
+    build,
+    call,
+    hub_id,
+    labels,
+    read_tower,
+)
 from aim_adapters.backbones.descriptor import Backbone
 
 
@@ -65,4 +73,5 @@ BACKBONE = Backbone(
     build=build,
     hub_id=hub_id,
     call=call,
+    labels=labels,
 )

@@ -53,6 +53,8 @@ def push_to_hub(
     tags: Sequence[str] = (),
     frame_stride: int | None = None,
     labels: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     base_model_name_or_path: str | None = None,
     base_model_revision: str | None = None,
     allow_nonfinite: bool = False,
@@ -78,7 +80,11 @@ def push_to_hub(
         metrics: For the card: results on the first of ``datasets``, such as ``{"accuracy": 0.847}``.
         tags: For the card: further tags.
         frame_stride: Distance between sampled frames, in frames of the video.
-        labels: Names of the classes in the order of the outputs.
+        labels: Names of the classes in the order of the outputs; by default those that the image model knows, such as
+            transformers' ``id2label``.
+        mean: Mean of each channel by which frames are normalized, for pixels in [0, 1]; by default that of the image
+            model, if known.
+        std: Standard deviation of each channel, likewise.
         base_model_name_or_path: Name of the base model; by default its name in its library.
         base_model_revision: Revision of the base model's weights.
         allow_nonfinite: Whether NaN and infinities are pushed.
@@ -89,8 +95,8 @@ def push_to_hub(
     Raises:
         TypeError: ``model`` is not a module.
         StateError: The model is not wrapped, holds several wrapped models, or has no weights (meta device).
-        ConfigError: There is no adapter of this name, or ``labels``, ``frame_stride``, ``commit_message`` or an
-            argument for the card is invalid.
+        ConfigError: There is no adapter of this name, or ``labels``, ``frame_stride``, ``mean``, ``std``,
+            ``commit_message`` or an argument for the card is invalid.
         CheckpointError: The adapter cannot be saved, for the reasons of `save_adapters`; ``repo_id``, ``subfolder``,
             ``branch`` or ``token`` is malformed; the ``README.md`` of the repository is not UTF-8; the Hub is not asked
             (``HF_HUB_OFFLINE``), could not be reached, refused the push or answered as no Hub does; or there is no room
@@ -114,6 +120,8 @@ def push_to_hub(
         base_model_revision=base_model_revision,
         frame_stride=frame_stride,
         labels=labels,
+        mean=mean,
+        std=std,
         allow_nonfinite=allow_nonfinite,
     )
     if snapshot is None:

@@ -25,6 +25,8 @@ def save_adapters(
     base_model_revision: str | None = None,
     frame_stride: int | None = None,
     labels: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     allow_nonfinite: bool = False,
 ) -> Path:
     """Write one adapter, its config and a short model card into a directory; nothing of the image model.
@@ -42,7 +44,11 @@ def save_adapters(
         base_model_name_or_path: Name of the base model; by default its name in its library.
         base_model_revision: Revision of the base model's weights.
         frame_stride: Distance between sampled frames, in frames of the video; recorded for making clips later.
-        labels: Names of the classes in the order of the outputs.
+        labels: Names of the classes in the order of the outputs; by default those that the image model knows, such as
+            transformers' ``id2label``.
+        mean: Mean of each channel by which frames are normalized, for pixels in [0, 1]; by default that of the image
+            model, if known.
+        std: Standard deviation of each channel, likewise.
         allow_nonfinite: Whether NaN and infinities are saved; by default a run that diverged replaces nothing.
 
     Returns:
@@ -57,7 +63,8 @@ def save_adapters(
             read the adapter, as a part of it was replaced, pruned, quantized or holds NaN; or the image model was
             changed after it was wrapped. What was there is unchanged.
         ConfigError: There is no adapter of this name; ``labels`` is a string, or does not have as many names as the
-            adapter has classes; ``frame_stride`` is not an integer >= 1; or a name cannot be written.
+            adapter has classes; ``frame_stride`` is not an integer >= 1; ``mean`` or ``std`` is not a number
+            for each channel; or a name cannot be written.
     """
     path = Path(directory)
     mode = file_mode(path)
@@ -71,6 +78,8 @@ def save_adapters(
         base_model_revision=base_model_revision,
         frame_stride=frame_stride,
         labels=labels,
+        mean=mean,
+        std=std,
         allow_nonfinite=allow_nonfinite,
     )
     if snapshot is None:

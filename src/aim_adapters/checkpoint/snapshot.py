@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import fingerprint
+from aim_adapters.backbones import base_labels
 from aim_adapters.checkpoint.base_digest import base_digest
 from aim_adapters.checkpoint.completeness import require_complete, require_finite
 from aim_adapters.checkpoint.format import FORMAT_VERSION, require_readable
 from aim_adapters.checkpoint.state_dict import gather, is_sharded
-from aim_adapters.core import RootState, WrappedModel, require_memory, require_saveable
+from aim_adapters.core import FoundAdapter, RootState, WrappedModel, require_memory, require_saveable
 from aim_adapters.errors import CheckpointError, ConfigError
 from aim_adapters.parameters import ParameterCount, count_adapter
 from aim_adapters.version import __version__
@@ -56,6 +59,8 @@ def take_snapshot(
     base_model_revision: str | None = None,
     frame_stride: int | None = None,
     labels: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     allow_nonfinite: bool = False,
 ) -> Snapshot | None:
     """Gather the content of an adapter's checkpoint.
@@ -67,7 +72,9 @@ def take_snapshot(
         base_model_name_or_path: Name of the base model; by default its name in its library.
         base_model_revision: Revision of the base model's weights.
         frame_stride: Distance between sampled frames, in frames of the video.
-        labels: Names of the classes in the order of the outputs.
+        labels: Names of the classes in the order of the outputs; by default those that the image model knows.
+        mean: Mean of each channel by which frames are normalized; by default that of the image model, if known.
+        std: Standard deviation of each channel, likewise.
         allow_nonfinite: Whether NaN and infinities are saved.
 
     Returns:
@@ -75,8 +82,8 @@ def take_snapshot(
 
     Raises:
         ConfigError: There is no adapter of this name; ``labels`` is a string, or does not have as many names as the
-            adapter has classes; ``frame_stride`` is not an integer >= 1; or a name or label is not a string, or too
-            long.
+            adapter has classes; ``frame_stride`` is not an integer >= 1; ``mean`` or ``std`` is not a number for each
+            channel; or a name or label is not a string, or too long.
         CheckpointError: The adapter could not be loaded again, or holds NaN or infinities.
         StateError: The model has no weights (meta device), or its adapters alone would give another model: another tool
             has replaced parts of it, or parameters of the image model train.
@@ -90,7 +97,11 @@ def take_snapshot(
     if origin.get("base_model_library") != anatomy.library:
         origin = {}  # the same weights have different names in different libraries
     require_labels(labels, state)
-    labels = origin_clip.get("labels") if labels is None else labels
+    name_of_base = base_model_name_or_path or origin.get("base_model_name_or_path") or anatomy.model_name
+    if labels is None:
+        own, saved = _own_labels(wrapped, adapter, name_of_base), origin_clip.get("labels")
+        # Of new classes the model knows only names that the caller has given since.
+        labels = (own or saved) if state.config.num_classes else (saved or own)
     if frame_stride is not None and (type(frame_stride) is not int or frame_stride < 1):
         raise ConfigError(f"frame_stride must be an integer >= 1, got {frame_stride!r}")
     sharded = any(map(is_sharded, adapter.tensors.values()))
@@ -107,9 +118,7 @@ def take_snapshot(
         "format_version": FORMAT_VERSION,
         "aim_version": __version__,
         **state.config.to_dict(),
-        "base_model_name_or_path": base_model_name_or_path
-        or origin.get("base_model_name_or_path")
-        or anatomy.model_name,
+        "base_model_name_or_path": name_of_base,
         "base_model_library": anatomy.library,
         "base_model_revision": base_model_revision or origin.get("base_model_revision") or anatomy.model_revision,
         "base_model_arguments": dict(anatomy.build_arguments),
@@ -119,8 +128,8 @@ def take_snapshot(
             "frames": state.config.num_frames,
             "stride": origin_clip.get("stride") if frame_stride is None else frame_stride,
             "size": anatomy.image_size,
-            "mean": anatomy.image_mean,
-            "std": anatomy.image_std,
+            "mean": _per_channel("mean", mean, anatomy.in_channels) or anatomy.image_mean or origin_clip.get("mean"),
+            "std": _per_channel("std", std, anatomy.in_channels) or anatomy.image_std or origin_clip.get("std"),
             "labels": None if labels is None else list(labels),
         },
     }
@@ -148,6 +157,29 @@ def require_labels(labels: Sequence[str] | None, state: RootState) -> None:
     if labels is not None and (classifier is None or len(labels) != classifier.out_features):
         outputs = "no classification layer" if classifier is None else f"{classifier.out_features} classes"
         raise ConfigError(f"got {len(labels)} labels for a model with {outputs}")
+
+
+def _own_labels(wrapped: WrappedModel, adapter: FoundAdapter, name: str | None) -> Sequence[str] | None:
+    """Return the names of an adapter's classes that the image model knows, or None."""
+    state = adapter.state
+    classifier = state.classifier("head")
+    if classifier is None or state is not wrapped.state:  # the model speaks of the adapter that runs
+        return None
+    copied = state.config.num_classes is None
+    labels = base_labels(state.anatomy.library, wrapped.root, name if copied else None)
+    return labels if labels is not None and len(labels) == classifier.out_features else None
+
+
+def _per_channel(what: str, values: Sequence[float] | None, channels: int) -> list[float] | None:
+    """Return one number for each channel, or None if none were given."""
+    if values is None:
+        return None
+    numbers: list[Any] = list(values) if isinstance(values, Sequence) else []
+    real = all(type(x) is not bool and isinstance(x, Real) and math.isfinite(x) for x in numbers)
+    if not real or len(numbers) != channels or (what == "std" and min(numbers) <= 0):
+        least = " > 0" if what == "std" else ""
+        raise ConfigError(f"{what} must be {channels} finite numbers{least}, one for each channel, got {values!r:.200}")
+    return [float(number) for number in numbers]
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
