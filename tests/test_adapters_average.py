@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,6 +30,15 @@ def test_average_is_the_weighted_mean() -> None:
     assert all(p.requires_grad for p in aim.trainable_parameters(model))
 
 
+@pytest.mark.parametrize("weights", [[1e308, 1e308], torch.tensor([0.5, 0.5]), (np.float16(2), 2)])
+def test_weights_of_any_kind_and_size_are_shares(weights: Any) -> None:
+    model = several()
+    aim.average_adapters(model, ["default", "same"], into="mean")
+    aim.average_adapters(model, ["default", "same"], into="weighted", weights=weights)
+    mean, weighted = (aim.adapter_state_dict(model, name=name) for name in ("mean", "weighted"))
+    assert all(torch.equal(mean[key], weighted[key]) for key in mean)
+
+
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [
@@ -43,6 +53,7 @@ def test_average_is_the_weighted_mean() -> None:
         (["default", "same"], {"weights": [2, -1]}, "weights must be 2 finite numbers >= 0"),
         (["default", "same"], {"weights": [float("nan"), 1]}, "weights must be 2 finite numbers >= 0"),
         (["default", "same"], {"weights": ["half", 1]}, "weights must be 2 finite numbers >= 0"),
+        (["default", "same"], {"weights": [10**400, 1]}, "weights must be 2 finite numbers >= 0"),
         (["default", "same"], {"weights": 0.5}, "weights must be 2 finite numbers >= 0"),
         (["default", "same"], {"into": "same"}, "an adapter is named 'same' already"),
     ],

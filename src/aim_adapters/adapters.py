@@ -6,17 +6,18 @@ and frozen in a container of the root. Each has its own settings: frames, widths
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from aim_adapters.arguments import read_items, require_numbers, shown
 from aim_adapters.config import MEANING, AIMConfig
 from aim_adapters.core import (
     AdapterSet,
     WrappedModel,
     build_adapter,
+    enough_memory,
     install_adapter,
     only_root,
     require_local,
@@ -132,10 +133,13 @@ def average_adapters(
         ConfigError: A name is unknown, ``into`` cannot be used, the settings differ, or the weights do not fit.
         StateError: As for `add_adapter`.
     """
-    if isinstance(names, str) or not isinstance(names, Sequence) or len(names) < 2 or None in names:
-        raise ConfigError(f"average_adapters takes two names or more, got {names!r}")
+    refusal = "names: average_adapters takes two names or more"
+    listed = read_items(names, refusal)
+    if len(listed) < 2 or any(name is None for name in listed):
+        raise ConfigError(f"{refusal}, got {shown(names)}")
     wrapped = only_root(model)
-    adapters = [wrapped.find(name) for name in names]
+    require_name(into, "into")
+    adapters = [wrapped.find(name) for name in listed]
     tensors, first = [adapter.tensors for adapter in adapters], adapters[0].state
     for state, own_tensors in adapters:
         differs = any(getattr(state.config, field) != getattr(first.config, field) for field in MEANING)
@@ -143,7 +147,7 @@ def average_adapters(
             raise ConfigError(
                 f"{state.name!r} differs from {first.name!r} in its settings: {state.config} against {first.config}"
             )
-    shares = _shares(weights, len(names))
+    shares = _shares(weights, len(listed))
     average = build_beside(model, wrapped, into, first.config)
     with torch.no_grad():
         for key, target in average.declared().items():
@@ -180,23 +184,26 @@ def build_beside(
         raise ConfigError(f"an adapter is named {name!r} already; delete_adapter it first, or choose another name")
     if torch.is_inference_mode_enabled():
         raise StateError("new parameters made under torch.inference_mode() cannot train; add adapters outside of it")
-    adapter = build_adapter(wrapped.root, config, record=wrapped.state.record, name=name, on_meta=on_meta)
+    with enough_memory(config):
+        adapter = build_adapter(wrapped.root, config, record=wrapped.state.record, name=name, on_meta=on_meta)
     adapter.rest()
     return adapter
 
 
-def require_name(name: str) -> None:
+def require_name(name: str, argument: str = "name") -> None:
     """Refuse an invalid name of an adapter.
 
     Args:
         name: The name.
+        argument: Name of the argument.
 
     Raises:
         ConfigError: It is not a string, is empty, has dots, or is an attribute of ``nn.Module``.
     """
     if not isinstance(name, str) or not name or "." in name or hasattr(nn.Module(), name):
         raise ConfigError(
-            f"an adapter's name must be a string without dots that is not an attribute of a module, got {name!r}"
+            f"{argument}: an adapter's name must be a string without dots that is not an attribute of a module, got "
+            f"{shown(name)}"
         )
 
 
@@ -205,10 +212,11 @@ def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
-    try:
-        numbers = [1.0] * count if weights is None else [float(weight) for weight in weights]
-    except (TypeError, ValueError):
-        numbers = []
-    if len(numbers) != count or not all(0 <= number < math.inf for number in numbers) or not sum(numbers) > 0:
-        raise ConfigError(f"weights must be {count} finite numbers >= 0, not all of them 0, got {weights!r}")
-    return [number / sum(numbers) for number in numbers]
+    if weights is None:
+        return [1 / count] * count
+    expected = f"{count} finite numbers >= 0, not all of them 0"
+    numbers = require_numbers("weights", weights, count=count, expected=expected, low=0.0)
+    if not max(numbers) > 0:
+        raise ConfigError(f"weights must be {expected}, got {shown(weights)}")
+    parts = [number / max(numbers) for number in numbers]  # the sum of the numbers may be infinite
+    return [part / sum(parts) for part in parts]

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Literal
 
+from aim_adapters.arguments import (
+    read_items,
+    require_choice,
+    require_flags,
+    require_integer,
+    require_number,
+    require_text,
+    shown,
+)
 from aim_adapters.errors import ConfigError
 
 COMPONENTS = ("temporal", "spatial", "joint")
@@ -21,9 +29,6 @@ PRECISION_CHOICES = ("auto", "fp8")
 
 # Settings that change what the same tensors compute, beside those that show in the tensors' names and shapes.
 MEANING = ("num_frames", "tubelet_size", "scale", "components", "temporal_input_adapter")
-
-# Far beyond any use, and small enough that a product of sizes stays a size: settings also come from files.
-_MOST = 2**31 - 1
 
 # Settings that earlier versions saved and that say nothing of what is computed.
 _RETIRED = frozenset({"attention"})
@@ -76,20 +81,18 @@ class AIMConfig:
     def __post_init__(self) -> None:
         """Normalize and validate every field."""
         put = object.__setattr__  # the dataclass is frozen; this is its constructor
-        put(self, "num_frames", _integer("num_frames", self.num_frames, low=1))
-        put(self, "bottleneck", _number("bottleneck", self.bottleneck, low=0.0, high=65536.0, open_low=True))
-        put(self, "scale", _number("scale", self.scale))
+        put(self, "num_frames", require_integer("num_frames", self.num_frames, low=1))
+        put(self, "bottleneck", require_number("bottleneck", self.bottleneck, low=0.0, high=65536.0, open_low=True))
+        put(self, "scale", require_number("scale", self.scale))
         if self.num_classes is not None:
-            put(self, "num_classes", _integer("num_classes", self.num_classes, low=0))
+            put(self, "num_classes", require_integer("num_classes", self.num_classes, low=0))
         put(self, "components", _components(self.components))
         put(self, "layers", _layers(self.layers))
-        for name in ("temporal_input_adapter", "train_norm"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        require_flags(temporal_input_adapter=self.temporal_input_adapter, train_norm=self.train_norm)
         for name in ("drop_path", "head_dropout"):
-            put(self, name, _number(name, getattr(self, name), low=0.0, high=1.0))
-        put(self, "tubelet_size", _integer("tubelet_size", self.tubelet_size, low=1))
-        _choice("input_layout", self.input_layout, LAYOUT_CHOICES)
+            put(self, name, require_number(name, getattr(self, name), low=0.0, high=1.0))
+        put(self, "tubelet_size", require_integer("tubelet_size", self.tubelet_size, low=1))
+        require_choice("input_layout", self.input_layout, LAYOUT_CHOICES)
         if self.num_frames % self.tubelet_size:
             raise ConfigError(
                 f"num_frames must be a multiple of tubelet_size, got {self.num_frames} frames in tubelets of "
@@ -112,7 +115,7 @@ class AIMConfig:
         Raises:
             ConfigError: The width would be 0.
         """
-        width = int(self.bottleneck * dim)
+        width = int(self.bottleneck * require_integer("dim", dim, low=1))
         if width < 1:
             raise ConfigError(
                 f"bottleneck={self.bottleneck} gives adapters of width int({self.bottleneck} * {dim}) = 0 on a "
@@ -126,6 +129,7 @@ class AIMConfig:
         Raises:
             ConfigError: An index is out of range or named twice, or no block is left (half of one block).
         """
+        depth = require_integer("depth", depth, low=1, high=2**16)
         if isinstance(self.layers, str):
             half = depth // 2
             chosen = {
@@ -140,12 +144,12 @@ class AIMConfig:
         for index in self.layers:
             if not -depth <= index < depth:
                 raise ConfigError(
-                    f"layers names block {index}, but the model has {depth} blocks; use indices from "
+                    f"layers names block {shown(index)}, but the model has {depth} blocks; use indices from "
                     f"{-depth} to {depth - 1}"
                 )
         indices = sorted(index % depth for index in self.layers)
         if len(set(indices)) != len(indices):
-            raise ConfigError(f"layers names a block twice: {self.layers!r} of {depth} blocks")
+            raise ConfigError(f"layers names a block twice: {shown(self.layers)} of {depth} blocks")
         return tuple(indices)
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,12 +163,14 @@ class AIMConfig:
         Raises:
             ConfigError: A field is unknown, missing or invalid.
         """
-        fields = {name: value for name, value in fields.items() if name not in _RETIRED}
+        if not isinstance(fields, Mapping) or not all(isinstance(name, str) for name in fields):
+            raise ConfigError(f"fields must be a mapping of settings by name, got {shown(fields)}")
+        fields = {name: fields[name] for name in fields if name not in _RETIRED}
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(fields) - known):
-            raise ConfigError(f"unknown config fields {unknown}; expected some of {sorted(known)}")
+            raise ConfigError(f"unknown config fields {shown(unknown)}; expected some of {sorted(known)}")
         if "num_frames" not in fields:
-            raise ConfigError(f"config lacks num_frames; got the fields {sorted(fields)}")
+            raise ConfigError(f"config lacks num_frames; got the fields {shown(sorted(fields))}")
         return cls(**fields)
 
     def to_json(self) -> str:
@@ -178,12 +184,13 @@ class AIMConfig:
         Raises:
             ConfigError: The text is not a JSON object of known, valid fields.
         """
+        require_text("text", text)
         try:
             fields = json.loads(text)
         except (ValueError, RecursionError) as error:  # also: integers too long to convert, nesting too deep
-            raise ConfigError(f"config is not JSON: {error}") from error
+            raise ConfigError(f"text of the config is not JSON: {error!s:.300}") from error
         if not isinstance(fields, dict):
-            raise ConfigError(f"config must be a JSON object, got {type(fields).__name__}")
+            raise ConfigError(f"text must be a JSON object, got {type(fields).__name__}")
         return cls.from_dict(fields)
 
 
@@ -209,66 +216,31 @@ class Execution:
 
     def __post_init__(self) -> None:
         """Validate every field."""
-        _choice("attention", self.attention, ATTENTION_CHOICES)
+        require_choice("attention", self.attention, ATTENTION_CHOICES)
         if not (isinstance(self.fused, bool) or (isinstance(self.fused, str) and self.fused == "auto")):
-            raise ConfigError(f"fused must be 'auto', True or False, got {self.fused!r}")
-        _choice("memory", self.memory, MEMORY_CHOICES)
-        _choice("frozen_precision", self.frozen_precision, PRECISION_CHOICES)
-
-
-def _integer(name: str, value: object, *, low: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ConfigError(f"{name} must be an integer >= {low}, got {value!r} of type {type(value).__name__}")
-    if value < low:
-        raise ConfigError(f"{name} must be an integer >= {low}, got {value}")
-    if int(value) > _MOST:
-        raise ConfigError(f"{name} must be at most {_MOST}, got {value}")
-    return int(value)
-
-
-def _number(
-    name: str, value: object, *, low: float = -math.inf, high: float = math.inf, open_low: bool = False
-) -> float:
-    bounds = f"a finite number {'>' if open_low else '>='} {low}" if low > -math.inf else "a finite number"
-    bounds += f" and < {high}" if high < math.inf else ""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise ConfigError(f"{name} must be {bounds}, got {value!r} of type {type(value).__name__}")
-    try:
-        number = float(value)
-    except OverflowError:  # an integer beyond the range of float
-        number = math.inf
-    if not math.isfinite(number) or number < low or (open_low and number == low) or number >= high:
-        raise ConfigError(f"{name} must be {bounds}, got {value}")
-    return number
-
-
-def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+            raise ConfigError(f"fused must be 'auto', True or False, got {shown(self.fused)}")
+        require_choice("memory", self.memory, MEMORY_CHOICES)
+        require_choice("frozen_precision", self.frozen_precision, PRECISION_CHOICES)
 
 
 def _components(value: object) -> tuple[str, ...]:
-    expected = f"expected some of {', '.join(map(repr, COMPONENTS))} in a tuple or list"
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise ConfigError(f"components: {expected}, got {value!r}")
-    names = list(value)
+    refusal = f"components: expected some of {', '.join(map(repr, COMPONENTS))} in a tuple or list"
+    names = read_items(value, refusal)
     for name in names:
-        if name not in COMPONENTS:
-            raise ConfigError(f"components: {expected}, got {name!r}")
+        if not isinstance(name, str) or name not in COMPONENTS:
+            raise ConfigError(f"{refusal}, got {shown(name)}")
     if len(set(names)) != len(names):
-        raise ConfigError(f"components names one twice: {value!r}")
+        raise ConfigError(f"components names one twice: {shown(value)}")
     return tuple(name for name in COMPONENTS if name in names)
 
 
 def _layers(value: object) -> str | tuple[int, ...]:
-    expected = f"expected {', '.join(map(repr, LAYER_CHOICES))} or a non-empty list of block indices"
+    refusal = f"layers: expected {', '.join(map(repr, LAYER_CHOICES))} or a non-empty list of block indices"
     if isinstance(value, str):
         if value not in LAYER_CHOICES:
-            raise ConfigError(f"layers: {expected}, got {value!r}")
+            raise ConfigError(f"{refusal}, got {shown(value)}")
         return value
-    if not isinstance(value, Iterable):
-        raise ConfigError(f"layers: {expected}, got {value!r}")
-    indices = list(value)
+    indices = read_items(value, refusal)
     if not indices or any(isinstance(i, bool) or not isinstance(i, Integral) for i in indices):
-        raise ConfigError(f"layers: {expected}, got {value!r}")
+        raise ConfigError(f"{refusal}, got {shown(value)}")
     return tuple(int(i) for i in indices)

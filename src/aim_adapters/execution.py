@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from aim_adapters.config import Attention, FrozenPrecision, Fused, Memory
+from aim_adapters.arguments import require_choice, shown
+from aim_adapters.config import ATTENTION_CHOICES, Attention, FrozenPrecision, Fused, Memory
 from aim_adapters.core import AIMState, BlockState, ByModules, fp8_missing, fused_branches, only_root, place_of
 from aim_adapters.errors import ConfigError
 from aim_adapters.ops.temporal_attention import case_of, choose
@@ -64,6 +65,7 @@ def set_attention(model: nn.Module, attention: Attention) -> None:
         StateError: The model is not wrapped, or holds several wrapped models.
     """
     state = only_root(model).state
+    require_choice("attention", attention, ATTENTION_CHOICES)
     choose(attention)
     state.execution = dataclasses.replace(state.execution, attention=attention)
 
@@ -187,8 +189,8 @@ def set_base_dtype(model: nn.Module, dtype: torch.dtype) -> None:
         StateError: The model is not wrapped, or holds several wrapped models.
     """
     root = only_root(model).root
-    if dtype not in _BASE_DTYPES:
-        raise ConfigError(f"dtype must be {', '.join(map(str, _BASE_DTYPES))}, got {dtype!r}")
+    if not isinstance(dtype, torch.dtype) or dtype not in _BASE_DTYPES:
+        raise ConfigError(f"dtype must be {', '.join(map(str, _BASE_DTYPES))}, got {shown(dtype)}")
     ours = {id(p) for module in root.modules() if isinstance(module, AIMState) for p in module.parameters()}
     with torch.no_grad():
         for parameter in root.parameters():

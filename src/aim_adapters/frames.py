@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from aim_adapters.core import only_root, require_bare, states
+from aim_adapters.core import enough_memory, only_root, require_bare, states
 from aim_adapters.errors import CheckpointError, warn
 from aim_adapters.layers import is_temporal, resize_temporal_bias, resize_temporal_embedding
 
@@ -37,15 +37,16 @@ def set_num_frames(model: nn.Module, num_frames: int) -> None:
             for name, parameter in container.named_parameters(recurse=False)
             if is_temporal(name)
         ]
+        with enough_memory(config):
+            values = [resize_temporal(name, parameter, config.attention_frames) for _, name, parameter in resized]
         if resized:
             what = resized[0][1].replace("_", " ")
             warn(
                 f"{what} interpolated from {state.num_frames} to {config.attention_frames} frames; an optimizer made "
                 "before holds dead parameters: make it anew"
             )
-        for container, name, parameter in resized:
-            values = resize_temporal(name, parameter, config.attention_frames)
-            container.register_parameter(name, nn.Parameter(values, parameter.requires_grad))
+        for (container, name, parameter), value in zip(resized, values, strict=True):
+            container.register_parameter(name, nn.Parameter(value, parameter.requires_grad))
     state.config, state.num_frames = config, config.attention_frames
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from aim_adapters.arguments import require_flags, require_number
 from aim_adapters.core import (
     AIMState,
     FoundAdapter,
@@ -20,7 +21,7 @@ from aim_adapters.core import (
     states,
     warn_once,
 )
-from aim_adapters.errors import ConfigError, StateError, warn
+from aim_adapters.errors import StateError, warn
 from aim_adapters.layers import is_temporal
 
 
@@ -81,13 +82,13 @@ def adapter_param_groups(model: nn.Module, weight_decay: float, *, others: bool 
     Raises:
         TypeError: ``model`` is not a module.
         StateError: The model is not wrapped; another tool has replaced parts of it; or all parameters are frozen.
-        ConfigError: ``weight_decay`` is negative or not a number.
+        ConfigError: ``weight_decay`` is not a finite number >= 0, or ``others`` is not a flag.
     """
-    if isinstance(weight_decay, bool) or not isinstance(weight_decay, (int, float)) or not weight_decay >= 0:
-        raise ConfigError(f"weight_decay must be a number >= 0, got {weight_decay!r}")
+    weight_decay = require_number("weight_decay", weight_decay, low=0.0)
+    require_flags(others=others)
     trains = _trains(model, others=others)
     groups: list[dict[str, Any]] = [
-        {"params": [], "weight_decay": float(weight_decay)},
+        {"params": [], "weight_decay": weight_decay},
         {"params": [], "weight_decay": 0.0},
     ]
     for key, parameter in trains:

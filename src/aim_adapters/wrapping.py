@@ -21,6 +21,7 @@ from aim_adapters.core import (
     WholeModel,
     WrapRecord,
     build_adapter,
+    enough_memory,
     find_roots,
     install_adapter,
     listed,
@@ -144,7 +145,8 @@ def wrap_with_config(
     choose(execution.attention)
     anatomy = read_anatomy(model)
     root, record = model.get_submodule(anatomy.root), make_record(model, anatomy)
-    adapter = build_adapter(root, config, record=record, name=DEFAULT_NAME, execution=execution, owner=model)
+    with enough_memory(config):
+        adapter = build_adapter(root, config, record=record, name=DEFAULT_NAME, execution=execution, owner=model)
     if not filled_later:
         warn_untrained(record.samples, anatomy)
     wrap_with_adapter(model, adapter)

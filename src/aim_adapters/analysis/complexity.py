@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from aim_adapters.arguments import read_items, require_integer, shown
 from aim_adapters.core import WrappedModel, by_modules, only_root
 from aim_adapters.errors import ConfigError
+
+_SIZE = "image_size must be a number of pixels, or (height, width)"
 
 
 class FlopCount(NamedTuple):
@@ -38,7 +42,8 @@ def count_flops(model: nn.Module, *, image_size: tuple[int, int] | int | None = 
     Raises:
         TypeError: ``model`` is not a module.
         StateError: The model is not wrapped, or holds several wrapped models.
-        ConfigError: ``image_size`` is not given and the base model does not know its own.
+        ConfigError: ``image_size`` is no size that the base model takes, or is not given though the base model does
+            not know its own.
     """
     return count_root_flops(only_root(model), image_size=image_size)
 
@@ -51,7 +56,7 @@ def count_root_flops(wrapped: WrappedModel, *, image_size: tuple[int, int] | int
         image_size: Height and width of a frame in pixels; by default the base model's own.
 
     Raises:
-        ConfigError: ``image_size`` is not given and the base model does not know its own.
+        ConfigError: As `count_flops`.
     """
     # Imported here: counting is rare, and these take longer to import than the rest of this package.
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -62,7 +67,7 @@ def count_root_flops(wrapped: WrappedModel, *, image_size: tuple[int, int] | int
     size = anatomy.image_size if image_size is None else image_size
     if size is None:
         raise ConfigError(f"this {type(root).__name__} does not know its image size; pass image_size=(height, width)")
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = _height_and_width(size)
     parameter = next(root.parameters())
     shape = (state.config.num_frames, anatomy.in_channels, height, width)  # one clip's flat frames: no layout to guess
     # Branches run as modules, as fused ones skip products that the paper counts. Attention runs as matrix products:
@@ -74,6 +79,19 @@ def count_root_flops(wrapped: WrappedModel, *, image_size: tuple[int, int] | int
         FakeTensorMode(allow_non_fake_inputs=True),
         FlopCounterMode(display=False) as counter,
     ):
-        root(torch.empty(shape, dtype=parameter.dtype, device=parameter.device))
+        try:
+            root(torch.empty(shape, dtype=parameter.dtype, device=parameter.device))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            if image_size is None:
+                raise
+            raise ConfigError(f"image_size={height, width} is none that this model takes: {error!s:.300}") from error
     flops = counter.get_total_flops()
     return FlopCount(gmacs=flops / 2e9, gflops=flops / 1e9)
+
+
+def _height_and_width(size: object) -> tuple[int, int]:
+    items = [size, size] if isinstance(size, Integral) else read_items(size, _SIZE)
+    if len(items) != 2:
+        raise ConfigError(f"{_SIZE}, got {shown(size)}")
+    height, width = (require_integer("image_size", item, low=1, high=2**14) for item in items)
+    return height, width

@@ -11,6 +11,8 @@ from typing import Any
 from torch import nn
 
 from aim_adapters.anatomy import BackboneAnatomy
+from aim_adapters.arguments import require_text, shown
+from aim_adapters.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,9 @@ class Backbone:
         labels: ``(root, name) -> names of classes``: those that the root's own record of its classes gives, or the
             published weights of that name; None when neither does. For every model of the library; saved adapters
             record them.
+
+    Raises:
+        ConfigError: A field is of another kind.
     """
 
     name: str
@@ -78,6 +83,15 @@ class Backbone:
     hub_id: Callable[[str], str | None] | None = None
     call: Callable[[Mapping[str, Any]], str | None] | None = None
     labels: Callable[[nn.Module, str | None], Sequence[str] | None] | None = None
+
+    def __post_init__(self) -> None:
+        """Validate the kind of every field."""
+        for name in ("name", "library", "describes"):
+            require_text(name, getattr(self, name))
+        for name in ("read", "build", "hub_id", "call", "labels"):
+            value = getattr(self, name)
+            if not (callable(value) or (value is None and name != "read")):
+                raise ConfigError(f"{name} must be a function{' or None' * (name != 'read')}, got {shown(value)}")
 
 
 def prefixed_hub_id(name: str) -> str | None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from aim_adapters.anatomy import BackboneAnatomy
+from aim_adapters.arguments import shown
 from aim_adapters.backbones._limits import limited
 from aim_adapters.backbones.descriptor import Backbone, BaseRequest, prefixed_hub_id
 from aim_adapters.errors import ConfigError, UnsupportedModelError
@@ -52,7 +53,7 @@ def _add(backbone: Backbone) -> Backbone:
     if not isinstance(backbone, Backbone):
         raise ConfigError(f"register_backbone takes an aim_adapters.Backbone, got {type(backbone).__name__}")
     if backbone.name in [*_built_in_names(), *_registered]:
-        raise ConfigError(f"a backbone named {backbone.name!r} exists already; names must be unique")
+        raise ConfigError(f"a backbone named {shown(backbone.name)} exists already; names must be unique")
     _registered[backbone.name] = backbone
     return backbone
 

@@ -4,6 +4,7 @@ from aim_adapters.checkpoint.agreement import require_reasonable
 from aim_adapters.checkpoint.hub import push_to_hub
 from aim_adapters.checkpoint.loading import load_adapters
 from aim_adapters.checkpoint.saving import save_adapters
+from aim_adapters.checkpoint.snapshot import saved_facts
 from aim_adapters.checkpoint.state_dict import LoadReport, adapter_state_dict, compare, load_adapter_state_dict
 from aim_adapters.checkpoint.video_model import load_video_model
 
@@ -17,4 +18,5 @@ __all__ = [
     "push_to_hub",
     "require_reasonable",
     "save_adapters",
+    "saved_facts",
 ]

@@ -8,9 +8,10 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from aim_adapters.arguments import optional_text, require_text, require_texts, shown
 from aim_adapters.backbones import BaseFacts, base_facts
 from aim_adapters.checkpoint.front_matter import TASK, merge_metadata
 from aim_adapters.errors import CheckpointError, ConfigError, warn
@@ -28,6 +29,48 @@ _CITATION = """```bibtex
   year = {2023},
 }
 ```"""
+
+
+class CardFacts(NamedTuple):
+    """What a caller says about a model for its card; the arguments of `make_card`, checked."""
+
+    license: str | None
+    datasets: list[str]
+    metrics: dict[str, float]
+    tags: list[str]
+
+
+def card_facts(
+    *, license: str | None, datasets: Sequence[str], metrics: Mapping[str, float] | None, tags: Sequence[str]
+) -> CardFacts:
+    """Check what a caller says about a model for its card.
+
+    Args:
+        license: Identifier of the license.
+        datasets: Training data, as identifiers on the Hub.
+        metrics: Results on the first of ``datasets``.
+        tags: Further tags.
+
+    Raises:
+        ConfigError: As `make_card`.
+    """
+    license = optional_text("license", license)
+    datasets = require_texts("datasets", datasets, expected="a list of strings")
+    tags = require_texts("tags", tags, expected="a list of strings")
+    metrics = {} if metrics is None else metrics
+    refusal = f"metrics must be finite numbers by name, got {shown(metrics)}"
+    if not isinstance(metrics, Mapping) or not all(isinstance(name, str) for name in metrics):
+        raise ConfigError(refusal)
+    if metrics and not datasets:
+        raise ConfigError("metrics say nothing without the data they were measured on; pass datasets=['...'] as well")
+    names = [require_text("each name in metrics", name) for name in metrics]
+    try:
+        results = {name: float(metrics[name]) for name in names}
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(refusal) from error
+    if not all(map(math.isfinite, results.values())):
+        raise ConfigError(refusal)
+    return CardFacts(license, datasets, results, tags)
 
 
 def make_card(
@@ -66,11 +109,10 @@ def make_card(
         tags: Further tags.
 
     Raises:
-        ConfigError: ``datasets`` or ``tags`` is not a list of strings, ``metrics`` has no dataset or a value that is
-            not a finite number, or the README's own ``model-index`` cannot be extended.
+        ConfigError: ``datasets`` or ``tags`` is not a list of strings, ``license`` not a string, ``metrics`` has no
+            dataset or a value that is not a finite number, or the README's own ``model-index`` cannot be extended.
     """
-    datasets, tags = _strings("datasets", datasets), _strings("tags", tags)
-    results = _results(metrics or {}, datasets)
+    license, datasets, results, tags = card_facts(license=license, datasets=datasets, metrics=metrics, tags=tags)
     base = _base_facts(config)
     metadata = _metadata(config, base, license=license, datasets=datasets, tags=tags)
     if results:
@@ -143,25 +185,6 @@ def _find_section(text: str, subfolder: str | None) -> slice | None:
             return slice(start, stop + len(end))
         since, stop = stop, text.find(end, stop + 1)
     return None
-
-
-def _strings(what: str, values: Sequence[str]) -> list[str]:
-    listed = isinstance(values, Sequence) and not isinstance(values, str)
-    if not listed or not all(isinstance(value, str) for value in values):
-        raise ConfigError(f"{what} must be a list of strings, got {values!r}")
-    return list(values)
-
-
-def _results(metrics: Mapping[str, float], datasets: Sequence[str]) -> dict[str, float]:
-    if metrics and not datasets:
-        raise ConfigError("metrics say nothing without the data they were measured on; pass datasets=['...'] as well")
-    try:
-        results = {name: float(value) for name, value in metrics.items()}
-    except (AttributeError, TypeError, ValueError):
-        results = {"": math.nan}
-    if not all(isinstance(name, str) and math.isfinite(value) for name, value in results.items()):
-        raise ConfigError(f"metrics must be finite numbers by name, got {metrics!r}")
-    return results
 
 
 # Metadata

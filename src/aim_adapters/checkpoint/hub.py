@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory, gettempdir
 from torch import nn
 
 from aim_adapters.analysis import count_root_flops
-from aim_adapters.checkpoint.card import make_card
+from aim_adapters.arguments import optional_text, require_flags, require_text
+from aim_adapters.checkpoint.card import card_facts, make_card
 from aim_adapters.checkpoint.snapshot import Snapshot, take_snapshot
 from aim_adapters.checkpoint.state_dict import is_sharded
 from aim_adapters.core import WrappedModel, only_root
@@ -109,8 +110,12 @@ def push_to_hub(
     require_inner_path("subfolder", subfolder)
     require_inner_path("branch", branch)
     require_token(token)
-    if not isinstance(commit_message, str) or not commit_message:
-        raise ConfigError(f"commit_message must be a line of text, got {commit_message!r}")
+    commit_message = require_text("commit_message", commit_message, expected="a line of text")
+    commit_description = optional_text("commit_description", commit_description)
+    if not commit_message:
+        raise ConfigError("commit_message must be a line of text, got ''")
+    require_flags(create_pr=create_pr, private=private is not None and private)
+    facts = card_facts(license=license, datasets=datasets, metrics=metrics, tags=tags)
     wrapped = only_root(model)
     snapshot = take_snapshot(
         model,
@@ -133,12 +138,8 @@ def push_to_hub(
         gmacs=_gmacs(wrapped, name, snapshot),
         subfolder=subfolder,
         revision=branch,
-        license=license,
-        datasets=datasets,
-        metrics=metrics,
-        tags=tags,
+        **facts._asdict(),
     )
-    card(repo_id=repo_id)  # so that invalid arguments raise now
     folder = f"{subfolder}/" if subfolder else ""
     api = HfApi(token=token, library_name=LIBRARY_NAME, library_version=__version__)
     with explained_writing(Path(gettempdir())):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from aim_adapters.adapters import build_beside, require_name
 from aim_adapters.anatomy import BackboneAnatomy
+from aim_adapters.arguments import optional_text, require_flags
 from aim_adapters.backbones import read_anatomy
 from aim_adapters.checkpoint.agreement import OtherBase, require_reasonable, require_same_base, require_same_meaning
 from aim_adapters.checkpoint.format import OpenCheckpoint, open_checkpoint
@@ -84,11 +85,15 @@ def load_adapters(
         TypeError: ``model`` is not a module, or ``source`` is not a path.
         CheckpointError: The files cannot be fetched, are missing, damaged or of another library, hold NaN or
             infinities, or do not fit the model.
-        ConfigError: ``name`` is not a valid name of an adapter.
+        ConfigError: ``name`` is not a valid name of an adapter, or a flag is neither True nor False.
         UnsupportedModelError: The model is not wrapped and cannot be adapted.
         StateError: The model holds several wrapped models, has no weights (meta device), or is compiled, sharded or
             distributed where an adapter has to be added.
     """
+    require_flags(
+        strict=strict, resize_frames=resize_frames, allow_nonfinite=allow_nonfinite, allow_other_base=allow_other_base
+    )
+    name = optional_text("name", name)
     wrapped = only_root(model) if is_wrapped(model) else None
     if wrapped is None:
         require_wrappable(model)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from aim_adapters.arguments import require_path
 from aim_adapters.checkpoint.card import directory_card
 from aim_adapters.checkpoint.snapshot import take_snapshot
 from aim_adapters.core import only_root
@@ -55,7 +56,7 @@ def save_adapters(
         The directory.
 
     Raises:
-        TypeError: ``model`` is not a module.
+        TypeError: ``model`` is not a module, or ``directory`` not a path.
         StateError: The model is not wrapped, holds several wrapped models, or has no weights (meta device); or its
             adapters alone would give another model, as another tool has replaced parts of it or made parameters of the
             image model train.
@@ -66,7 +67,7 @@ def save_adapters(
             adapter has classes; ``frame_stride`` is not an integer >= 1; ``mean`` or ``std`` is not a number
             for each channel; or a name cannot be written.
     """
-    path = Path(directory)
+    path = require_path("directory", directory)
     mode = file_mode(path)
     if mode and not stat.S_ISDIR(mode):
         raise CheckpointError(f"{path} is a file; save_adapters expects a directory")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import fingerprint
+from aim_adapters.arguments import optional_text, require_flags, require_integer, require_numbers, require_texts
 from aim_adapters.backbones import base_labels
 from aim_adapters.checkpoint.base_digest import base_digest
 from aim_adapters.checkpoint.completeness import require_complete, require_finite
@@ -50,6 +50,15 @@ class Snapshot(NamedTuple):
         return json.dumps(self.config, indent=2) + "\n"
 
 
+class SavedFacts(NamedTuple):
+    """What a caller says about a model for its config; the arguments of `save_adapters`, checked."""
+
+    base_model_name_or_path: str | None
+    base_model_revision: str | None
+    frame_stride: int | None
+    labels: list[str] | None
+
+
 def take_snapshot(
     model: nn.Module,
     wrapped: WrappedModel,
@@ -81,13 +90,20 @@ def take_snapshot(
         The content; None on every process but the first if the model is sharded.
 
     Raises:
-        ConfigError: There is no adapter of this name; ``labels`` is a string, or does not have as many names as the
+        ConfigError: There is no adapter of this name; ``labels`` are no strings, or do not have as many names as the
             adapter has classes; ``frame_stride`` is not an integer >= 1; ``mean`` or ``std`` is not a number for each
             channel; or a name or label is not a string, or too long.
         CheckpointError: The adapter could not be loaded again, or holds NaN or infinities.
         StateError: The model has no weights (meta device), or its adapters alone would give another model: another tool
             has replaced parts of it, or parameters of the image model train.
     """
+    require_flags(allow_nonfinite=allow_nonfinite)
+    base_model_name_or_path, base_model_revision, frame_stride, labels = saved_facts(
+        base_model_name_or_path=base_model_name_or_path,
+        base_model_revision=base_model_revision,
+        frame_stride=frame_stride,
+        labels=labels,
+    )
     adapter = wrapped.find(name)
     require_saveable(model, wrapped)
     require_complete(wrapped, adapter)
@@ -102,8 +118,6 @@ def take_snapshot(
         own, saved = _own_labels(wrapped, adapter, name_of_base), origin_clip.get("labels")
         # Of new classes the model knows only names that the caller has given since.
         labels = (own or saved) if state.config.num_classes else (saved or own)
-    if frame_stride is not None and (type(frame_stride) is not int or frame_stride < 1):
-        raise ConfigError(f"frame_stride must be an integer >= 1, got {frame_stride!r}")
     sharded = any(map(is_sharded, adapter.tensors.values()))
     require_memory(adapter.tensors.values())
     tensors = _separate(gather(adapter.tensors))
@@ -141,6 +155,32 @@ def take_snapshot(
     return snapshot
 
 
+def saved_facts(
+    *,
+    base_model_name_or_path: str | None,
+    base_model_revision: str | None,
+    frame_stride: int | None,
+    labels: Sequence[str] | None,
+) -> SavedFacts:
+    """Check what a caller says about a model for its config.
+
+    Args:
+        base_model_name_or_path: Name of the base model.
+        base_model_revision: Revision of the base model's weights.
+        frame_stride: Distance between sampled frames, in frames of the video.
+        labels: Names of the classes.
+
+    Raises:
+        ConfigError: One is of another kind.
+    """
+    return SavedFacts(
+        optional_text("base_model_name_or_path", base_model_name_or_path),
+        optional_text("base_model_revision", base_model_revision),
+        None if frame_stride is None else require_integer("frame_stride", frame_stride, low=1),
+        None if labels is None else require_texts("labels", labels, expected="a sequence of names"),
+    )
+
+
 def require_labels(labels: Sequence[str] | None, state: RootState) -> None:
     """Refuse names of classes that do not fit an adapter.
 
@@ -149,11 +189,9 @@ def require_labels(labels: Sequence[str] | None, state: RootState) -> None:
         state: The adapter's container at the root.
 
     Raises:
-        ConfigError: ``labels`` is not a sequence, or does not have as many names as the adapter has classes.
+        ConfigError: There are not as many as the adapter has classes.
     """
     classifier = state.classifier("head")
-    if labels is not None and (isinstance(labels, str) or not isinstance(labels, Sequence)):
-        raise ConfigError(f"labels must be a sequence of names, got the {type(labels).__name__} {labels!r:.200}")
     if labels is not None and (classifier is None or len(labels) != classifier.out_features):
         outputs = "no classification layer" if classifier is None else f"{classifier.out_features} classes"
         raise ConfigError(f"got {len(labels)} labels for a model with {outputs}")
@@ -174,12 +212,11 @@ def _per_channel(what: str, values: Sequence[float] | None, channels: int) -> li
     """Return one number for each channel, or None if none were given."""
     if values is None:
         return None
-    numbers: list[Any] = list(values) if isinstance(values, Sequence) else []
-    real = all(type(x) is not bool and isinstance(x, Real) and math.isfinite(x) for x in numbers)
-    if not real or len(numbers) != channels or (what == "std" and min(numbers) <= 0):
-        least = " > 0" if what == "std" else ""
-        raise ConfigError(f"{what} must be {channels} finite numbers{least}, one for each channel, got {values!r:.200}")
-    return [float(number) for number in numbers]
+    positive = what == "std"
+    expected = f"{channels} finite numbers{' > 0' * positive}, one for each channel"
+    return require_numbers(
+        what, values, count=channels, expected=expected, low=0.0 if positive else -math.inf, open_low=positive
+    )
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

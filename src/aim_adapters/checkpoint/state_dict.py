@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from aim_adapters.arguments import require_flags, shown
 from aim_adapters.core import only_root, require_memory
 from aim_adapters.errors import CheckpointError
 
@@ -64,19 +65,21 @@ def load_adapter_state_dict(
         TypeError: ``model`` is not a module.
         CheckpointError: ``strict``, and a tensor does not fit; or an entry is not a dense floating-point tensor. The
             model is unchanged.
-        ConfigError: There is no adapter of this name.
+        ConfigError: There is no adapter of this name, or ``strict`` is not a flag.
         StateError: The model is not wrapped, holds several wrapped models, or is on the meta device.
     """
+    require_flags(strict=strict)
     targets = only_root(model).find(name).tensors
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
-        raise CheckpointError(f"state must map names to tensors, got {state!r:.200}; nothing was loaded")
-    for key, tensor in state.items():
+        raise CheckpointError(f"state must map names to tensors, got {shown(state)}; nothing was loaded")
+    for key in state:
+        tensor, where = state[key], f"state: {shown(key)}"
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise CheckpointError(f"{key!r} must be a floating-point tensor, got {got}; nothing was loaded")
+            raise CheckpointError(f"{where} must be a floating-point tensor, got {got}; nothing was loaded")
         if tensor.is_meta or tensor.layout != torch.strided:
             place = f"{tensor.layout} on {tensor.device}"
-            raise CheckpointError(f"{key!r} must be a dense tensor with values, got {place}; nothing was loaded")
+            raise CheckpointError(f"{where} must be a dense tensor with values, got {place}; nothing was loaded")
     report = compare(targets, {key: tuple(tensor.shape) for key, tensor in state.items()}, strict=strict)
     copy_tensors(targets, {key: state[key] for key in fitting(targets, report)})
     return report

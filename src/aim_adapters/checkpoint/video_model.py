@@ -6,6 +6,7 @@ import dataclasses
 import os
 import pickle
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from aim_adapters.arguments import require_flags, require_path, shown
 from aim_adapters.backbones import BaseRequest, build_base, read_anatomy
 from aim_adapters.checkpoint.agreement import OtherBase, require_same_shapes
 from aim_adapters.checkpoint.format import open_checkpoint
 from aim_adapters.checkpoint.loading import wrap_and_load
 from aim_adapters.errors import CheckpointError, ConfigError
-from aim_adapters.storage import HubOptions, locate, quotes_token, require_inner_path
+from aim_adapters.storage import HubOptions, file_mode, locate, quotes_token, require_inner_path
 
 # An entry of a registry or a repository on the Hub, with a tag in libraries that have tags. Never a path or a URL.
 _NAME = re.compile(r"(?!local-dir:)(hf-hub:)?\w[\w.-]*(/\w[\w.-]*)?(:\w[\w.-]*)?", re.ASCII)
@@ -87,6 +89,8 @@ def load_video_model(
         ConfigError: ``base_model`` is neither a directory nor a name, or a directory with a revision.
         UnsupportedModelError: The base model cannot be adapted.
     """
+    require_flags(pretrained=pretrained)
+    require_inner_path("base_model_revision", base_model_revision)
     options = HubOptions(
         revision=revision,
         subfolder=subfolder,
@@ -127,12 +131,13 @@ def load_video_model(
 def _name_or_directory(base_model: str | os.PathLike[str] | None) -> tuple[str | None, Path | None]:
     if base_model is None:
         return None, None
-    text = os.fspath(base_model).removeprefix("local-dir:")
-    if text and Path(text).is_dir():
+    text = base_model if isinstance(base_model, str) else str(require_path("base_model", base_model))
+    text = text.removeprefix("local-dir:")
+    if text and stat.S_ISDIR(file_mode(text)):
         return None, Path(text)
     if isinstance(base_model, str) and _NAME.fullmatch(base_model):
         return base_model, None
-    raise ConfigError(f"base_model={os.fspath(base_model)!r} is neither a directory nor the name of a model")
+    raise ConfigError(f"base_model={shown(base_model)} is neither a directory nor the name of a model")
 
 
 def _name_in(config: Mapping[str, Any], where: Path, *, required: bool) -> str:

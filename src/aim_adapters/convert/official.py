@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy
+from aim_adapters.arguments import require_choice, require_flags, require_integer, require_path
 from aim_adapters.backbones import read_anatomy
 from aim_adapters.checkpoint import (
     LoadReport,
@@ -18,6 +19,7 @@ from aim_adapters.checkpoint import (
     load_adapter_state_dict,
     require_reasonable,
     save_adapters,
+    saved_facts,
 )
 from aim_adapters.config import AIMConfig
 from aim_adapters.convert.base import fill, find_roles, require_same_shapes, require_same_values, split
@@ -81,10 +83,17 @@ def load_official_checkpoint(
         UnsupportedModelError: The model cannot be adapted.
         TypeError: ``model`` is not a module, or ``source`` neither a path nor a mapping.
     """
-    if backbone not in ("verify", "fill"):
-        raise ConfigError(f"backbone must be 'verify' or 'fill', got {backbone!r}")
-    if isinstance(head_width, bool) or not isinstance(head_width, int) or head_width < 1:
-        raise ConfigError(f"head_width must be an integer >= 1, got {head_width!r}")
+    require_choice("backbone", backbone, ("verify", "fill"))
+    require_flags(strict=strict)
+    head_width = require_integer("head_width", head_width, low=1)
+    # Refuse wrong settings before the file is read.
+    AIMConfig(
+        1,
+        scale=0.5 if scale is None else scale,
+        num_classes=num_classes,
+        drop_path=drop_path,
+        head_dropout=head_dropout,
+    )
     require_wrappable(model)
     require_memory(model.parameters())
     reference = read_reference(read_tensors(source))
@@ -158,15 +167,19 @@ def convert_official_checkpoint(
         UnsupportedModelError: The model cannot be adapted.
         TypeError: ``model`` is not a module, or ``source`` neither a path nor a mapping.
     """
+    path = require_path("directory", directory)
+    facts = saved_facts(
+        base_model_name_or_path=base_model_name_or_path,
+        base_model_revision=base_model_revision,
+        frame_stride=frame_stride,
+        labels=labels,
+    )
     load_official_checkpoint(model, source, scale=scale)
     try:
         return save_adapters(
             model,
-            directory,
-            base_model_name_or_path=base_model_name_or_path,
-            base_model_revision=base_model_revision,
-            frame_stride=frame_stride,
-            labels=labels,
+            path,
+            **facts._asdict(),
         )
     finally:
         unwrap_image_model(model)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aim_adapters.arguments import require_path
 from aim_adapters.errors import CheckpointError
 from aim_adapters.storage import StoredTensor, file_mode, read_torch_file
 
@@ -34,10 +35,9 @@ def read_tensors(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str
             dense tensor with values.
         TypeError: ``source`` is neither a path nor a mapping.
     """
-    if not isinstance(source, (str, os.PathLike, Mapping)):
-        raise TypeError(f"source must be a path or a state dict, got {type(source).__name__}")
-    content = source if isinstance(source, Mapping) else _load(Path(source))
-    where = "the state dict" if isinstance(source, Mapping) else f"{Path(source)!s:.500}"
+    path = None if isinstance(source, Mapping) else require_path("source", source, expected="a path or a state dict")
+    content = source if path is None else _load(path)
+    where = "source" if path is None else f"{path!s:.500}"
     entries = content["state_dict"] if isinstance(content, Mapping) and "state_dict" in content else content
     if not isinstance(entries, Mapping):
         raise CheckpointError(f"{where} must hold a state dict, got a {type(entries).__name__}")

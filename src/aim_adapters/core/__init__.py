@@ -20,7 +20,7 @@ from aim_adapters.core.base_values import (
 from aim_adapters.core.build import build_adapter, place_of
 from aim_adapters.core.foreign import DISTRIBUTED_CLASSES, canonical_path, outermost_path, tuned_parameters
 from aim_adapters.core.fusion import ByModules, fp8_missing, fused_branches
-from aim_adapters.core.guards import require_bare, require_local, require_memory, require_wrappable
+from aim_adapters.core.guards import enough_memory, require_bare, require_local, require_memory, require_wrappable
 from aim_adapters.core.install import fill_adapter, install_adapter, remove, withdraw_adapter
 from aim_adapters.core.lookup import FoundAdapter, WrappedModel, find_roots, is_wrapped, only_root
 from aim_adapters.core.mixins import WholeModel
@@ -50,6 +50,7 @@ __all__ = [
     "build_adapter",
     "by_modules",
     "canonical_path",
+    "enough_memory",
     "fill_adapter",
     "find_changes",
     "find_roots",

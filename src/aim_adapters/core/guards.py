@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from aim_adapters.config import AIMConfig
 from aim_adapters.core.foreign import DISTRIBUTED_CLASSES, FOREIGN_CLASSES
 from aim_adapters.core.lookup import is_wrapped
 from aim_adapters.core.patching import foreign_forward
 from aim_adapters.core.state import AIMState, RootState
-from aim_adapters.errors import StateError, UnsupportedModelError
+from aim_adapters.errors import AIMError, ConfigError, StateError, UnsupportedModelError
 
 
 def require_wrappable(model: nn.Module) -> None:
@@ -26,7 +28,7 @@ def require_wrappable(model: nn.Module) -> None:
         UnsupportedModelError: It uses our names, or parametrizations.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"wrap_image_model expects a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if torch.is_inference_mode_enabled():
         raise StateError("new parameters made under torch.inference_mode() cannot train; wrap the model outside of it")
     if is_wrapped(model):
@@ -56,6 +58,27 @@ def require_memory(tensors: Iterable[Tensor]) -> None:
             "the model is on the meta device, without weights; build it on a real device first"
             ", or take it back from accelerate's offloading with accelerate.hooks.remove_hook_from_submodules(model)"
         )
+
+
+@contextmanager
+def enough_memory(config: AIMConfig) -> Iterator[None]:
+    """Name the settings if there is no memory for what they ask for.
+
+    Args:
+        config: The settings of the adapter that the block builds.
+
+    Raises:
+        ConfigError: PyTorch could not allocate a tensor.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, AIMError) or "alloc" not in str(error):
+            raise
+        raise ConfigError(
+            f"no memory for an adapter of num_frames={config.num_frames}, bottleneck={config.bottleneck} and "
+            f"num_classes={config.num_classes}: {error!s:.300}"
+        ) from error
 
 
 def require_bare(model: nn.Module, call: str, fix: str) -> None:

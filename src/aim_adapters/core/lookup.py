@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from aim_adapters.arguments import shown
 from aim_adapters.core.state import RootState, container_of, declared_tensors, states
 from aim_adapters.errors import ConfigError, StateError
 
@@ -32,9 +33,10 @@ class WrappedModel(NamedTuple):
         Raises:
             ConfigError: There is no adapter of this name.
         """
+        if name is not None:
+            self.require_known(name)
         if name is None or name == self.state.name:
             return FoundAdapter(self.state, declared_tensors(self.root))
-        self.require_known(name)
         adapter = self.state.idle_adapters()[name]
         return FoundAdapter(adapter.state, adapter.declared())
 
@@ -48,8 +50,8 @@ class WrappedModel(NamedTuple):
         Raises:
             ConfigError: There is no adapter of this name.
         """
-        if name not in self.names():
-            raise ConfigError(f"no adapter is named {name!r}; this model has {', '.join(map(repr, self.names()))}")
+        if not isinstance(name, str) or name not in self.names():
+            raise ConfigError(f"no adapter is named {shown(name)}; this model has {', '.join(map(repr, self.names()))}")
 
 
 class FoundAdapter(NamedTuple):
@@ -74,7 +76,7 @@ def is_wrapped(model: nn.Module) -> bool:
         TypeError: ``model`` is not a module.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"is_wrapped expects a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     return next(states(model), None) is not None
 
 
@@ -86,7 +88,7 @@ def find_roots(model: nn.Module) -> list[WrappedModel]:
         StateError: Nothing in it is wrapped.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     found = [
         WrappedModel(path, module, state)
         for path, module in model.named_modules()

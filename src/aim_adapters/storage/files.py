@@ -78,8 +78,10 @@ class WeightsFile:
         self._is_young = time.time() - self._status.st_mtime < _YOUNG
         self._given: dict[str, Tensor] = {}  # what was read, while a young file may have to be compared with it
         size = self._status.st_size
-        beginning = file.read(LENGTH)
+        beginning = file.read(LENGTH) or b""
         length = int.from_bytes(beginning, "little")
+        if not beginning:
+            raise self._damaged("it is empty")
         if size < LENGTH or length > size - LENGTH:
             guess = next((f"; {what}" for start, what in _BEGINNINGS.items() if beginning.startswith(start)), "")
             raise self._damaged(f"its header should have {length:,} bytes, the whole file has {size:,}{guess}")
@@ -228,7 +230,10 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file cannot be read, is larger than any config, or does not hold a JSON object.
     """
-    return parse_json(read_bytes(path), str(path))
+    content = read_bytes(path)
+    if not content.strip():
+        raise CheckpointError(f"{path} is not JSON: it is empty")
+    return parse_json(content, str(path))
 
 
 def read_bytes(path: Path) -> bytes:
@@ -241,7 +246,7 @@ def read_bytes(path: Path) -> bytes:
         CheckpointError: The file cannot be read, is a pipe or a device, or is larger than any text beside the weights.
     """
     with open_regular(path) as file:
-        content = file.read(MOST_JSON + 1)
+        content = file.read(MOST_JSON + 1) or b""  # None: a file of the system that has nothing to say now
     if len(content) > MOST_JSON:
         raise CheckpointError(f"{path} is larger than {MOST_JSON:,} bytes; no file beside the weights is")
     return content

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from aim_adapters.arguments import require_flags, require_path, shown
 from aim_adapters.errors import CheckpointError
 from aim_adapters.storage.downloads import announced_commit, download, require_intact
 from aim_adapters.storage.failures import explained
@@ -48,6 +49,9 @@ class HubOptions:
         require_inner_path("subfolder", self.subfolder)
         require_inner_path("revision", self.revision)
         require_token(self.token)
+        require_flags(local_files_only=self.local_files_only, force_download=self.force_download)
+        if self.cache_dir is not None:
+            require_path("cache_dir", self.cache_dir)
         if self.force_download and self.local_files_only:
             raise CheckpointError("force_download=True asks the Hub, and local_files_only=True forbids that; pass one")
 
@@ -67,18 +71,15 @@ def locate(source: str | os.PathLike[str], options: HubOptions) -> Path:
         TypeError: ``source`` is not a path.
         CheckpointError: There is no such checkpoint, an option is invalid, or the files cannot be fetched.
     """
-    if not isinstance(source, (str, os.PathLike)):
-        raise TypeError(f"source must be a path or the id of a repository on the Hub, got {type(source).__name__}")
+    path = require_path("source", source, expected="a path or the id of a repository on the Hub")
     options.validate()
-    path = Path(source)
-    if source != "" and (not isinstance(source, str) or file_mode(path)):
+    if not isinstance(source, str) or (source and file_mode(path)):
         return _local(path, revision=options.revision, subfolder=options.subfolder)
-    assert isinstance(source, str)
     require_repo_id(source)
     try:
         return _fetch(source, options)
     except CheckpointError as error:
-        where = f"there is no directory {source!r} here, and no repository that can be loaded"
+        where = f"there is no directory {shown(source)} here, and no repository that can be loaded"
         raise CheckpointError(f"{where}: {error}") from error.__cause__  # None if the cause quotes the token
 
 
@@ -99,8 +100,8 @@ def require_inner_path(what: str, value: str | None) -> None:
         if all(part not in ("", ".", "..") for part in value.split("/")):
             return
     raise CheckpointError(
-        f"{what} must be a relative path of plain names such as 'checkpoints/last', got {value!r}; leave out '..', "
-        "leading and trailing slashes, backslashes and drive letters"
+        f"{what} must be a relative path of plain names such as 'checkpoints/last', got {shown(value)}; "
+        "leave out '..', leading and trailing slashes, backslashes and drive letters"
     )
 
 
@@ -140,8 +141,8 @@ def require_repo_id(repo_id: str) -> None:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise CheckpointError(
-            f"{repo_id!r} is no file or directory here, and cannot be the id of a repository on the Hub; expected a "
-            f"directory, the path of an {WEIGHTS_NAME}, or 'user/repo'"
+            f"{shown(repo_id)} is no file or directory here, and cannot be the id of a repository on the Hub; expected "
+            f"a directory, the path of an {WEIGHTS_NAME}, or 'user/repo'"
         ) from error
 
 
@@ -163,17 +164,19 @@ def _local(path: Path, *, revision: str | None, subfolder: str | None) -> Path:
         path, mode = path.parent, file_mode(path.parent)
     if not stat.S_ISDIR(mode):
         problem = "is not a directory" if mode else "does not exist"
-        raise CheckpointError(f"{path} {problem}; expected a directory that holds {WEIGHTS_NAME}, or that file itself")
+        raise CheckpointError(
+            f"{path!s:.500} {problem}; expected a directory that holds {WEIGHTS_NAME}, or that file itself"
+        )
     if revision is not None:
         raise CheckpointError(
-            f"{path} is a directory here, so revision={revision!r} means nothing; leave it out, or run where no "
+            f"{path} is a directory here, so revision={shown(revision)} means nothing; leave it out, or run where no "
             "directory has the name of the repository"
         )
     if subfolder is None:
         return path
     inner = path / subfolder
     if not stat.S_ISDIR(file_mode(inner)):
-        raise CheckpointError(f"{path} holds no folder {subfolder!r}")
+        raise CheckpointError(f"{path} holds no folder {shown(subfolder)}")
     if not inner.resolve().is_relative_to(path.resolve()):
         raise CheckpointError(
             f"{inner} is a link out of {path}; pass the folder it leads to, {inner.resolve()}, itself"

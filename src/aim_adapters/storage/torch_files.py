@@ -17,6 +17,7 @@ import torch
 
 from aim_adapters.errors import CheckpointError
 from aim_adapters.storage.archives import read_at, read_entries
+from aim_adapters.storage.files import open_regular
 from aim_adapters.storage.pickles import MOST_PICKLE, Storage, Unpickler
 
 # What malformed numbers, names and instructions raise, or functions that the caller allowed.
@@ -54,10 +55,13 @@ def read_torch_file(path: Path) -> Any:
     """
     unpickler = None
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             _require_stored(file, size)
-            zipped = read_at(file, 0, 4) == b"PK\x03\x04"
+            beginning = read_at(file, 0, 4)
+            if not beginning:
+                raise ValueError("it is empty")
+            zipped = beginning == b"PK\x03\x04"
             unpickler = Unpickler(min(size, MOST_PICKLE), legacy=not zipped)
             content, begins = (_read_archive if zipped else _read_legacy)(file, size, unpickler)
         if not unpickler.refused:
@@ -66,6 +70,8 @@ def read_torch_file(path: Path) -> Any:
                 storage.data = whole[begin : begin + storage.size]
             return content
         cause = None
+    except CheckpointError:
+        raise
     except _DAMAGE as error:
         cause = error
     if unpickler and unpickler.refused:

@@ -107,7 +107,7 @@ def explained_writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # ValueError: the path has a null character
-        raise CheckpointError(f"cannot write {path}, where nothing was changed: {error}") from error
+        raise CheckpointError(f"cannot write {path!s:.500}, where nothing was changed: {error!s:.500}") from error
 
 
 def _write(path: Path, content: Iterable[bytes | memoryview]) -> None:

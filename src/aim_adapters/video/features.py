@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy
+from aim_adapters.arguments import require_integer
 from aim_adapters.core import RootState, only_root, outermost_path, without_classifiers
-from aim_adapters.errors import ConfigError, InputError, StateError, UnsupportedModelError
+from aim_adapters.errors import InputError, StateError, UnsupportedModelError
 from aim_adapters.layers import advise_dtype, advise_type
 
 
@@ -52,8 +53,8 @@ def extract_features(
     """
     path, root, state = only_root(model)
     num_frames, anatomy = state.config.num_frames, state.anatomy
-    stride = num_frames if stride is None else _at_least_one("stride", stride)
-    batch_size = _at_least_one("batch_size", batch_size)
+    stride = num_frames if stride is None else require_integer("stride", stride, low=1)
+    batch_size = require_integer("batch_size", batch_size, low=1)
     _require_features(root, state)
     frames = _Frames(video, anatomy)
     called, device = model.get_submodule(outermost_path(path)), next(root.parameters()).device
@@ -79,7 +80,7 @@ class _Frames:
     """
 
     def __init__(self, video: Any, anatomy: BackboneAnatomy) -> None:
-        if not isinstance(video, Iterable):
+        if not isinstance(video, Iterable) or getattr(video, "shape", None) == ():
             got = f"{type(video).__name__}; {advise_type(video)}"
             raise InputError(f"a video must be a torch.Tensor or an iterable of them, got {got}")
         if isinstance(video, Tensor) and video.ndim != 4:
@@ -203,9 +204,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _at_least_one(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} must be an integer >= 1, got {value!r}")
-    return value
