@@ -14,6 +14,9 @@ import open_clip
 import pytest
 import timm
 import torch
+import transformers as hf
+
+from tests.backbones.cases import scramble
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKDOWN = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -44,12 +47,18 @@ def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
         config["text_cfg"].update(layers=1, width=32, heads=2)
         return open_clip.CLIP(**config), None, None
 
+    def from_pretrained(name: str) -> torch.nn.Module:
+        size = {"patch_size": 112, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        return scramble(hf.ViTForImageClassification(hf.ViTConfig(**size, intermediate_size=64)))
+
+    monkeypatch.setattr(hf.ViTForImageClassification, "from_pretrained", from_pretrained)
     monkeypatch.setattr(timm, "create_model", create_model)
     monkeypatch.setattr(open_clip, "create_model_and_transforms", create_model_and_transforms)
 
 
 # What the pages save has not been trained, as training takes longer than reading.
 @pytest.mark.filterwarnings("ignore:every up-projection in:UserWarning")
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")  # Trainer without a GPU
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning")  # PyTorch 2.11's own exporter
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_blocks_run(
