@@ -198,6 +198,12 @@ def test_mean_and_std_are_those_of_the_image_processor_beside_the_model(tmp_path
         ({"image_mean": [0.5, 0.25, 0.125], "image_std": [0.5, 0.5, 0.25]}, ([0.5, 0.25, 0.125], [0.5, 0.5, 0.25])),
         ({"image_mean": [0.5], "image_std": [0.5], "do_normalize": False}, (None, None)),
         ({"image_mean": "0.5", "image_std": [0.5]}, (None, None)),
+        ({"image_mean": [0.5], "image_std": [0.5]}, (None, None)),
+        ({"image_mean": [0.5] * 3, "image_std": [0.5, 0.5, 0]}, (None, None)),
+        ({"image_mean": [10**400] * 3, "image_std": [0.5] * 3}, (None, None)),
+        ({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 127.5}, (None, None)),
+        ({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": "x"}, (None, None)),
+        ({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_rescale": False}, (None, None)),
         ([], (None, None)),
     ):
         processor.write_text(json.dumps(content), encoding="utf-8")
@@ -219,7 +225,33 @@ def test_torchvision_knows_pixels_always_and_classes_by_the_name_of_the_weights(
             assert (list(transform.mean), list(transform.std)) == (clip["mean"], clip["std"])
 
 
-@pytest.mark.parametrize("wrong", [[0.5], "0.5", [0.5, 0.5, "0.5"], [0.5, 0.5, float("nan")], [True] * 3, 0.5])
+def test_names_of_other_classes_are_not_taken_for_those_of_new_ones(tmp_path: Path) -> None:
+    named = {0: "cat", 1: "dog"}
+    new = aim.wrap_image_model(hf_vit(id2label=named), 2, num_classes=2)
+    assert clip_of(new, tmp_path / "new")["labels"] is None
+    new.config.id2label[0], new.config.id2label[1] = "run", "sit"
+    assert clip_of(new, tmp_path / "edited")["labels"] == ["run", "sit"]
+    new.config.id2label = {"1": "sit", "0": "lie"}
+    assert clip_of(new, tmp_path / "strings")["labels"] == ["lie", "sit"]
+    assert aim.unwrap_image_model(new).config.id2label == named
+
+
+def test_pixels_of_other_channels_are_not_known(tmp_path: Path) -> None:
+    gray = base("vit_x.in1k", in_chans=1)
+    assert clip_of(aim.wrap_image_model(gray, 2), tmp_path / "out")["mean"] is None
+
+
+def test_mean_and_std_that_were_given_once_are_kept(tmp_path: Path) -> None:
+    clip_of(trained("vit_x.in1k"), tmp_path / "first", mean=[0.1, 0.2, 0.3])
+    model = base("vit_x.in1k")
+    aim.load_adapters(model, tmp_path / "first")
+    assert clip_of(model, tmp_path / "again")["mean"] == [0.1, 0.2, 0.3]
+    assert clip_of(model, tmp_path / "other", mean=[0.3, 0.2, 0.1])["mean"] == [0.3, 0.2, 0.1]
+
+
+@pytest.mark.parametrize(
+    "wrong", [[10**400] * 3, b"abc", [0.5], "0.5", [0.5, 0.5, "0.5"], [0.5, 0.5, float("nan")], [True] * 3, 0.5]
+)
 def test_mean_and_std_that_are_given_win_if_they_can_be(wrong: Any, tmp_path: Path) -> None:
     model = trained()
     clip = clip_of(model, tmp_path / "out", mean=(0.5, 0.25, 1), std=[1, 2, 3])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -207,17 +209,23 @@ def image_statistics(model: Any) -> dict[str, Any]:
         config = read_json(found)
     except CheckpointError:  # transformers refuses such a file as well
         return {}
-    mean, std = (config.get(key, []) for key in ("image_mean", "image_std"))
-    if config.get("do_normalize") is False or not (_is_per_channel(mean) and _is_per_channel(std)):
+    mean, std = (_numbers(config.get(key)) for key in ("image_mean", "image_std"))
+    scaled = any(math.isclose(scale, 1 / 255) for scale in _numbers([config.get("rescale_factor", 1 / 255)]))
+    channels = getattr(model.config, "vision_config", model.config).num_channels
+    if not scaled or False in (config.get("do_normalize"), config.get("do_rescale")):
+        return {}  # they are not for pixels in [0, 1]
+    if len(mean) != channels or len(std) != channels or min(std) <= 0:
         return {}
-    return {"image_mean": tuple(mean), "image_std": tuple(std)}
+    return {"image_mean": mean, "image_std": std}
 
 
 _PROCESSOR = "preprocessor_config.json"
 
 
-def _is_per_channel(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(number) in (int, float) for number in value)
+def _numbers(values: Any) -> tuple[float, ...]:
+    """Return the numbers of a list that holds nothing else and none too large, or nothing."""
+    usable = isinstance(values, list) and all(type(value) in (int, float) and abs(value) < 1e6 for value in values)
+    return tuple(values) if usable else ()
 
 
 def labels(root: Any, name: str | None) -> list[str] | None:
@@ -227,11 +235,18 @@ def labels(root: Any, name: str | None) -> list[str] | None:
         root: The root.
         name: The model's name, which is not needed.
     """
-    names = getattr(getattr(root, "config", None), "id2label", None) or {}
-    named: list[Any] = [names.get(index) for index in range(len(names))]
-    if not all(isinstance(label, str) for label in named) or named == [f"LABEL_{i}" for i in range(len(named))]:
-        return None
-    return named
+    names = _in_order(getattr(getattr(root, "config", None), "id2label", None) or {})
+    replaced = getattr(getattr(root, "aim", None), "labels", None)
+    if replaced is not None and names == _in_order(replaced[0]):
+        return None  # transformers keeps names where there are as many new classes; they are those of others
+    return names
+
+
+def _in_order(id2label: Mapping[Any, Any]) -> list[str] | None:
+    named = {str(index): label for index, label in id2label.items()}
+    names: list[Any] = [named.get(str(index)) for index in range(len(named))]
+    unnamed = names == [f"LABEL_{index}" for index in range(len(names))]
+    return None if unnamed or not all(isinstance(name, str) for name in names) else names
 
 
 def hub_id(name: str) -> str:
@@ -322,6 +337,7 @@ def relabel(model: Any, labels: Any) -> Any:
     old = (config.id2label, config.label2id)
     if isinstance(labels, int):
         config.num_labels = labels
+        config.id2label, config.label2id = map(copy.copy, (config.id2label, config.label2id))  # which a caller may edit
     else:
         config.id2label, config.label2id = labels
     model.num_labels = config.num_labels

@@ -81,7 +81,10 @@ def read_anatomy(model: nn.Module) -> BackboneAnatomy:
     _load_entry_points()
     anatomy = _read(model)
     if anatomy is not None:
-        return dataclasses.replace(anatomy, **getattr(model, "aim_source", {}))
+        source: dict[str, Any] = dict(getattr(model, "aim_source", {}))
+        if {len(each or ()) for each in (anatomy.image_mean, anatomy.image_std)} != {anatomy.in_channels}:
+            source |= {"image_mean": None, "image_std": None}  # those of weights for other channels
+        return dataclasses.replace(anatomy, **source)
     inner = _known_inside(model)
     if inner:
         places = " or ".join(_accessor(path) for path in inner)

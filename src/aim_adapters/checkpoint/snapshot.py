@@ -142,8 +142,8 @@ def take_snapshot(
             "frames": state.config.num_frames,
             "stride": origin_clip.get("stride") if frame_stride is None else frame_stride,
             "size": anatomy.image_size,
-            "mean": _per_channel("mean", mean, anatomy.in_channels) or anatomy.image_mean or origin_clip.get("mean"),
-            "std": _per_channel("std", std, anatomy.in_channels) or anatomy.image_std or origin_clip.get("std"),
+            "mean": _per_channel("mean", mean, anatomy.in_channels) or origin_clip.get("mean") or anatomy.image_mean,
+            "std": _per_channel("std", std, anatomy.in_channels) or origin_clip.get("std") or anatomy.image_std,
             "labels": None if labels is None else list(labels),
         },
     }
