@@ -86,7 +86,8 @@ def load_video_model(
         TypeError: ``source`` is not a path.
         CheckpointError: The files cannot be fetched, are missing, damaged or of another library; the config names no
             base model, or one that cannot be built; or the adapter does not fit it.
-        ConfigError: ``base_model`` is neither a directory nor a name, or a directory with a revision.
+        ConfigError: ``base_model`` is neither a directory nor a name, or a directory with a revision; or a flag is
+            neither True nor False.
         UnsupportedModelError: The base model cannot be adapted.
     """
     require_flags(pretrained=pretrained)
