@@ -69,7 +69,7 @@ WRONG: dict[str, Callable[[], Any]] = {
     "half": lambda: 0.5,
     "huge": lambda: 10**400,
     "beyond printing": lambda: 10**5000,
-    "large": lambda: 2**31 - 1,
+    "large": lambda: 2**31,
     "nan": lambda: float("nan"),
     "inf": lambda: float("inf"),
     "complex": lambda: 1j,

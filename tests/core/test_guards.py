@@ -21,8 +21,8 @@ from torch.utils.checkpoint import checkpoint_sequential
 
 import aim_adapters as aim
 from aim_adapters.core.guards import require_bare, require_local, require_memory
-from aim_adapters.errors import StateError
-from tests.backbones.cases import loss, process_group
+from aim_adapters.errors import ConfigError, StateError
+from tests.backbones.cases import assert_same, loss, process_group, snapshot
 from tests.tiny import FRAMES as T
 from tests.tiny import base, trained, video, wrapped
 
@@ -164,3 +164,15 @@ def test_a_trained_norm_that_alone_is_checkpointed_is_noticed() -> None:
     model.norm = checkpoint_wrapper(model.norm, CheckpointImpl.REENTRANT)
     with pytest.raises(StateError, match="the copy of the final norm"):
         gradients(model)
+
+
+def test_settings_are_named_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*size: int, **place: Any) -> Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 274877906816 bytes")
+
+    model = base()
+    before = snapshot(model)
+    monkeypatch.setattr("aim_adapters.core.build.new_temporal_embedding", refuse)
+    with pytest.raises(ConfigError, match="no memory for an adapter of num_frames=2147483647"):
+        aim.wrap_image_model(model, num_frames=2**31 - 1)
+    assert_same(before, snapshot(model))
