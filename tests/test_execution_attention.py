@@ -78,7 +78,7 @@ def test_a_name_that_cannot_run_changes_nothing(no_triton: None) -> None:
     model = trained(attention="eager")
     with pytest.raises(aim.UnsupportedKernelError, match=r"attention='triton' was asked for, but .*; use 'auto'"):
         aim.set_attention(model, "triton")
-    with pytest.raises(ConfigError, match="'auto', 'triton', 'sdpa' or 'eager', got 'flash'"):
+    with pytest.raises(ConfigError, match="attention must be one of 'auto', 'triton', 'sdpa', 'eager', got 'flash'"):
         aim.set_attention(model, "flash")  # type: ignore[arg-type]
     assert aim.explain_attention(model)[0].implementation == "eager"
 

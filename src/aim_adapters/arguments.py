@@ -149,6 +149,22 @@ def require_flags(**values: object) -> None:
             raise ConfigError(f"{name} must be True or False, got {shown(value)}")
 
 
+def require_string(name: str, value: object, *, expected: str = "a string") -> str:
+    """Return an argument that is a string, also one of NumPy's, as Python's; names of files may be no valid UTF-8.
+
+    Args:
+        name: Name of the argument.
+        value: Its value.
+        expected: What it should be, for the message.
+
+    Raises:
+        ConfigError: It is not a string.
+    """
+    if not isinstance(value, str):
+        raise ConfigError(f"{name} must be {expected}, got {shown(value)}")
+    return str(value)
+
+
 def require_text(name: str, value: object, *, expected: str = "a string") -> str:
     """Return an argument that is text which a file can hold, also one of NumPy's, as Python's.
 
@@ -160,11 +176,10 @@ def require_text(name: str, value: object, *, expected: str = "a string") -> str
     Raises:
         ConfigError: It is not a string, or has lone surrogates.
     """
-    if not isinstance(value, str):
-        raise ConfigError(f"{name} must be {expected}, got {shown(value)}")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+    text = require_string(name, value, expected=expected)
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         raise ConfigError(f"{name} must be text that UTF-8 can hold, got {shown(value)}")
-    return str(value)
+    return text
 
 
 def optional_text(name: str, value: object) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -16,6 +16,14 @@ from tests import tiny
 from tests.backbones.cases import scramble, wake
 
 accelerate = pytest.importorskip("accelerate")
+
+
+@pytest.fixture(autouse=True)
+def no_state_of_other_tests() -> Iterator[None]:
+    """Accelerate keeps one state for a process, which the first accelerator or Trainer in it makes."""
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def torchvision_vit() -> nn.Module:

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import fingerprint
-from aim_adapters.arguments import optional_text, require_flags, require_integer, require_numbers, require_texts
+from aim_adapters.arguments import (
+    optional_text,
+    require_flags,
+    require_integer,
+    require_numbers,
+    require_string,
+    require_texts,
+)
 from aim_adapters.backbones import base_labels
 from aim_adapters.checkpoint.base_digest import base_digest
 from aim_adapters.checkpoint.completeness import require_complete, require_finite
@@ -174,7 +181,7 @@ def saved_facts(
         ConfigError: One is of another kind.
     """
     return SavedFacts(
-        optional_text("base_model_name_or_path", base_model_name_or_path),
+        None if base_model_name_or_path is None else require_string("base_model_name_or_path", base_model_name_or_path),
         optional_text("base_model_revision", base_model_revision),
         None if frame_stride is None else require_integer("frame_stride", frame_stride, low=1),
         None if labels is None else require_texts("labels", labels, expected="a sequence of names"),
