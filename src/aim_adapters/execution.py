@@ -10,7 +10,15 @@ from torch import nn
 
 from aim_adapters.arguments import require_choice, shown
 from aim_adapters.config import ATTENTION_CHOICES, Attention, FrozenPrecision, Fused, Memory
-from aim_adapters.core import AIMState, BlockState, ByModules, fp8_missing, fused_branches, only_root, place_of
+from aim_adapters.core import (
+    BlockState,
+    ByModules,
+    fp8_missing,
+    fused_branches,
+    only_root,
+    own_parameters,
+    place_of,
+)
 from aim_adapters.errors import ConfigError
 from aim_adapters.ops.temporal_attention import case_of, choose
 from aim_adapters.table import Table
@@ -191,7 +199,7 @@ def set_base_dtype(model: nn.Module, dtype: torch.dtype) -> None:
     root = only_root(model).root
     if not isinstance(dtype, torch.dtype) or dtype not in _BASE_DTYPES:
         raise ConfigError(f"dtype must be {', '.join(map(str, _BASE_DTYPES))}, got {shown(dtype)}")
-    ours = {id(p) for module in root.modules() if isinstance(module, AIMState) for p in module.parameters()}
+    ours = own_parameters(root)
     with torch.no_grad():
         for parameter in root.parameters():
             if id(parameter) not in ours and not parameter.requires_grad and parameter.is_floating_point():

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from aim_adapters.arguments import require_flags, require_number
 from aim_adapters.core import (
-    AIMState,
     FoundAdapter,
     WrappedModel,
     canonical_path,
@@ -17,6 +16,7 @@ from aim_adapters.core import (
     listed,
     note_thawed,
     other_parameters,
+    own_parameters,
     require_parts,
     states,
     warn_once,
@@ -157,7 +157,7 @@ def count_adapter(model: nn.Module, wrapped: WrappedModel, adapter: FoundAdapter
 
 def _count_base(model: nn.Module, bypassed: Iterable[str]) -> int:
     """Count the image model's parameters, except those that a trained copy replaces."""
-    ours = {id(p) for module in model.modules() if isinstance(module, AIMState) for p in module.parameters()}
+    ours = own_parameters(model)
     skipped = {canonical_path(name.lstrip(".")) for name in bypassed}
     return sum(
         p.numel()

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import fingerprint
-from aim_adapters.checkpoint.state_dict import is_sharded, named_keys
-from aim_adapters.core import DISTRIBUTED_CLASSES, FoundAdapter, WrappedModel, build_adapter, find_changes
+from aim_adapters.checkpoint.state_dict import named_keys
+from aim_adapters.core import DISTRIBUTED_CLASSES, FoundAdapter, WrappedModel, build_adapter, find_changes, is_sharded
 from aim_adapters.errors import CheckpointError
 from aim_adapters.layers import is_temporal
 

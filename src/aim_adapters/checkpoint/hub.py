@@ -15,8 +15,7 @@ from aim_adapters.analysis import count_root_flops
 from aim_adapters.arguments import optional_text, require_flags, require_text
 from aim_adapters.checkpoint.card import card_facts, make_card
 from aim_adapters.checkpoint.snapshot import Snapshot, take_snapshot
-from aim_adapters.checkpoint.state_dict import is_sharded
-from aim_adapters.core import WrappedModel, only_root
+from aim_adapters.core import WrappedModel, is_sharded, only_root
 from aim_adapters.errors import CheckpointError, ConfigError
 from aim_adapters.storage import (
     CARD_NAME,

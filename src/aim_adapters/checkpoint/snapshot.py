@@ -23,8 +23,8 @@ from aim_adapters.backbones import base_labels
 from aim_adapters.checkpoint.base_digest import base_digest
 from aim_adapters.checkpoint.completeness import require_complete, require_finite
 from aim_adapters.checkpoint.format import FORMAT_VERSION, require_readable
-from aim_adapters.checkpoint.state_dict import gather, is_sharded
-from aim_adapters.core import FoundAdapter, RootState, WrappedModel, require_memory, require_saveable
+from aim_adapters.checkpoint.state_dict import gather
+from aim_adapters.core import FoundAdapter, RootState, WrappedModel, is_sharded, require_memory, require_saveable
 from aim_adapters.errors import CheckpointError, ConfigError
 from aim_adapters.parameters import ParameterCount, count_adapter
 from aim_adapters.version import __version__
@@ -120,6 +120,8 @@ def take_snapshot(
     if origin.get("base_model_library") != anatomy.library:
         origin = {}  # the same weights have different names in different libraries
     require_labels(labels, state)
+    channels = anatomy.in_channels
+    mean, std = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
     name_of_base = base_model_name_or_path or origin.get("base_model_name_or_path") or anatomy.model_name
     if labels is None:
         own, saved = _own_labels(wrapped, adapter, name_of_base), origin_clip.get("labels")
@@ -149,8 +151,8 @@ def take_snapshot(
             "frames": state.config.num_frames,
             "stride": origin_clip.get("stride") if frame_stride is None else frame_stride,
             "size": anatomy.image_size,
-            "mean": _per_channel("mean", mean, anatomy.in_channels) or origin_clip.get("mean") or anatomy.image_mean,
-            "std": _per_channel("std", std, anatomy.in_channels) or origin_clip.get("std") or anatomy.image_std,
+            "mean": mean or origin_clip.get("mean") or anatomy.image_mean,
+            "std": std or origin_clip.get("std") or anatomy.image_std,
             "labels": None if labels is None else list(labels),
         },
     }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from aim_adapters.arguments import require_flags, shown
-from aim_adapters.core import only_root, require_memory
+from aim_adapters.core import is_sharded, only_root, require_memory
 from aim_adapters.errors import CheckpointError
 
 
@@ -164,11 +164,6 @@ def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         key: tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
         for key, tensor in detached.items()
     }
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Return whether a tensor is sharded over processes."""
-    return hasattr(tensor, "full_tensor")
 
 
 def named_keys(what: str, keys: Sequence[str], most: int = 5) -> str:

@@ -18,7 +18,14 @@ from aim_adapters.core.base_values import (
     within_rounding,
 )
 from aim_adapters.core.build import build_adapter, place_of
-from aim_adapters.core.foreign import DISTRIBUTED_CLASSES, canonical_path, outermost_path, tuned_parameters
+from aim_adapters.core.foreign import (
+    DISTRIBUTED_CLASSES,
+    canonical_path,
+    is_own_name,
+    is_sharded,
+    outermost_path,
+    tuned_parameters,
+)
 from aim_adapters.core.fusion import ByModules, fp8_missing, fused_branches
 from aim_adapters.core.guards import enough_memory, require_bare, require_local, require_memory, require_wrappable
 from aim_adapters.core.install import fill_adapter, install_adapter, remove, withdraw_adapter
@@ -32,6 +39,7 @@ from aim_adapters.core.state import (
     BlockState,
     RootState,
     by_modules,
+    own_parameters,
     states,
     without_classifiers,
 )
@@ -57,6 +65,8 @@ __all__ = [
     "fp8_missing",
     "fused_branches",
     "install_adapter",
+    "is_own_name",
+    "is_sharded",
     "is_wrapped",
     "listed",
     "looks_untrained",
@@ -64,6 +74,7 @@ __all__ = [
     "only_root",
     "other_parameters",
     "outermost_path",
+    "own_parameters",
     "patch",
     "place_of",
     "plain_values",

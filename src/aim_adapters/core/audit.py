@@ -11,7 +11,7 @@ from aim_adapters.core.guards import can_train
 from aim_adapters.core.lookup import WrappedModel
 from aim_adapters.core.mixins import ClipHead, PatchProduct
 from aim_adapters.core.patching import Patched, foreign_forward
-from aim_adapters.core.state import AIMState, RootState, container_of, declared_tensors, states
+from aim_adapters.core.state import RootState, container_of, declared_tensors, own_parameters, states
 from aim_adapters.errors import StateError, warn
 
 
@@ -24,7 +24,7 @@ def other_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     Returns:
         The parameters by name.
     """
-    ours = {id(p) for module in model.modules() if isinstance(module, AIMState) for p in module.parameters()}
+    ours = own_parameters(model)
     return {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in ours}
 
 

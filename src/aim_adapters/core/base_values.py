@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy
-from aim_adapters.core.foreign import canonical_path
+from aim_adapters.core.foreign import canonical_path, is_own_name, is_sharded
 from aim_adapters.errors import warn
 
 Samples = dict[str, tuple[float, ...]]
@@ -46,7 +46,7 @@ def update_samples(samples: Samples, root: nn.Module, loaded: Mapping[str, Tenso
     }
     for name in taken:
         samples.pop(name, None)  # of a shard nothing is known afterwards: other ranks may not be here
-    samples.update(_sample((name, tensor) for name, tensor in taken.items() if not hasattr(tensor, "full_tensor")))
+    samples.update(_sample((name, tensor) for name, tensor in taken.items() if not is_sharded(tensor)))
 
 
 def find_changes(samples: Samples, root: nn.Module) -> list[str]:
@@ -117,7 +117,7 @@ def warn_untrained(samples: Samples, anatomy: BackboneAnatomy) -> None:
 
 def _base_tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in root.named_parameters():
-        if "aim" not in name.split("."):
+        if not is_own_name(name):
             yield canonical_path(name), parameter.detach()
 
 
@@ -147,9 +147,9 @@ def plain_values(tensor: Tensor, *, most_dims: int) -> Tensor | None:
         tensor: A detached parameter.
         most_dims: Sharded tensors of more dimensions are not gathered. Every rank must call for those that are.
     """
-    if hasattr(tensor, "full_tensor"):
+    if is_sharded(tensor):
         if tensor.ndim > most_dims:
             return None
-        tensor = tensor.full_tensor()
+        tensor = tensor.full_tensor()  # type: ignore[attr-defined]
     plain = type(tensor) in (Tensor, nn.Parameter) and tensor.is_floating_point() and tensor.layout == torch.strided
     return tensor if plain and not tensor.is_meta and tensor.numel() else None

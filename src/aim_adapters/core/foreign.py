@@ -1,8 +1,8 @@
-"""Names that other tools put into a model: DDP, FSDP, ``torch.compile``, activation checkpointing."""
+"""Names in a model: ours, and those of other tools: DDP, FSDP, ``torch.compile``, activation checkpointing."""
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 # What other tools put around a module: the name under which theirs holds it, and of their classes.
 WRAPPER_PARTS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -14,6 +14,11 @@ DISTRIBUTED_CLASSES = frozenset({"DistributedDataParallel", "DataParallel", "FSD
 # Base classes of the layers of peft and of loralib.
 _TUNER_CLASSES = frozenset({"BaseTunerLayer", "LoRALayer"})
 FOREIGN_CLASSES = DISTRIBUTED_CLASSES | {"OptimizedModule", "CheckpointWrapper", "ScriptModule", "GraphModule"}
+
+
+def is_own_name(name: str) -> bool:
+    """Return whether a parameter's name is that of one of ours: no image model has a module named ``aim``."""
+    return "aim" in name.split(".")  # see `require_wrappable`
 
 
 def canonical_path(path: str) -> str:
@@ -47,13 +52,22 @@ def tuned_parameters(model: nn.Module) -> list[str]:
     ]
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether a tensor is sharded over processes."""
+    return hasattr(tensor, "full_tensor")
+
+
 def inside(module: nn.Module) -> nn.Module:
     """Return what activation checkpointing or ``torch.compile`` was put around, or the module itself."""
-    while (
-        inner := next((module._modules.get(name) for name in _PASSING if name in module._modules), None)
-    ) is not None:
-        module = inner
-    return module
+    return _layers(module)[-1]
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    """Return what activation checkpointing and ``torch.compile`` have put around a module, from outside, and it."""
+    layers = [module]
+    while (name := next((name for name in _PASSING if name in layers[-1]._modules), None)) is not None:
+        layers.append(layers[-1].get_submodule(name))
+    return layers
 
 
 def runs_again_compiled(root: nn.Module, path: str) -> bool:
@@ -63,15 +77,11 @@ def runs_again_compiled(root: nn.Module, path: str) -> bool:
         root: The image model.
         path: Path of the block.
     """
-    block = root.get_submodule(path)
-    chain = [block]  # what was put around the block, from outside, and the block
-    while (part := next((name for name in _PASSING if name in block._modules), None)) is not None:
-        block = block.get_submodule(part)
-        chain.append(block)
-    if all(module._compiled_call_impl is None and "_orig_mod" not in module._modules for module in chain):
+    layers = _layers(root.get_submodule(path))
+    if all(module._compiled_call_impl is None and "_orig_mod" not in module._modules for module in layers):
         return False
     parts = path.split(".")
     holders = [root.get_submodule(".".join(parts[:end])) for end in range(len(parts))]
-    return any("_checkpoint_wrapped_module" in module._modules for module in chain) or any(
-        getattr(module, switch, False) for module in (*holders, block) for switch in _CHECKPOINTS
+    return any("_checkpoint_wrapped_module" in module._modules for module in layers) or any(
+        getattr(module, switch, False) for module in (*holders, layers[-1]) for switch in _CHECKPOINTS
     )

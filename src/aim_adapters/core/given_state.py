@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from aim_adapters.core.base_values import update_samples
-from aim_adapters.core.foreign import canonical_path
+from aim_adapters.core.foreign import canonical_path, is_own_name
 from aim_adapters.core.state import RootState, declared_tensors
 from aim_adapters.errors import CheckpointError
 
@@ -37,7 +37,7 @@ def require_whole_state(root: nn.Module, given: Mapping[str, Any], prefix: str) 
     values = _values(given, prefix, own)
     _refuse_adapter_keys(root, values.keys(), own)
     adapters = defaultdict(list)
-    for name in filter(_is_ours, own):
+    for name in filter(is_own_name, own):
         adapters[name.split(".")[2] if name.startswith("aim.idle.") else ""].append(name)
     for idle, names in adapters.items():
         missing = [name for name in names if name not in values]
@@ -68,7 +68,7 @@ _RENAMED = (
 def _renamed(given: Iterable[str], own: Iterable[str]) -> list[str]:
     """Return keys of adapters that are none of the model's own keys, whatever stands before those."""
     known = tuple(own)
-    return [key for key in given if _is_ours(key) and not key.endswith(known)]
+    return [key for key in given if is_own_name(key) and not key.endswith(known)]
 
 
 def complete_state(root: nn.Module, given: dict[str, Any], prefix: str, copies: Callable[[], dict[str, str]]) -> None:
@@ -86,11 +86,11 @@ def complete_state(root: nn.Module, given: dict[str, Any], prefix: str, copies: 
     values = _values(given, prefix, own)
     state = root._modules["aim"]
     assert isinstance(state, RootState)
-    base = [name for name in own if not _is_ours(name)]
+    base = [name for name in own if not is_own_name(name)]
     loaded = {canonical_path(name): values[name] for name in base if name in values}
-    if 2 * len(loaded) >= len(base) and not any(map(_is_ours, values)):
+    if 2 * len(loaded) >= len(base) and not any(map(is_own_name, values)):
         followed = {prefix + ours: values[of] for ours, of in copies().items() if of in values}
-        given.update({prefix + name: tensor for name, tensor in own.items() if _is_ours(name)})
+        given.update({prefix + name: tensor for name, tensor in own.items() if is_own_name(name)})
         given.update(followed)
     update_samples(state.record.samples, root, loaded)
 
@@ -114,7 +114,3 @@ def _refuse_adapter_keys(root: nn.Module, names: AbstractSet[str], own: Mapping[
         f"the state dict has keys of adapter_state_dict, such as {min(found)!r}; nothing of it was loaded, as its norm "
         "and head would overwrite the image model's own. Call aim.load_adapter_state_dict(model, state)"
     )
-
-
-def _is_ours(name: str) -> bool:
-    return "aim" in name.split(".")  # no image model has a module of that name: see `require_wrappable`

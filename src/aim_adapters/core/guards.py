@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from aim_adapters.config import AIMConfig
-from aim_adapters.core.foreign import DISTRIBUTED_CLASSES, FOREIGN_CLASSES
+from aim_adapters.core.foreign import DISTRIBUTED_CLASSES, FOREIGN_CLASSES, is_sharded
 from aim_adapters.core.lookup import is_wrapped
 from aim_adapters.core.patching import foreign_forward
 from aim_adapters.core.state import AIMState, RootState
@@ -124,7 +124,7 @@ def can_train(tensor: Tensor) -> bool:
     Args:
         tensor: Any parameter; one that FSDP2 has sharded can.
     """
-    plain = type(tensor) in (Tensor, nn.Parameter) or hasattr(tensor, "full_tensor")
+    plain = type(tensor) in (Tensor, nn.Parameter) or is_sharded(tensor)
     return plain and tensor.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 

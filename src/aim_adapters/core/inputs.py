@@ -118,7 +118,6 @@ def _rehearsing(frames: Tensor) -> bool:
     """Return whether values cannot be read now: under tracers, transforms, dispatch modes and graph capture."""
     return (
         exporting()
-        or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
         or (frames.is_cuda and torch.cuda.is_current_stream_capturing())

@@ -304,6 +304,11 @@ def states(model: nn.Module) -> Iterator[AIMState]:
             yield module
 
 
+def own_parameters(model: nn.Module) -> set[int]:
+    """Return the ids of all parameters that are ours, of adapters that run or rest."""
+    return {id(p) for module in model.modules() if isinstance(module, AIMState) for p in module.parameters()}
+
+
 def declared_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return every declared tensor of the adapter that runs by its key in a checkpoint, whatever wraps the model."""
     return _merge(states(model))

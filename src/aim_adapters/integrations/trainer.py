@@ -12,6 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from aim_adapters.checkpoint import save_adapters
+from aim_adapters.core import is_own_name, is_sharded
 from aim_adapters.errors import StateError, warn
 
 # Not in the checkpoint itself, where transformers would take the config of the adapters for one of peft.
@@ -100,9 +101,9 @@ def _keep_names(model: PreTrainedModel, checkpoint: Path) -> None:
     if file.is_file():
         with safe_open(file, "pt") as weights:
             held = set(weights.keys())
-        if any(name not in held for name, _ in model.named_parameters() if "aim" in name.split(".")):
+        if any(name not in held for name, _ in model.named_parameters() if is_own_name(name)):
             model.save_pretrained(checkpoint, save_original_format=False)
 
 
 def _is_sharded(model: nn.Module) -> bool:
-    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+    return any(map(is_sharded, model.parameters()))
