@@ -1,5 +1,8 @@
 """Adapt any pre-trained image transformer to video by training a few per cent of its weights (AIM, ICLR 2023)."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from aim_adapters import integrations as integrations
 from aim_adapters.adapters import add_adapter, average_adapters, delete_adapter, list_adapters, set_adapter
 from aim_adapters.analysis import FlopCount, count_flops
@@ -13,6 +16,7 @@ from aim_adapters.checkpoint import (
     push_to_hub,
     save_adapters,
 )
+from aim_adapters.clip_spec import ClipSpec, clip_spec
 from aim_adapters.config import AIMConfig
 from aim_adapters.convert import convert_official_checkpoint, load_official_checkpoint
 from aim_adapters.core import is_wrapped
@@ -22,8 +26,10 @@ from aim_adapters.errors import (
     ConfigError,
     InputError,
     StateError,
+    TrainingError,
     UnsupportedKernelError,
     UnsupportedModelError,
+    VideoError,
 )
 from aim_adapters.execution import (
     BlockAttention,
@@ -43,8 +49,16 @@ from aim_adapters.parameters import (
     trainable_parameters,
 )
 from aim_adapters.version import __version__ as __version__
-from aim_adapters.video import extract_features
 from aim_adapters.wrapping import disable_adapters, unwrap_image_model, wrap_image_model
+
+if TYPE_CHECKING:
+    from aim_adapters.video import extract_features
+
+# Names whose rooms are imported when they are first used.
+_LAZY = {
+    "extract_features": "video",
+}
+_ROOMS = ("video",)
 
 __all__ = [
     "AIMConfig",
@@ -54,18 +68,22 @@ __all__ = [
     "BlockAttention",
     "BlockExecution",
     "CheckpointError",
+    "ClipSpec",
     "ConfigError",
     "FlopCount",
     "InputError",
     "LoadReport",
     "ParameterCount",
     "StateError",
+    "TrainingError",
     "UnsupportedKernelError",
     "UnsupportedModelError",
+    "VideoError",
     "adapter_param_groups",
     "adapter_state_dict",
     "add_adapter",
     "average_adapters",
+    "clip_spec",
     "convert_official_checkpoint",
     "count_flops",
     "count_parameters",
@@ -94,3 +112,17 @@ __all__ = [
     "unwrap_image_model",
     "wrap_image_model",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"{__name__}.{name}")
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY, *_ROOMS})

@@ -6,12 +6,14 @@ and frozen in a container of the root. Each has its own settings: frames, widths
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from aim_adapters.arguments import read_items, require_numbers, shown
+from aim_adapters.clip_spec import named_classes
 from aim_adapters.config import MEANING, AIMConfig
 from aim_adapters.core import (
     AdapterSet,
@@ -80,20 +82,26 @@ def set_adapter(model: nn.Module, name: str) -> None:
             incoming.state.shelve(outgoing)
 
 
-def add_adapter(model: nn.Module, name: str, config: AIMConfig) -> None:
+def add_adapter(model: nn.Module, name: str, config: AIMConfig, *, labels: Sequence[str] | None = None) -> None:
     """Add a new, untrained adapter to a wrapped model; it is idle until `set_adapter` makes it run.
 
     Args:
         model: A wrapped model.
         name: Name of the new adapter: not taken, without dots, and not the name of an attribute of ``nn.Module``.
         config: Settings of the new adapter.
+        labels: Names of its classes in the order of the outputs, saved with it; they imply ``num_classes``.
 
     Raises:
-        ConfigError: The name cannot be used, or the settings do not fit the model.
+        ConfigError: The name cannot be used, or the settings or the labels do not fit the model.
         StateError: The model is not wrapped, holds several wrapped models, or is sharded or distributed.
     """
     wrapped = only_root(model)
-    wrapped.state.shelve(build_beside(model, wrapped, name, config))
+    if labels is not None and isinstance(config, AIMConfig):
+        labels, num_classes = named_classes(labels, config.num_classes)
+        config = dataclasses.replace(config, num_classes=num_classes)
+    adapter = build_beside(model, wrapped, name, config)
+    adapter.state.clip = {} if labels is None else {"labels": labels}
+    wrapped.state.shelve(adapter)
 
 
 def delete_adapter(model: nn.Module, name: str) -> None:
@@ -154,7 +162,9 @@ def average_adapters(
             mean = sum(share * source[key].to(torch.float64) for share, source in zip(shares, tensors, strict=True))
             target.copy_(torch.as_tensor(mean))
     if all(adapter.state.origin == first.origin for adapter in adapters):
-        average.state.origin = first.origin  # they share base model, clip contract and labels
+        average.state.origin = first.origin  # they share a base model
+    if all(adapter.state.clip == first.clip for adapter in adapters):
+        average.state.clip = first.clip
     wrapped.state.shelve(average)
 
 

@@ -36,6 +36,14 @@ class CheckpointError(AIMError, RuntimeError):
     """A checkpoint that is damaged, of another library, or does not fit the model."""
 
 
+class VideoError(AIMError, RuntimeError):
+    """A video that cannot be read; the message begins with its name."""
+
+
+class TrainingError(AIMError, RuntimeError):
+    """A training run that cannot go on."""
+
+
 def warn(message: str) -> None:
     """Issue a warning that points at the line of the caller's own that led here, however deep the call.
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from aim_adapters.anatomy import BackboneAnatomy, fingerprint
 from aim_adapters.backbones import read_anatomy
+from aim_adapters.clip_spec import named_classes
 from aim_adapters.config import COMPONENTS, AIMConfig, Attention, Execution, InputLayout
 from aim_adapters.core import (
     AdapterSet,
@@ -61,6 +62,7 @@ def wrap_image_model(
     tubelet_size: int = 1,
     attention: Attention = "auto",
     input_layout: InputLayout = "auto",
+    labels: Sequence[str] | None = None,
 ) -> ModelT:
     """Turn a pre-trained image transformer into a video model, in place (AIM, ICLR 2023).
 
@@ -87,6 +89,7 @@ def wrap_image_model(
         tubelet_size: Consecutive input frames averaged before the patch embedding.
         attention: Implementation of temporal attention: ``"auto"``, ``"triton"``, ``"sdpa"`` or ``"eager"``.
         input_layout: Layout of 5-D input: ``"auto"``, ``"BTCHW"`` or ``"BCTHW"``.
+        labels: Names of the classes in the order of the outputs, saved with the adapters; they imply ``num_classes``.
 
     Returns:
         The same object.
@@ -99,6 +102,7 @@ def wrap_image_model(
         UnsupportedModelError: The model cannot be adapted exactly.
         UnsupportedKernelError: The named attention implementation cannot run.
     """
+    names, num_classes = named_classes(labels, num_classes)
     config = AIMConfig(
         num_frames=num_frames,
         bottleneck=bottleneck,
@@ -113,7 +117,7 @@ def wrap_image_model(
         tubelet_size=tubelet_size,
         input_layout=input_layout,
     )
-    wrap_with_config(model, config, Execution(attention))
+    wrap_with_config(model, config, Execution(attention), labels=names)
     if any(parameter.dtype == torch.float16 for state in states(model) for parameter in state.parameters()):
         warn(
             "the image model is in float16, and so are its adapters, whose gradients torch.amp.GradScaler refuses; to "
@@ -124,7 +128,12 @@ def wrap_image_model(
 
 
 def wrap_with_config(
-    model: ModelT, config: AIMConfig, execution: Execution | None = None, *, filled_later: bool = False
+    model: ModelT,
+    config: AIMConfig,
+    execution: Execution | None = None,
+    *,
+    filled_later: bool = False,
+    labels: Sequence[str] | None = None,
 ) -> ModelT:
     """Wrap an image model as `wrap_image_model` does, with the settings of a config.
 
@@ -133,6 +142,7 @@ def wrap_with_config(
         config: The settings.
         execution: How blocks run; by default the best choice for each block.
         filled_later: The image model may be untrained, as its weights are yet to come.
+        labels: Names of the classes, as many as there are.
 
     Returns:
         The same object.
@@ -147,6 +157,7 @@ def wrap_with_config(
     root, record = model.get_submodule(anatomy.root), make_record(model, anatomy)
     with enough_memory(config):
         adapter = build_adapter(root, config, record=record, name=DEFAULT_NAME, execution=execution, owner=model)
+    adapter.state.clip = {} if labels is None else {"labels": list(labels)}
     if not filled_later:
         warn_untrained(record.samples, anatomy)
     wrap_with_adapter(model, adapter)

@@ -328,7 +328,7 @@ def relabel(model: Any, labels: Any) -> Any:
 
     Args:
         model: A classifier.
-        labels: The number of classes, or what an earlier call returned.
+        labels: The number of classes, a list of their names, or what an earlier call returned.
 
     Returns:
         The labels before the call, to restore them.
@@ -338,6 +338,9 @@ def relabel(model: Any, labels: Any) -> Any:
     if isinstance(labels, int):
         config.num_labels = labels
         config.id2label, config.label2id = map(copy.copy, (config.id2label, config.label2id))  # which a caller may edit
+    elif isinstance(labels, list):
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {name: index for index, name in enumerate(labels)}
     else:
         config.id2label, config.label2id = labels
     model.num_labels = config.num_labels

@@ -17,8 +17,8 @@ from aim_adapters.arguments import optional_text, require_flags
 from aim_adapters.backbones import read_anatomy
 from aim_adapters.checkpoint.agreement import OtherBase, require_reasonable, require_same_base, require_same_meaning
 from aim_adapters.checkpoint.format import OpenCheckpoint, open_checkpoint
-from aim_adapters.checkpoint.snapshot import require_labels
 from aim_adapters.checkpoint.state_dict import LoadReport, compare, copy_tensors, fitting
+from aim_adapters.clip_spec import clip_of, require_label_count
 from aim_adapters.config import AIMConfig
 from aim_adapters.core import (
     AdapterSet,
@@ -202,6 +202,8 @@ def _load_into(wrapped: WrappedModel, loading: _Loading, *, name: str | None, re
     # An adapter that came from another checkpoint now comes from this one; one that was wrapped by hand has no origin.
     if state.origin:
         state.origin = {} if any(report) else dict(checkpoint.config)
+    if not any(report):
+        state.clip = clip_of(checkpoint.config)
     return report
 
 
@@ -258,6 +260,7 @@ class _Loading:
             adapter = build(self.settings, False)
         fill_adapter(root, adapter, tensors)
         adapter.state.origin = dict(self.checkpoint.config)
+        adapter.state.clip = clip_of(self.checkpoint.config)
         self.require_own_labels(adapter.state)
         return Loaded(adapter, report)
 
@@ -293,7 +296,7 @@ class _Loading:
             CheckpointError: There are not as many labels as classes.
         """
         try:
-            require_labels(self.checkpoint.config.get("clip", {}).get("labels"), state)
+            require_label_count(self.checkpoint.config.get("clip", {}).get("labels"), state)
         except ConfigError as error:
             path = self.checkpoint.file.path
             raise CheckpointError(f"the config in {path} does not fit its tensors: {error}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,16 +14,15 @@ from aim_adapters.arguments import (
     optional_text,
     require_flags,
     require_integer,
-    require_numbers,
     require_string,
     require_texts,
 )
-from aim_adapters.backbones import base_labels
 from aim_adapters.checkpoint.base_digest import base_digest
 from aim_adapters.checkpoint.completeness import require_complete, require_finite
 from aim_adapters.checkpoint.format import FORMAT_VERSION, require_readable
 from aim_adapters.checkpoint.state_dict import gather
-from aim_adapters.core import FoundAdapter, RootState, WrappedModel, is_sharded, require_memory, require_saveable
+from aim_adapters.clip_spec import checked_facts, known_labels, require_label_count
+from aim_adapters.core import WrappedModel, is_sharded, require_memory, require_saveable
 from aim_adapters.errors import CheckpointError, ConfigError
 from aim_adapters.parameters import ParameterCount, count_adapter
 from aim_adapters.version import __version__
@@ -116,17 +114,14 @@ def take_snapshot(
     require_complete(wrapped, adapter)
     state = adapter.state
     anatomy, origin = state.anatomy, state.origin
-    origin_clip = origin.get("clip", {})
     if origin.get("base_model_library") != anatomy.library:
         origin = {}  # the same weights have different names in different libraries
-    require_labels(labels, state)
+    require_label_count(labels, state)
     channels = anatomy.in_channels
-    mean, std = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
+    facts = {**state.clip, **checked_facts(stride=frame_stride, mean=mean, std=std, channels=channels)}
     name_of_base = base_model_name_or_path or origin.get("base_model_name_or_path") or anatomy.model_name
     if labels is None:
-        own, saved = _own_labels(wrapped, adapter, name_of_base), origin_clip.get("labels")
-        # Of new classes the model knows only names that the caller has given since.
-        labels = (own or saved) if state.config.num_classes else (saved or own)
+        labels = known_labels(wrapped, adapter, name_of_base)
     sharded = any(map(is_sharded, adapter.tensors.values()))
     require_memory(adapter.tensors.values())
     tensors = _separate(gather(adapter.tensors))
@@ -149,10 +144,10 @@ def take_snapshot(
         "base_digest": digest,
         "clip": {
             "frames": state.config.num_frames,
-            "stride": origin_clip.get("stride") if frame_stride is None else frame_stride,
+            "stride": facts.get("stride"),
             "size": anatomy.image_size,
-            "mean": mean or origin_clip.get("mean") or anatomy.image_mean,
-            "std": std or origin_clip.get("std") or anatomy.image_std,
+            "mean": facts.get("mean") or anatomy.image_mean,
+            "std": facts.get("std") or anatomy.image_std,
             "labels": None if labels is None else list(labels),
         },
     }
@@ -187,44 +182,6 @@ def saved_facts(
         optional_text("base_model_revision", base_model_revision),
         None if frame_stride is None else require_integer("frame_stride", frame_stride, low=1),
         None if labels is None else require_texts("labels", labels, expected="a sequence of names"),
-    )
-
-
-def require_labels(labels: Sequence[str] | None, state: RootState) -> None:
-    """Refuse names of classes that do not fit an adapter.
-
-    Args:
-        labels: The names, or None.
-        state: The adapter's container at the root.
-
-    Raises:
-        ConfigError: There are not as many as the adapter has classes.
-    """
-    classifier = state.classifier("head")
-    if labels is not None and (classifier is None or len(labels) != classifier.out_features):
-        outputs = "no classification layer" if classifier is None else f"{classifier.out_features} classes"
-        raise ConfigError(f"got {len(labels)} labels for a model with {outputs}")
-
-
-def _own_labels(wrapped: WrappedModel, adapter: FoundAdapter, name: str | None) -> Sequence[str] | None:
-    """Return the names of an adapter's classes that the image model knows, or None."""
-    state = adapter.state
-    classifier = state.classifier("head")
-    if classifier is None or state is not wrapped.state:  # the model speaks of the adapter that runs
-        return None
-    copied = state.config.num_classes is None
-    labels = base_labels(state.anatomy.library, wrapped.root, name if copied else None)
-    return labels if labels is not None and len(labels) == classifier.out_features else None
-
-
-def _per_channel(what: str, values: Sequence[float] | None, channels: int) -> list[float] | None:
-    """Return one number for each channel, or None if none were given."""
-    if values is None:
-        return None
-    positive = what == "std"
-    expected = f"{channels} finite numbers{' > 0' * positive}, one for each channel"
-    return require_numbers(
-        what, values, count=channels, expected=expected, low=0.0 if positive else -math.inf, open_low=positive
     )
 
 

@@ -36,7 +36,7 @@ def install_adapter(root: nn.Module, adapter: AdapterSet) -> None:
             patch(_owner(root, each.path), each.mixin, each.spec)
         relabel, num_classes = state.anatomy.relabel, state.config.num_classes
         if relabel is not None and num_classes:
-            state.labels = relabel(root, state.own_labels or num_classes)
+            state.labels = relabel(root, state.own_labels or state.clip.get("labels") or num_classes)
         for key, tensor in adapter.declared().items():
             if isinstance(tensor, nn.Parameter):
                 tensor.requires_grad_(state.trains is None or key in state.trains)

@@ -130,6 +130,9 @@ class RootState(AIMState):
         self.labels: Any = None  # the image model's own while the adapter runs, from the anatomy's `relabel`
         self.own_labels: Any = None  # those of an adapter that ran and rests: the caller may have named its classes
         self.trains: frozenset[str] | None = None  # keys that train when the adapter runs; None: all
+        self.clip: Mapping[
+            str, Any
+        ] = {}  # what is known of its clips beside the image model: stride, mean, std, labels
         self.origin: Mapping[str, Any] = {}  # config of the checkpoint that it was made from
         # What the audit knows of the image model: parameters that were seen to train, with their versions then; and
         # what it has said.
