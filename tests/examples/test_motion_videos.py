@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import dataclasses
 from pathlib import Path
 
@@ -10,7 +11,14 @@ import torch
 from PIL import Image
 
 import motion_videos
-from motion_videos import CLASSES, Clip, VideoError, decode, make_videos, plan, render, write_video
+from aim_adapters.video import open_video, uniform_indices
+from motion_videos import CLASSES, Clip, make_videos, plan, render, write_video
+
+
+def decode(path: Path, num_frames: int) -> torch.Tensor:
+    """Return the frames of a clip `[T, 3, H, W]`, as the test rule takes them."""
+    with open_video(path) as video:
+        return video.get_frames(uniform_indices(len(video), num_frames)[0])
 
 
 def picture(seed: int, size: tuple[int, int] = (200, 160)) -> Image.Image:
@@ -39,8 +47,8 @@ def sharpness(frames: torch.Tensor) -> list[float]:
 def test_a_clip_stored_backwards_holds_the_same_pictures_to_the_bit(tmp_path: Path, motion: int) -> None:
     """Otherwise a single frame could tell the direction of time by how it was coded."""
     for name, backwards in (("forwards.mp4", False), ("backwards.mp4", True)):
-        write_video(tmp_path / name, render(picture(0), clip(motion, backwards=backwards), size=64, frames=16))
-    for num_frames in (16, 8, 6, 4):
+        write_video(tmp_path / name, render(picture(0), clip(motion, backwards=backwards), size=64, frames=24))
+    for num_frames in (24, 8):
         forwards = decode(tmp_path / "forwards.mp4", num_frames)
         assert torch.equal(decode(tmp_path / "backwards.mp4", num_frames), forwards.flip(0))
 
@@ -102,39 +110,30 @@ def test_crops_show_something() -> None:
     assert sum(lost) <= 3
 
 
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.mp4"))}
+
+
 def test_make_videos_is_balanced_and_repeatable(photographs: list[Path], tmp_path: Path) -> None:
-    made = make_videos(photographs, tmp_path / "a", clips=12, size=32, frames=6, seed=3)
-    again = make_videos(photographs, tmp_path / "b", clips=12, size=32, frames=6, seed=3)
-    other = make_videos(photographs, tmp_path / "c", clips=12, size=32, frames=6, seed=4)
-    assert sorted(label for _, label in made) == sorted([*range(6), *range(6)])
-    assert [path.read_bytes() for path, _ in made] == [path.read_bytes() for path, _ in again]
-    assert [path.read_bytes() for path, _ in made] != [path.read_bytes() for path, _ in other]
-    rows = (tmp_path / "a" / "index.csv").read_text().splitlines()
-    assert rows[0] == "file,label,class,photograph"
-    assert rows[1].split(",")[2] == CLASSES[made[0][1]]
-    assert sorted(row.split(",")[3] for row in rows[1:]) == sorted(path.name for path in photographs * 3)
+    made = files(make_videos(photographs, tmp_path / "a", clips=12, size=32, frames=6, seed=3))
+    assert sorted(Path(name).parent.name for name in made) == sorted([*CLASSES, *CLASSES])
+    assert made == files(make_videos(photographs, tmp_path / "b", clips=12, size=32, frames=6, seed=3))
+    assert made != files(make_videos(photographs, tmp_path / "c", clips=12, size=32, frames=6, seed=4))
+    rows = list(csv.DictReader((tmp_path / "a" / "index.csv").read_text().splitlines()))
+    assert [row["file"].split("/")[0] for row in rows] == [row["class"] for row in rows]
+    assert sorted(row["photograph"] for row in rows) == sorted(path.name for path in photographs * 3)
 
 
 def test_videos_are_made_once_but_anew_for_other_settings(photographs: list[Path], tmp_path: Path) -> None:
-    made = make_videos(photographs, tmp_path / "a", clips=6, size=32, frames=4)
-    written = made[0][0].stat().st_mtime_ns
-    assert make_videos(photographs, tmp_path / "a", clips=6, size=32, frames=4) == made
-    assert made[0][0].stat().st_mtime_ns == written
-    make_videos(photographs, tmp_path / "a", clips=6, size=32, frames=5)
-    assert len(decode(made[0][0], 5)) == 5
+    made = files(make_videos(photographs, tmp_path / "a", clips=6, size=32, frames=4))
+    first = tmp_path / "a" / next(iter(made))
+    written = first.stat().st_mtime_ns
+    assert files(make_videos(photographs, tmp_path / "a", clips=6, size=32, frames=4)) == made
+    assert first.stat().st_mtime_ns == written
+    assert len(files(make_videos(photographs, tmp_path / "a", clips=3, size=32, frames=5))) == 3  # no old ones left
 
 
 @pytest.mark.parametrize("wrong", [{"size": 33}, {"clips": 0}, {"frames": 0}])
 def test_impossible_numbers_are_refused(photographs: list[Path], tmp_path: Path, wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be even and every number at least 1"):
         make_videos(photographs, tmp_path / "a", **({"clips": 6, "size": 32, "frames": 4} | wrong))
-
-
-def test_what_cannot_be_decoded_is_named(tmp_path: Path) -> None:
-    broken, short = tmp_path / "broken.mp4", tmp_path / "short.mp4"
-    write_video(short, render(picture(0), clip(0), size=32, frames=4))
-    broken.write_bytes(short.read_bytes()[:200])
-    with pytest.raises(VideoError, match=r"broken\.mp4"):
-        decode(broken, 4)
-    with pytest.raises(VideoError, match="has 4 frames, 8 are wanted"):
-        decode(short, 8)

@@ -23,7 +23,10 @@ def test_a_folder_of_pictures_is_a_video_in_the_natural_order_of_names(tmp_path:
         assert torch.equal(video.get_frames([10])[0], frame.permute(2, 0, 1))
         assert video.get_frames([10], short_side=24).shape == (1, 3, 24, 32)
     pictures(1, height=20)[0].save(tmp_path / "frame7.png")
-    with open_video(tmp_path) as video, pytest.raises(VideoError, match=r"one size, got \(48, 64\) and, in frame7\.png"):
+    with (
+        open_video(tmp_path) as video,
+        pytest.raises(VideoError, match=r"one size, got \(48, 64\) and, in frame7\.png"),
+    ):
         video.get_frames([7])
 
 

@@ -17,7 +17,7 @@ import torch
 from aim_adapters.video import VideoError, open_video
 from tests.video.videos import decode_all, pictures, write
 
-VFR = [33 * i + 20 * (i % 3) for i in range(30)]
+VFR = [40 * i + 20 * (i % 2) for i in range(30)]
 FILES: dict[str, dict[str, Any]] = {
     "b-frames.mp4": {"options": {"g": "12", "bf": "3"}},
     "open-gop.mp4": {"options": {"g": "12", "bf": "3", "x264-params": "open-gop=1:scenecut=0"}},

@@ -22,7 +22,7 @@ def test_both_decoders_agree(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mp4", height=96, width=128, options={"g": "12", "bf": "2"}, rotation=90)
     with open_video(path, backend="torchcodec") as one, open_video(path, backend="pyav") as other:
         assert (len(one), one.frame_size, one.fps, one.codec) == (len(other), other.frame_size, other.fps, other.codec)
-        for short_side, bound in ((None, 3), (48, 12)):  # two color converters; two filters
+        for short_side, bound in ((None, 4), (48, 40)):  # two color converters; two filters
             a, b = (reader.get_frames([29, 3, 3], short_side) for reader in (one, other))
             assert a.shape == b.shape
             assert (a.float() - b.float()).abs().max() <= bound

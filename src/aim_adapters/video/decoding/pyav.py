@@ -37,6 +37,7 @@ class _Packet(NamedTuple):
     pts: int
     dts: int
     key: bool
+    discard: bool
 
 
 class _Times(NamedTuple):
@@ -77,7 +78,7 @@ class PyAVReader(VideoReader):
         try:
             self._open()
             self._times = self._from_packets() or self._from_frames()
-            first = next(self._frames(), None)
+            first = self._first_frame()
         except (av.FFmpegError, OSError, ValueError) as error:
             self.close()
             raise VideoError(f"{name}: cannot be read as a video: {_reason(error)}") from error
@@ -96,7 +97,6 @@ class PyAVReader(VideoReader):
             self._times = self._times._replace(frames=self._times.frames[start:])
         rate = self._stream.average_rate or self._stream.guessed_rate
         self.fps = float(rate) if rate else math.nan
-        self._rewind()
 
     def __len__(self) -> int:
         return len(self._times.frames)
@@ -135,12 +135,12 @@ class PyAVReader(VideoReader):
         for packet in self._container.demux(self._stream):
             if packet.pts is None:
                 known = known and not packet.size  # the last one is empty
-            elif not packet.is_discard:
+            else:
                 dts = packet.pts if packet.dts is None else packet.dts
-                packets.append(_Packet(packet.pts, dts, packet.is_keyframe))
+                packets.append(_Packet(packet.pts, dts, packet.is_keyframe, packet.is_discard))
         if self._container.format.name == "avi":  # which states when frames are decoded, not when they are shown
             known = known and all(packet.key for packet in packets)
-        frames = sorted(packet.pts for packet in packets)
+        frames = sorted(packet.pts for packet in packets if not packet.discard)
         if not known or not frames or len(set(frames)) < len(frames):
             self._rewind()
             return None
@@ -150,7 +150,6 @@ class PyAVReader(VideoReader):
         for packet in packets:
             if packet.key and (not keys or packet.pts > keys[-1][0]):
                 keys.append((packet.pts, packet.dts))
-        self._rewind()
         return _Times(frames, keys, known=True)
 
     def _from_frames(self) -> _Times:
@@ -160,9 +159,19 @@ class PyAVReader(VideoReader):
             times.append(frame.pts)
             if frame.key_frame and frame.pts is not None:
                 keys.append((frame.pts, frame.pts if frame.dts is None else frame.dts))
-        self._rewind()
         known = None not in times and all(before < after for before, after in zip(times, times[1:], strict=False))
         return _Times(times if known else list(range(len(times))), keys if known else [], known)
+
+    def _first_frame(self) -> Any:
+        """Return the first frame that can be decoded, or None."""
+        if self._times.keys:
+            pts, dts = self._times.keys[0]
+            self._container.seek(dts, stream=self._stream, backward=True, any_frame=False)
+            first = next(self._frames(), None)
+            if first is not None and first.pts is not None and first.pts <= max(pts, self._times.frames[0]):
+                return first
+        self._rewind()
+        return next(self._frames(), None)
 
     def _rewind(self) -> None:
         """Return to the start of the file."""
