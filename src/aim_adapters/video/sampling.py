@@ -1,7 +1,7 @@
 """Which frames of a video make a clip: pure functions on integers.
 
-Two rules, each with a form for training, which draws from a generator, and one for testing, which does not (Section 4 of
-the paper, and the configs of its reference).
+Two rules, each with a form for training, which draws from a generator, and one for testing, which does not, as the
+configs of the paper's reference have them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from aim_adapters.errors import ConfigError
 def uniform_indices(total: int, frames: int, *, clips: int = 1, generator: torch.Generator | None = None) -> Tensor:
     """Choose one frame from each of ``frames`` equal segments of a video ("uniform" or segment-based sampling).
 
-    In training each clip takes a random frame of each segment. In testing it takes the middle ones; of several clips the
-    c-th takes those in the middle of the c-th part of each segment, so that clips differ wherever segments are long
+    In training each clip takes a random frame of each segment. In testing it takes the middle ones; of several clips
+    the c-th takes those in the middle of the c-th part of each segment, so that clips differ wherever segments are long
     enough. A video with fewer frames than a clip has some of them twice.
 
     Args:
@@ -49,10 +49,10 @@ def dense_indices(
 ) -> Tensor:
     """Choose frames at a fixed distance from one another ("dense" sampling).
 
-    A clip spans ``(frames - 1) * stride + 1`` frames. In training each clip starts at random; in testing the clips start
-    in the middle of equal parts of all possible starts, so one clip is the middle of the video. Where a video is too
-    short for clips that differ, the distance is reduced until there are, down to 1. A video with fewer frames than a
-    clip is sampled by `uniform_indices`.
+    A clip spans ``(frames - 1) * stride + 1`` frames. In training each clip starts at random; in testing the clips
+    start in the middle of equal parts of all possible starts, so one clip is the middle of the video. Where a video is
+    too short for clips that differ, the distance is reduced until there are, down to 1. A video with fewer frames than
+    a clip is sampled by `uniform_indices`.
 
     Args:
         total: Frames of the video.

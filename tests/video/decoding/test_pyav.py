@@ -174,7 +174,7 @@ def test_memory_and_files_do_not_grow(tmp_path: Path) -> None:
     if not Path("/proc/self/statm").exists():
         pytest.skip("needs /proc")
     path, sizes = write(tmp_path / "a.mp4", count=6), []
-    for turn in range(3):
+    for _turn in range(3):
         for _ in range(150):
             with open_video(path, backend="pyav") as video:
                 video.get_frames([5], short_side=24)

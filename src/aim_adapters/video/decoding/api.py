@@ -85,9 +85,8 @@ def _content(source: Any) -> tuple[str, Path | bytes | IO[bytes]]:
     if callable(getattr(source, "read", None)) and callable(getattr(source, "seek", None)):
         name = getattr(source, "name", None)
         return (name if isinstance(name, str) else f"<{type(source).__name__}>"), source
-    raise TypeError(
-        f"source must be a path, bytes, a file object open for reading bytes or a folder of pictures, got {shown(source)}"
-    )
+    expected = "a path, bytes, a file object open for reading bytes or a folder of pictures"
+    raise TypeError(f"source must be {expected}, got {shown(source)}")
 
 
 def _head(name: str, content: Path | bytes | IO[bytes]) -> bytes:

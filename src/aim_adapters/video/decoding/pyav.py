@@ -1,14 +1,15 @@
 """Videos decoded by PyAV, whose wheels carry FFmpeg.
 
-A frame is known by the time at which it is shown. The times are read from the packets, without decoding; to reach a frame
-the file is entered at the last key frame before it. Where packets do not tell which frames come out, as a packet may hold
-none or has no time, the video is decoded once to see.
+A frame is known by the time at which it is shown. The times are read from the packets, without decoding; to reach a
+frame the file is entered at the last key frame before it. Where packets do not tell which frames come out, as a packet
+may hold none or has no time, the video is decoded once to see.
 """
 
 from __future__ import annotations
 
 import bisect
 import io
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -75,6 +76,7 @@ class PyAVReader(VideoReader):
         self._av, self.name, self._threads = av, name, threads
         self._source: Any = io.BytesIO(content) if isinstance(content, bytes) else content
         self._container: Any = None
+        self._running: Iterator[Any] | None = None
         try:
             self._open()
             self._times = self._from_packets() or self._from_frames()
@@ -103,7 +105,8 @@ class PyAVReader(VideoReader):
 
     def close(self) -> None:
         """Close the file; one that the caller opened stays open."""
-        container, self._container, self._running = self._container, None, None
+        container, self._container = self._container, None
+        self._running = None
         if container is not None:
             container.close()
 
@@ -126,7 +129,7 @@ class PyAVReader(VideoReader):
             raise VideoError(f"{self.name}: its video is in a codec that this FFmpeg does not have")
         self.codec = context.name
         context.thread_count, context.thread_type = self._threads, "AUTO" if self._threads != 1 else "NONE"
-        self._running: Iterator[Any] | None = None
+        self._running = None
         self._at = -1  # index of the last frame that came out
 
     def _from_packets(self) -> _Times | None:
@@ -159,7 +162,7 @@ class PyAVReader(VideoReader):
             times.append(frame.pts)
             if frame.key_frame and frame.pts is not None:
                 keys.append((frame.pts, frame.pts if frame.dts is None else frame.dts))
-        known = None not in times and all(before < after for before, after in zip(times, times[1:], strict=False))
+        known = None not in times and all(before < after for before, after in itertools.pairwise(times))
         return _Times(times if known else list(range(len(times))), keys if known else [], known)
 
     def _first_frame(self) -> Any:

@@ -40,12 +40,11 @@ class TorchcodecReader(VideoReader):
         self._decoder: Any = None
         self._size: tuple[int, int] | None = None
         try:
-            self._open(None)
-            metadata = self._decoder.metadata
-            self._count = len(self._decoder)
-            self.codec = str(metadata.codec)
-            self.fps = float(metadata.average_fps or math.nan)
-            first = self._decoder[0] if self._count else None
+            decoder = self._open(None)
+            self._count = len(decoder)
+            self.codec = str(decoder.metadata.codec)
+            self.fps = float(decoder.metadata.average_fps or math.nan)
+            first = decoder[0] if self._count else None
         except (IndexError, OSError, RuntimeError, ValueError) as error:
             raise VideoError(f"{name}: cannot be read as a video: {error!s:.300}") from error
         if first is None:
@@ -59,7 +58,7 @@ class TorchcodecReader(VideoReader):
         """Let the file go."""
         self._decoder = self._content = None  # type: ignore[assignment]
 
-    def _open(self, size: tuple[int, int] | None) -> None:
+    def _open(self, size: tuple[int, int] | None) -> Any:
         source: Any = self._content
         if isinstance(source, Path):
             source = str(source)
@@ -71,15 +70,15 @@ class TorchcodecReader(VideoReader):
 
             options["transforms"] = [Resize(size)]
         self._decoder, self._size = self._make(source, **options), size
+        return self._decoder
 
     def _read(self, indices: Sequence[int], size: tuple[int, int]) -> Sequence[Tensor]:
         if self._content is None:
             raise VideoError(f"{self.name}: is closed")
         wanted = None if size == self.frame_size else size
         try:
-            if wanted != self._size:
-                self._open(wanted)
-            frames: Tensor = self._decoder.get_frames_at(list(indices)).data  # [T, H, W, 3]
+            decoder = self._decoder if wanted == self._size else self._open(wanted)
+            frames: Tensor = decoder.get_frames_at(list(indices)).data  # [T, H, W, 3]
         except (IndexError, OSError, RuntimeError, ValueError) as error:
             raise VideoError(f"{self.name}: cannot be decoded: {error!s:.300}") from error
         return list(torch.unbind(frames))
