@@ -8,19 +8,36 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aim_adapters.errors import VideoError as VideoError
-    from aim_adapters.video.decoding import VideoReader as VideoReader
-    from aim_adapters.video.decoding import open_video as open_video
+    from aim_adapters.video.clips import ClipReader as ClipReader
+    from aim_adapters.video.datasets import ClipBatch as ClipBatch
+    from aim_adapters.video.datasets import ClipSampler as ClipSampler
+    from aim_adapters.video.datasets import SkippedVideo as SkippedVideo
+    from aim_adapters.video.datasets import TrackedClips as TrackedClips
+    from aim_adapters.video.datasets import VideoDataset as VideoDataset
+    from aim_adapters.video.datasets import VideoFolder as VideoFolder
+    from aim_adapters.video.datasets import VideoList as VideoList
+    from aim_adapters.video.datasets import VideoSample as VideoSample
+    from aim_adapters.video.datasets import clip_seed as clip_seed
+    from aim_adapters.video.datasets import collate_clips as collate_clips
+    from aim_adapters.video.datasets import mirrored_classes as mirrored_classes
+    from aim_adapters.video.datasets import require_same_labels as require_same_labels
     from aim_adapters.video.features import extract_features as extract_features
-    from aim_adapters.video.sampling import dense_indices as dense_indices
-    from aim_adapters.video.sampling import uniform_indices as uniform_indices
 
 _MODULES = {
-    "VideoError": "aim_adapters.errors",
-    "VideoReader": "aim_adapters.video.decoding",
-    "dense_indices": "aim_adapters.video.sampling",
-    "extract_features": "aim_adapters.video.features",
-    "open_video": "aim_adapters.video.decoding",
-    "uniform_indices": "aim_adapters.video.sampling",
+    "ClipBatch": "datasets",
+    "ClipReader": "clips",
+    "ClipSampler": "datasets",
+    "SkippedVideo": "datasets",
+    "TrackedClips": "datasets",
+    "VideoDataset": "datasets",
+    "VideoFolder": "datasets",
+    "VideoList": "datasets",
+    "VideoSample": "datasets",
+    "clip_seed": "datasets",
+    "collate_clips": "datasets",
+    "extract_features": "features",
+    "mirrored_classes": "datasets",
+    "require_same_labels": "datasets",
 }
 
 __all__ = sorted(_MODULES)
