@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from aim_adapters.errors import VideoError as VideoError
     from aim_adapters.video.clips import ClipReader as ClipReader
+    from aim_adapters.video.datasets import AnnotatedVideos as AnnotatedVideos
     from aim_adapters.video.datasets import ClipBatch as ClipBatch
     from aim_adapters.video.datasets import ClipSampler as ClipSampler
+    from aim_adapters.video.datasets import Diving48List as Diving48List
+    from aim_adapters.video.datasets import HMDB51List as HMDB51List
+    from aim_adapters.video.datasets import KineticsList as KineticsList
     from aim_adapters.video.datasets import SkippedVideo as SkippedVideo
+    from aim_adapters.video.datasets import SomethingSomethingList as SomethingSomethingList
     from aim_adapters.video.datasets import TrackedClips as TrackedClips
+    from aim_adapters.video.datasets import UCF101List as UCF101List
     from aim_adapters.video.datasets import VideoDataset as VideoDataset
     from aim_adapters.video.datasets import VideoFolder as VideoFolder
     from aim_adapters.video.datasets import VideoList as VideoList
@@ -24,11 +30,17 @@ if TYPE_CHECKING:
     from aim_adapters.video.features import extract_features as extract_features
 
 _MODULES = {
+    "AnnotatedVideos": "datasets",
     "ClipBatch": "datasets",
     "ClipReader": "clips",
     "ClipSampler": "datasets",
+    "Diving48List": "datasets",
+    "HMDB51List": "datasets",
+    "KineticsList": "datasets",
     "SkippedVideo": "datasets",
+    "SomethingSomethingList": "datasets",
     "TrackedClips": "datasets",
+    "UCF101List": "datasets",
     "VideoDataset": "datasets",
     "VideoFolder": "datasets",
     "VideoList": "datasets",

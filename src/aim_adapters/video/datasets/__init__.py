@@ -1,22 +1,36 @@
 """Collections of videos with their classes: folders, lists, published annotations, shards."""
 
+from aim_adapters.video.datasets.annotated import AnnotatedVideos
 from aim_adapters.video.datasets.csv_list import VideoList
 from aim_adapters.video.datasets.dataset import LoadedClip, VideoDataset
 from aim_adapters.video.datasets.files import VIDEO_EXTENSIONS
 from aim_adapters.video.datasets.folder import VideoFolder
 from aim_adapters.video.datasets.labels import mirrored_classes, require_same_labels
 from aim_adapters.video.datasets.loading import ClipBatch, TrackedClips, collate_clips
+from aim_adapters.video.datasets.published import (
+    Diving48List,
+    HMDB51List,
+    KineticsList,
+    SomethingSomethingList,
+    UCF101List,
+)
 from aim_adapters.video.datasets.sampler import ClipSampler, clip_seed
 from aim_adapters.video.datasets.samples import Samples, SkippedVideo, VideoSample
 
 __all__ = [
     "VIDEO_EXTENSIONS",
+    "AnnotatedVideos",
     "ClipBatch",
     "ClipSampler",
+    "Diving48List",
+    "HMDB51List",
+    "KineticsList",
     "LoadedClip",
     "Samples",
     "SkippedVideo",
+    "SomethingSomethingList",
     "TrackedClips",
+    "UCF101List",
     "VideoDataset",
     "VideoFolder",
     "VideoList",

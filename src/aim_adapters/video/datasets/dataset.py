@@ -38,7 +38,7 @@ class Listing:
         labels: Name or index of its class.
         skipped: What was left out.
         where: Returns where an entry stands, for messages.
-        exists: Whether the videos are known to exist.
+        gone: Positions of videos that do not exist; None: not known.
     """
 
     what: str
@@ -47,7 +47,7 @@ class Listing:
     labels: list[str | int]
     skipped: list[SkippedVideo] = field(default_factory=list)
     where: Callable[[int], str] | None = None
-    exists: bool = False
+    gone: set[int] | None = None
 
     def place(self, position: int) -> str:
         """Return where an entry stands."""
@@ -59,7 +59,7 @@ class Listing:
         Raises:
             ConfigError: There is none.
         """
-        gone = set() if self.exists else missing(self.root, self.names)
+        gone = missing(self.root, self.names) if self.gone is None else self.gone
         if not self.names or len(gone) == len(self.names):
             none = (
                 f"none of its {len(gone)} videos exists below {self.root!r}, such as {self.names[0]!r}" if gone else ""

@@ -127,7 +127,7 @@ def _listing(root: Path, found: dict[str, FolderContent], *, nested: bool, allow
     """Return the videos of all classes."""
     if not nested:
         _require_flat(root, found)
-    listing = Listing(f"VideoFolder({str(root)!r})", str(root), [], [], exists=True)
+    listing = Listing(f"VideoFolder({str(root)!r})", str(root), [], [], gone=set())
     for name, content in found.items():
         videos = content.videos + content.nested
         if name and not videos and not allow_empty:

@@ -1,0 +1,29 @@
+"""Names of classes: which are mirrored."""
+
+from __future__ import annotations
+
+import pytest
+
+from aim_adapters.errors import ConfigError
+from aim_adapters.video import mirrored_classes
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Pushing something from left to right", "Pushing something from right to left"),
+        ("swipe_left", "swipe_right"),
+        ("Swiping Left", "swiping right"),
+        ("leftward pan", "rightward pan"),
+        ("Turning Hand Clockwise", "Turning Hand Counterclockwise"),
+        ("spin anti-clockwise", "spin clockwise"),
+    ],
+)
+def test_directions_are_found_by_name(one: str, other: str) -> None:
+    assert mirrored_classes(["sit", one, "upright", other]) == {1: 3, 3: 1}
+
+
+def test_only_classes_that_are_there() -> None:
+    assert mirrored_classes(["turn left", "standing upright", "bright", "leftover"]) == {}
+    with pytest.raises(ConfigError, match="labels"):
+        mirrored_classes("left")
