@@ -15,18 +15,24 @@ if TYPE_CHECKING:
     from aim_adapters.video.datasets import Diving48List as Diving48List
     from aim_adapters.video.datasets import HMDB51List as HMDB51List
     from aim_adapters.video.datasets import KineticsList as KineticsList
+    from aim_adapters.video.datasets import LitDataVideos as LitDataVideos
+    from aim_adapters.video.datasets import LoadedClip as LoadedClip
     from aim_adapters.video.datasets import SkippedVideo as SkippedVideo
     from aim_adapters.video.datasets import SomethingSomethingList as SomethingSomethingList
     from aim_adapters.video.datasets import TrackedClips as TrackedClips
+    from aim_adapters.video.datasets import TrackedStream as TrackedStream
     from aim_adapters.video.datasets import UCF101List as UCF101List
     from aim_adapters.video.datasets import VideoDataset as VideoDataset
     from aim_adapters.video.datasets import VideoFolder as VideoFolder
     from aim_adapters.video.datasets import VideoList as VideoList
     from aim_adapters.video.datasets import VideoSample as VideoSample
+    from aim_adapters.video.datasets import VideoShards as VideoShards
+    from aim_adapters.video.datasets import VideoStream as VideoStream
     from aim_adapters.video.datasets import clip_seed as clip_seed
     from aim_adapters.video.datasets import collate_clips as collate_clips
     from aim_adapters.video.datasets import mirrored_classes as mirrored_classes
     from aim_adapters.video.datasets import require_same_labels as require_same_labels
+    from aim_adapters.video.datasets import write_shards as write_shards
     from aim_adapters.video.features import extract_features as extract_features
 
 _MODULES = {
@@ -37,19 +43,25 @@ _MODULES = {
     "Diving48List": "datasets",
     "HMDB51List": "datasets",
     "KineticsList": "datasets",
+    "LitDataVideos": "datasets",
+    "LoadedClip": "datasets",
     "SkippedVideo": "datasets",
     "SomethingSomethingList": "datasets",
     "TrackedClips": "datasets",
+    "TrackedStream": "datasets",
     "UCF101List": "datasets",
     "VideoDataset": "datasets",
     "VideoFolder": "datasets",
     "VideoList": "datasets",
     "VideoSample": "datasets",
+    "VideoShards": "datasets",
+    "VideoStream": "datasets",
     "clip_seed": "datasets",
     "collate_clips": "datasets",
     "extract_features": "features",
     "mirrored_classes": "datasets",
     "require_same_labels": "datasets",
+    "write_shards": "datasets",
 }
 
 __all__ = sorted(_MODULES)

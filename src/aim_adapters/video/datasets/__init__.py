@@ -16,6 +16,8 @@ from aim_adapters.video.datasets.published import (
 )
 from aim_adapters.video.datasets.sampler import ClipSampler, clip_seed
 from aim_adapters.video.datasets.samples import Samples, SkippedVideo, VideoSample
+from aim_adapters.video.datasets.shards import VideoShards, write_shards
+from aim_adapters.video.datasets.streams import LitDataVideos, TrackedStream, VideoStream
 
 __all__ = [
     "VIDEO_EXTENSIONS",
@@ -25,18 +27,23 @@ __all__ = [
     "Diving48List",
     "HMDB51List",
     "KineticsList",
+    "LitDataVideos",
     "LoadedClip",
     "Samples",
     "SkippedVideo",
     "SomethingSomethingList",
     "TrackedClips",
+    "TrackedStream",
     "UCF101List",
     "VideoDataset",
     "VideoFolder",
     "VideoList",
     "VideoSample",
+    "VideoShards",
+    "VideoStream",
     "clip_seed",
     "collate_clips",
     "mirrored_classes",
     "require_same_labels",
+    "write_shards",
 ]

@@ -14,17 +14,16 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from aim_adapters.arguments import require_number, shown
+from aim_adapters.arguments import shown
 from aim_adapters.errors import ConfigError, VideoError, warn
 from aim_adapters.video.clips import ClipReader
 from aim_adapters.video.datasets.files import missing
 from aim_adapters.video.datasets.labels import class_indices
 from aim_adapters.video.datasets.samples import Samples, SkippedVideo
+from aim_adapters.video.datasets.skipping import NotesSkipped
 
 # Broken videos in a row after which training does not look for a stand-in any further.
 _MOST_IN_A_ROW = 100
-# Broken videos that are warned about one by one.
-_MOST_WARNINGS = 10
 
 
 @dataclass
@@ -99,7 +98,7 @@ class LoadedClip:
     skipped: tuple[SkippedVideo, ...]
 
 
-class VideoDataset(Dataset[tuple[Tensor, int]]):
+class VideoDataset(NotesSkipped, Dataset[tuple[Tensor, int]]):
     """Videos with their classes. An item is ``(clip, label)``.
 
     A key is an index, or a pair ``(index, seed)``: with the same seed, clip and augmentation are the same to the bit in
@@ -124,7 +123,6 @@ class VideoDataset(Dataset[tuple[Tensor, int]]):
 
     samples: Samples
     labels: tuple[str, ...]
-    skipped: list[SkippedVideo]
     reader: ClipReader
 
     def __init__(
@@ -148,11 +146,7 @@ class VideoDataset(Dataset[tuple[Tensor, int]]):
         listing.labels = list(indices)
         listing = listing.without_missing()
         self.samples = Samples(listing.root, listing.names, map(int, listing.labels))
-        self.skipped = listing.skipped
-        self._known = {record.name for record in self.skipped}
-        self._found = len(self.skipped)
-        self._count = len(self.samples) + sum(record.counts for record in self.skipped)
-        self._what = listing.what
+        self._start_list(listing.what, listing.skipped, len(self.samples))
 
     @property
     def num_frames(self) -> int:
@@ -217,36 +211,6 @@ class VideoDataset(Dataset[tuple[Tensor, int]]):
         other = copy.copy(self)
         other.reader = reader
         return other
-
-    def note_skipped(self, records: Iterable[SkippedVideo], *, max_skipped: float | None = None) -> None:
-        """List videos that could not be read, also those that worker processes have met, and warn about each once.
-
-        Args:
-            records: The videos.
-            max_skipped: Share of all videos that may be missing or broken; None: all.
-
-        Raises:
-            ConfigError: ``max_skipped`` is no number >= 0.
-            VideoError: More are.
-        """
-        for record in records:
-            if record.name not in self._known:
-                self._known.add(record.name)
-                self.skipped.append(record)
-                met = len(self.skipped) - self._found
-                if met <= _MOST_WARNINGS:
-                    others = "; of others there is no warning, .skipped lists them" if met == _MOST_WARNINGS else ""
-                    warn(f"{record.name}: {record.reason}; it is left out{others}")
-        if max_skipped is None:
-            return
-        counted = [record for record in self.skipped if record.counts]
-        if len(counted) > require_number("max_skipped", max_skipped, low=0.0) * self._count:
-            some = "; ".join(f"{record.name}: {record.reason}" for record in counted[:5])
-            raise VideoError(
-                f"{self._what}: {len(counted)} of {self._count} videos are missing or cannot be read, more than "
-                f"max_skipped={max_skipped} allows: {some}{'; …' * (len(counted) > 5)}. `aim-adapters check` finds "
-                "all of them; repair or remove them, or raise max_skipped"
-            )
 
 
 def _listed(videos: Any, root: str) -> Listing:

@@ -13,13 +13,13 @@ from aim_adapters.arguments import require_flags, require_integer
 _MOST = 2**63 - 1
 
 
-def clip_seed(seed: int, epoch: int, index: int) -> int:
+def clip_seed(seed: int, epoch: int, index: int | str) -> int:
     """Return the seed of one clip: it depends on nothing else, such as on worker or rank.
 
     Args:
         seed: Seed of the run.
         epoch: Epoch.
-        index: Index of the video.
+        index: Index of the video, or its name.
     """
     digest = hashlib.blake2b(f"{seed}/{epoch}/{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1  # what a torch.Generator takes
