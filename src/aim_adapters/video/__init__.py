@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aim_adapters.errors import VideoError as VideoError
+    from aim_adapters.video.checking import CheckReport as CheckReport
+    from aim_adapters.video.checking import VideoCheck as VideoCheck
+    from aim_adapters.video.checking import check_videos as check_videos
     from aim_adapters.video.clips import ClipReader as ClipReader
     from aim_adapters.video.datasets import AnnotatedVideos as AnnotatedVideos
     from aim_adapters.video.datasets import ClipBatch as ClipBatch
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "AnnotatedVideos": "datasets",
+    "CheckReport": "checking",
     "ClipBatch": "datasets",
     "ClipReader": "clips",
     "ClipSampler": "datasets",
@@ -50,12 +54,14 @@ _MODULES = {
     "TrackedClips": "datasets",
     "TrackedStream": "datasets",
     "UCF101List": "datasets",
+    "VideoCheck": "checking",
     "VideoDataset": "datasets",
     "VideoFolder": "datasets",
     "VideoList": "datasets",
     "VideoSample": "datasets",
     "VideoShards": "datasets",
     "VideoStream": "datasets",
+    "check_videos": "checking",
     "clip_seed": "datasets",
     "collate_clips": "datasets",
     "extract_features": "features",

@@ -148,11 +148,14 @@ def _rows(path: Path, delimiter: str | None) -> list[Row]:
         raise ConfigError(f"{str(path)!r} is empty; expected a path and a label in each line")
     problems = []
     for name in _DELIMITERS if delimiter is None else [delimiter]:
-        rows = [(number, _fields(line, _DELIMITERS[name])) for number, line in lines]
-        few = next((number for number, fields in rows if len(fields) < 2), None)
-        if few is None:
+        rows = []
+        for number, line in lines:
+            if len(fields := _fields(line, _DELIMITERS[name])) < 2:
+                problems.append(f"{name} is not in line {number}")
+                break
+            rows.append((number, fields))
+        else:
             return rows
-        problems.append(f"{name} is not in line {few}")
     raise ConfigError(
         f"{str(path)!r}: expected a path and a label in each line, separated by tab, comma, semicolon or space; "
         + "; ".join(problems)
