@@ -6,8 +6,9 @@ Each name is imported when it is first used, and optional packages where they ar
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from aim_adapters.errors import VideoError as VideoError
+
 if TYPE_CHECKING:
-    from aim_adapters.errors import VideoError as VideoError
     from aim_adapters.video.checking import CheckReport as CheckReport
     from aim_adapters.video.checking import VideoCheck as VideoCheck
     from aim_adapters.video.checking import check_videos as check_videos
@@ -36,7 +37,11 @@ if TYPE_CHECKING:
     from aim_adapters.video.datasets import mirrored_classes as mirrored_classes
     from aim_adapters.video.datasets import require_same_labels as require_same_labels
     from aim_adapters.video.datasets import write_shards as write_shards
+    from aim_adapters.video.decoding import VideoReader as VideoReader
+    from aim_adapters.video.decoding import open_video as open_video
     from aim_adapters.video.features import extract_features as extract_features
+    from aim_adapters.video.sampling import dense_indices as dense_indices
+    from aim_adapters.video.sampling import uniform_indices as uniform_indices
 
 _MODULES = {
     "AnnotatedVideos": "datasets",
@@ -58,25 +63,29 @@ _MODULES = {
     "VideoDataset": "datasets",
     "VideoFolder": "datasets",
     "VideoList": "datasets",
+    "VideoReader": "decoding",
     "VideoSample": "datasets",
     "VideoShards": "datasets",
     "VideoStream": "datasets",
     "check_videos": "checking",
     "clip_seed": "datasets",
     "collate_clips": "datasets",
+    "dense_indices": "sampling",
     "extract_features": "features",
     "mirrored_classes": "datasets",
+    "open_video": "decoding",
     "require_same_labels": "datasets",
+    "uniform_indices": "sampling",
     "write_shards": "datasets",
 }
 
-__all__ = sorted(_MODULES)
+__all__ = ["VideoError", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_MODULES[name]), name)
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 
