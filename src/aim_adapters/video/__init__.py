@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aim_adapters.errors import VideoError as VideoError
 
 if TYPE_CHECKING:
+    from aim_adapters.recipes import Augmentation as Augmentation
     from aim_adapters.video.checking import CheckReport as CheckReport
     from aim_adapters.video.checking import VideoCheck as VideoCheck
     from aim_adapters.video.checking import check_videos as check_videos
@@ -40,20 +41,28 @@ if TYPE_CHECKING:
     from aim_adapters.video.decoding import VideoReader as VideoReader
     from aim_adapters.video.decoding import open_video as open_video
     from aim_adapters.video.features import extract_features as extract_features
+    from aim_adapters.video.mixing import cutmix as cutmix
+    from aim_adapters.video.mixing import mixup as mixup
+    from aim_adapters.video.normalization import Normalize as Normalize
     from aim_adapters.video.sampling import dense_indices as dense_indices
     from aim_adapters.video.sampling import uniform_indices as uniform_indices
+    from aim_adapters.video.transforms import ClipTransform as ClipTransform
+    from aim_adapters.video.transforms import transform_for as transform_for
 
 _MODULES = {
     "AnnotatedVideos": "datasets",
+    "Augmentation": "transforms",
     "CheckReport": "checking",
     "ClipBatch": "datasets",
     "ClipReader": "clips",
     "ClipSampler": "datasets",
+    "ClipTransform": "transforms",
     "Diving48List": "datasets",
     "HMDB51List": "datasets",
     "KineticsList": "datasets",
     "LitDataVideos": "datasets",
     "LoadedClip": "datasets",
+    "Normalize": "normalization",
     "SkippedVideo": "datasets",
     "SomethingSomethingList": "datasets",
     "TrackedClips": "datasets",
@@ -70,11 +79,14 @@ _MODULES = {
     "check_videos": "checking",
     "clip_seed": "datasets",
     "collate_clips": "datasets",
+    "cutmix": "mixing",
     "dense_indices": "sampling",
     "extract_features": "features",
     "mirrored_classes": "datasets",
+    "mixup": "mixing",
     "open_video": "decoding",
     "require_same_labels": "datasets",
+    "transform_for": "transforms",
     "uniform_indices": "sampling",
     "write_shards": "datasets",
 }

@@ -1,0 +1,5 @@
+"""The settings of published trainings, as data."""
+
+from aim_adapters.recipes.augmentation import Augmentation
+
+__all__ = ["Augmentation"]
