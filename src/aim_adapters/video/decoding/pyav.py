@@ -267,6 +267,8 @@ class _Turn(NamedTuple):
 
 def _turn(frame: Any) -> _Turn:
     """Read the display matrix of a frame: x' = a x + c y, y' = b x + d y, with y downwards."""
+    if not frame.rotation:  # PyAV loses memory with each look at side data
+        return _Turn()
     data = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
     if data is None:
         return _Turn()

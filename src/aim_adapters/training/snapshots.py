@@ -1,0 +1,262 @@
+"""The checkpoints of a run: what trains, and all that is needed to go on as if nothing had happened.
+
+A checkpoint is a folder ``step-N``. It is written beside its place and renamed when all of it is on disk, so a folder of
+this name is whole. Tensors are safetensors, all else is JSON. Random numbers are no part of it: they are drawn anew for
+each step from the seed of the run, so where a run stands is its number of steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from aim_adapters.checkpoint import load_adapters, save_adapters
+from aim_adapters.core import is_wrapped
+from aim_adapters.errors import CheckpointError
+
+FORMAT = 1
+_STATE, _OPTIMIZER, _AVERAGE, _WEIGHTS = "state.json", "optimizer.safetensors", "average.safetensors", "trained.safetensors"
+_NAME = re.compile(r"step-(\d+)")
+
+
+class Standing(NamedTuple):
+    """Where a run stands.
+
+    Attributes:
+        step: Steps that were taken.
+        settings: Settings of the run, as JSON holds them.
+        history: What was measured: a record for each step and for each evaluation.
+        best: Best accuracy so far, or None.
+        scale: State of the gradient scaler, or empty.
+    """
+
+    step: int
+    settings: dict[str, Any]
+    history: list[dict[str, Any]]
+    best: float | None
+    scale: dict[str, Any]
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return what trains, by name.
+
+    Args:
+        model: A model, before it is distributed.
+    """
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors whole and on the CPU; of sharded ones every process has to ask.
+
+    Args:
+        tensors: Tensors by name.
+    """
+    whole = {}
+    for name, tensor in tensors.items():
+        full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        whole[name] = full.detach().cpu().contiguous().clone()
+    return whole
+
+
+def write_snapshot(
+    folder: Path,
+    model: nn.Module,
+    *,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    average: Mapping[str, Tensor] | None,
+    standing: Standing,
+    first: bool,
+    sharded: bool,
+    keep: int,
+) -> None:
+    """Write a checkpoint; of a sharded model every process has to call.
+
+    Args:
+        folder: Folder of the run's checkpoints.
+        model: The model.
+        parameters: What trains, by name.
+        optimizer: The optimizer.
+        average: Averaged weights by name, or None.
+        standing: Where the run stands.
+        first: Whether this is the process that writes.
+        sharded: Whether weights are sharded.
+        keep: How many checkpoints stay.
+    """
+    if not first and not sharded:
+        return
+    place, part = folder / f"step-{standing.step:07d}", folder / f".part-{standing.step}"
+    states = gathered(_flat(optimizer, parameters))
+    averages = None if average is None else gathered(average)
+    if first:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    if is_wrapped(model):
+        save_adapters(model, part)
+    elif first:
+        save_file(gathered(parameters), part / _WEIGHTS)
+    if not first:
+        return
+    save_file(states, part / _OPTIMIZER)
+    if averages is not None:
+        save_file(averages, part / _AVERAGE)
+    (part / _STATE).write_text(json.dumps({"format": FORMAT, **standing._asdict()}), encoding="utf-8")
+    for file in part.iterdir():
+        _sync(file)
+    shutil.rmtree(place, ignore_errors=True)
+    part.rename(place)
+    _sync(folder)
+    for _, old in sorted(_found(folder))[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def latest_snapshot(folder: Path) -> Path | None:
+    """Return the last checkpoint of a run, or None.
+
+    Args:
+        folder: Folder of the run's checkpoints.
+    """
+    return max(_found(folder), default=(0, None))[1]
+
+
+def read_standing(snapshot: Path) -> Standing:
+    """Return where a checkpoint stands.
+
+    Args:
+        snapshot: Folder of the checkpoint.
+
+    Raises:
+        CheckpointError: It is none, or of a later version.
+    """
+    try:
+        state = json.loads((snapshot / _STATE).read_text(encoding="utf-8"))
+        if state.pop("format") != FORMAT:
+            raise CheckpointError(f"{snapshot} was written by a later version; update aim-adapters")
+        return Standing(**state)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{snapshot} is no checkpoint of a run (a folder step-N that fit wrote): {error!s:.300}"
+        ) from error
+
+
+def read_weights(snapshot: Path, model: nn.Module) -> None:
+    """Read what trains from a checkpoint into a model that is not distributed yet.
+
+    Args:
+        snapshot: Folder of the checkpoint.
+        model: The model, wrapped as it was.
+
+    Raises:
+        CheckpointError: The checkpoint does not fit.
+    """
+    if is_wrapped(model):
+        load_adapters(model, snapshot)
+    else:
+        copy_into(trained_parameters(model), _read(snapshot / _WEIGHTS))
+
+
+def read_average(snapshot: Path) -> dict[str, Tensor]:
+    """Return the averaged weights of a checkpoint.
+
+    Args:
+        snapshot: Folder of the checkpoint.
+
+    Raises:
+        CheckpointError: There are none.
+    """
+    return _read(snapshot / _AVERAGE)
+
+
+def read_optimizer(
+    snapshot: Path, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> None:
+    """Read the state of an optimizer.
+
+    Args:
+        snapshot: Folder of the checkpoint.
+        optimizer: The optimizer.
+        parameters: What trains, by name.
+
+    Raises:
+        CheckpointError: The checkpoint does not fit.
+    """
+    saved = _read(snapshot / _OPTIMIZER)
+    if {key.rsplit("/", 1)[0] for key in saved} - {*parameters}:
+        raise CheckpointError(f"{snapshot} holds the state of an optimizer for other parameters")
+    for key, value in saved.items():
+        name, field = key.rsplit("/", 1)
+        parameter = parameters[name]
+        if field != "step":
+            value = _alike(value, parameter)
+        elif any(group.get("fused") for group in optimizer.param_groups):
+            value = value.to(parameter.device)
+        optimizer.state[parameter][field] = value
+
+
+def copy_into(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy values into tensors of the same names, sharded or not.
+
+    Args:
+        targets: Tensors by name.
+        values: Whole tensors by name.
+
+    Raises:
+        CheckpointError: Names or shapes differ.
+    """
+    if targets.keys() != values.keys() or any(targets[name].shape != values[name].shape for name in values):
+        raise CheckpointError("the checkpoint holds the weights of another model; build the model as it was built")
+    with torch.no_grad():
+        for name, value in values.items():
+            targets[name].copy_(_alike(value, targets[name]))
+
+
+def _alike(value: Tensor, tensor: Tensor) -> Tensor:
+    """Return a whole tensor, placed as another one is."""
+    if hasattr(tensor, "full_tensor"):
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(tensor, DTensor)
+        return distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
+    return value.to(tensor.device)
+
+
+def _flat(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Return the state of an optimizer as tensors by ``parameter/field``."""
+    flat = {}
+    for name, parameter in parameters.items():
+        for field, value in optimizer.state.get(parameter, {}).items():
+            flat[f"{name}/{field}"] = value if isinstance(value, Tensor) else torch.tensor(float(value))
+    return flat
+
+
+def _found(folder: Path) -> Iterable[tuple[int, Path]]:
+    if not folder.is_dir():
+        return []
+    return [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error!s:.300}") from error
+
+
+def _sync(path: Path) -> None:
+    """See to it that a file or folder is on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
