@@ -10,13 +10,14 @@ import pytest
 
 from aim_adapters.errors import ConfigError
 from aim_adapters.video import CheckReport, VideoCheck, VideoList, check_videos
-from tests.video.files import write_audio, write_video
+from tests.video.gray import write_video
+from tests.video.videos import write_audio
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("videos")
-    write_video(root / "in/good.mp4", frames=80)
+    write_video(root / "in/good.mp4", frames=80, options={"g": "100", "sc_threshold": "0"})
     write_video(root / "in/deep/large.webm", frames=2, size=(482, 482))
     (root / "out").mkdir()
     (root / "out/empty.mp4").touch()

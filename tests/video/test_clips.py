@@ -14,7 +14,8 @@ from torch import Tensor
 
 from aim_adapters.errors import ConfigError, VideoError
 from aim_adapters.video import ClipReader
-from tests.video.files import brightness, write_audio, write_video
+from tests.video.gray import brightness, write_video
+from tests.video.videos import write_audio
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,10 +13,10 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from aim_adapters.arguments import require_flags, require_integer, require_path, require_string
+from aim_adapters.arguments import require_choice, require_flags, require_integer, require_path
 from aim_adapters.errors import ConfigError, VideoError
 from aim_adapters.video.datasets import SkippedVideo, VideoDataset, content_of
-from aim_adapters.video.decoding import open_video
+from aim_adapters.video.decoding import BACKENDS, Backend, open_video
 
 # Beyond these, training waits for the decoder on most machines.
 _LARGE_SIDE = 480
@@ -109,7 +110,7 @@ def check_videos(
     *,
     full: bool = False,
     workers: int | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
     """Open every video, decode some of its frames or all, and return what was found.
@@ -126,7 +127,7 @@ def check_videos(
         ConfigError: There is no video, or another argument is invalid.
     """
     require_flags(full=full)
-    require_string("backend", backend)
+    require_choice("backend", backend, BACKENDS)
     names, skipped = _found(videos)
     most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(most, len(names) - 1) if workers is None else require_integer("workers", workers, low=0, high=1024)
@@ -176,7 +177,7 @@ class _Sources(Sequence[tuple[str, str]]):
 class _Checks(Dataset[VideoCheck]):
     """The check of each video, for worker processes."""
 
-    def __init__(self, names: Sequence[tuple[str, str]], *, full: bool, backend: str) -> None:
+    def __init__(self, names: Sequence[tuple[str, str]], *, full: bool, backend: Backend) -> None:
         self.names, self.full, self.backend = names, full, backend
 
     def __len__(self) -> int:
@@ -190,23 +191,23 @@ class _Checks(Dataset[VideoCheck]):
             return VideoCheck(name, False, str(error).removeprefix(f"{source}: "))
 
 
-def _checked(source: str, name: str, full: bool, backend: str) -> VideoCheck:
+def _checked(source: str, name: str, full: bool, backend: Backend) -> VideoCheck:
     with open_video(source, backend=backend) as video:
         frames = len(video)
         if not frames:
             raise VideoError(f"{source}: no frames")
         for indices in _chunks(frames) if full else [sorted({0, frames // 2, frames - 1})]:
             video.get_frames(indices)
-        keys = getattr(video, "key_frames", None)
+        keys, fps = video.key_frames, video.fps if math.isfinite(video.fps) and video.fps > 0 else None
         distance = None if keys is None else max(_gaps(keys, frames), default=frames)
         return VideoCheck(
             name,
             ok=True,
             frames=frames,
-            fps=video.fps,
+            fps=fps,
             size=video.frame_size,
-            codec=getattr(video, "codec", None),
-            duration=frames / video.fps if video.fps else None,
+            codec=video.codec,
+            duration=None if fps is None else frames / fps,
             key_frame_distance=distance,
             advice=tuple(_advice(video.frame_size, distance)),
         )

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aim_adapters.arguments import require_flags, require_integer, require_string, shown
+from aim_adapters.arguments import require_choice, require_flags, require_integer, shown
 from aim_adapters.errors import ConfigError, VideoError
-from aim_adapters.video.decoding import open_video
+from aim_adapters.video.decoding import BACKENDS, Backend, open_video
 from aim_adapters.video.sampling import dense_indices, uniform_indices
 
 
@@ -44,7 +44,7 @@ class ClipReader:
     clips: int = 1
     short_side: int | None = None
     transform: Callable[[Tensor], Tensor] | None = None
-    backend: str = "auto"
+    backend: Backend = "auto"
 
     def __post_init__(self) -> None:
         """Validate every setting."""
@@ -55,7 +55,7 @@ class ClipReader:
             if (value := getattr(self, name)) is not None:
                 put(self, name, require_integer(name, value, low=1))
         require_flags(train=self.train)
-        require_string("backend", self.backend)
+        require_choice("backend", self.backend, BACKENDS)
         if self.transform is not None and not callable(self.transform):
             raise ConfigError(
                 f"transform must be callable, such as transform_for(model), got {shown(self.transform)} of type "
@@ -108,15 +108,18 @@ class ClipReader:
             else:
                 indices = dense_indices(total, self.frames, self.stride, clips=self.clips, generator=generator)
             frames = video.get_frames(indices.flatten(), short_side=short_side)
-        return frames.unflatten(0, indices.shape)  # [clips, T, 3, h, w]
+        clips: Tensor = frames.unflatten(0, indices.shape)  # [clips, T, 3, h, w]
+        return clips
 
     def _transformed(self, clips: Tensor, label: int) -> tuple[Tensor, int]:
         """Return the views of clips, and their label."""
         with_label = getattr(self.transform, "with_label", None)
         views: list[Tensor] = []
+        labels = set()
         for clip in clips:
             if with_label is not None:
-                view, label = with_label(clip, label)
+                view, seen = with_label(clip, label)
+                labels.add(seen)
             else:
                 view = clip if self.transform is None else self.transform(clip)
             if not isinstance(view, Tensor) or view.ndim not in (4, 5):
@@ -126,6 +129,9 @@ class ClipReader:
                     f"clip {list(clip.shape)}"
                 )
             views.append(view)
+        if len(labels) > 1:
+            raise ConfigError(f"clips={self.clips} of one video were flipped differently, which gives them two labels")
+        label = labels.pop() if labels else label
         if len(views) == 1 and views[0].ndim == 4:
             return views[0], label
         return torch.cat([view if view.ndim == 5 else view[None] for view in views]), label  # [V, T, 3, H, W]

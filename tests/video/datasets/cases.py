@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.video.files import write_video
+from tests.video.gray import write_video
 
 
 def videos(root: Path, *, names: tuple[str, ...] = ("in/a.mp4", "in/b.mp4", "out/c.mp4", "out/d.mp4")) -> Path:

@@ -13,7 +13,8 @@ from torch import Tensor
 from aim_adapters.errors import ConfigError, VideoError
 from aim_adapters.video import ClipReader, SkippedVideo, VideoDataset, VideoFolder, require_same_labels
 from tests.video.datasets.cases import fake, videos
-from tests.video.files import brightness, write_audio
+from tests.video.gray import brightness
+from tests.video.videos import write_audio
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from aim_adapters.video import (
     write_shards,
 )
 from tests.video.datasets.cases import fake, videos
-from tests.video.files import brightness
+from tests.video.gray import brightness
 
 NAMES = tuple(f"{'in' if index % 2 else 'out'}/{index}.mp4" for index in range(5))
 LABELS = ("in", "out")

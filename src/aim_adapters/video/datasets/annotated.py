@@ -16,6 +16,7 @@ from aim_adapters.errors import ConfigError
 from aim_adapters.video.datasets.csv_list import read_text
 from aim_adapters.video.datasets.dataset import Listing, VideoDataset
 from aim_adapters.video.datasets.files import content_of
+from aim_adapters.video.decoding import Backend
 
 
 class Entry(NamedTuple):
@@ -65,7 +66,7 @@ class AnnotatedVideos(VideoDataset, ABC):
         stride: int | None = None,
         transform: Callable[[Tensor], Tensor] | None = None,
         train: bool | None = None,
-        backend: str = "auto",
+        backend: Backend = "auto",
     ) -> None:
         folder, path = require_path("root", root), require_path("annotations", annotations)
         if self.splits is not None:

@@ -15,6 +15,7 @@ from aim_adapters.errors import ConfigError
 from aim_adapters.video.datasets.dataset import Listing, VideoDataset
 from aim_adapters.video.datasets.files import VIDEO_EXTENSIONS, extension
 from aim_adapters.video.datasets.samples import SkippedVideo
+from aim_adapters.video.decoding import Backend
 
 _DELIMITERS = {"tab": "\t", "comma": ",", "semicolon": ";", "space": " "}
 _PATHS = ("path", "video", "video_path", "file", "filename", "file_name", "filepath", "file_path", "video_name", "clip")
@@ -64,7 +65,7 @@ class VideoList(VideoDataset):
         stride: int | None = None,
         transform: Callable[[Tensor], Tensor] | None = None,
         train: bool | None = None,
-        backend: str = "auto",
+        backend: Backend = "auto",
     ) -> None:
         path = require_path("file", file)
         if delimiter is not None:

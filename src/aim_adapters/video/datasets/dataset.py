@@ -21,6 +21,7 @@ from aim_adapters.video.datasets.files import missing
 from aim_adapters.video.datasets.labels import class_indices
 from aim_adapters.video.datasets.samples import Samples, SkippedVideo
 from aim_adapters.video.datasets.skipping import NotesSkipped
+from aim_adapters.video.decoding import Backend
 
 # Broken videos in a row after which training does not look for a stand-in any further.
 _MOST_IN_A_ROW = 100
@@ -135,7 +136,7 @@ class VideoDataset(NotesSkipped, Dataset[tuple[Tensor, int]]):
         stride: int | None = None,
         transform: Callable[[Tensor], Tensor] | None = None,
         train: bool | None = None,
-        backend: str = "auto",
+        backend: Backend = "auto",
     ) -> None:
         if train is None:
             train = getattr(transform, "train", False) is True  # a method, of a module

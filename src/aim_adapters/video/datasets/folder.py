@@ -22,6 +22,7 @@ from aim_adapters.video.datasets.files import (
 )
 from aim_adapters.video.datasets.labels import checked_labels, class_names, normalized
 from aim_adapters.video.datasets.samples import SkippedVideo
+from aim_adapters.video.decoding import Backend
 
 _LAYOUT = "VideoFolder reads <root>/<class>/<video>"
 
@@ -62,7 +63,7 @@ class VideoFolder(VideoDataset):
         nested: bool = False,
         allow_empty: bool = False,
         extensions: Iterable[str] | None = None,
-        backend: str = "auto",
+        backend: Backend = "auto",
     ) -> None:
         require_flags(nested=nested, allow_empty=allow_empty)
         kinds = VIDEO_EXTENSIONS if extensions is None else _checked_extensions(extensions)

@@ -20,6 +20,7 @@ from aim_adapters.video.datasets.dataset import VideoDataset
 from aim_adapters.video.datasets.files import VIDEO_EXTENSIONS, entries_of, extension
 from aim_adapters.video.datasets.sampler import clip_seed
 from aim_adapters.video.datasets.streams import StoredVideo, VideoStream
+from aim_adapters.video.decoding import Backend
 
 # Videos, as bytes, that a worker keeps at hand to draw the next one from.
 _SHUFFLED = 100
@@ -60,7 +61,7 @@ class VideoShards(VideoStream):
         stride: int | None = None,
         transform: Callable[[Tensor], Tensor] | None = None,
         train: bool | None = None,
-        backend: str = "auto",
+        backend: Backend = "auto",
         seed: int | None = None,
         length: int | None = None,
     ) -> None:

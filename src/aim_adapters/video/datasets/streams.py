@@ -22,6 +22,7 @@ from aim_adapters.video.datasets.labels import checked_labels, class_indices
 from aim_adapters.video.datasets.sampler import clip_seed
 from aim_adapters.video.datasets.samples import SkippedVideo
 from aim_adapters.video.datasets.skipping import NotesSkipped
+from aim_adapters.video.decoding import Backend
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class VideoStream(NotesSkipped, IterableDataset[tuple[Tensor, int]], ABC):
         stride: int | None,
         transform: Callable[[Tensor], Tensor] | None,
         train: bool | None,
-        backend: str,
+        backend: Backend,
         seed: int | None,
         length: int | None,
     ) -> None:
@@ -223,7 +224,7 @@ class LitDataVideos(VideoStream):
         stride: int | None = None,
         transform: Callable[[Tensor], Tensor] | None = None,
         train: bool | None = None,
-        backend: str = "auto",
+        backend: Backend = "auto",
         seed: int | None = None,
     ) -> None:
         try:

@@ -99,6 +99,9 @@ class PyAVReader(VideoReader):
             self._times = self._times._replace(frames=self._times.frames[start:])
         rate = self._stream.average_rate or self._stream.guessed_rate
         self.fps = float(rate) if rate else math.nan
+        if self._times.known:
+            frames = self._times.frames
+            self.key_frames = sorted({bisect.bisect_left(frames, time) for time, _ in self._times.keys} - {len(frames)})
 
     def __len__(self) -> int:
         return len(self._times.frames)

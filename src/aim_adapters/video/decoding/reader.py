@@ -26,12 +26,14 @@ class VideoReader(ABC):
         fps: Mean number of frames in a second; NaN where nothing says it.
         frame_size: Height and width of a frame in pixels, as it is shown.
         codec: Short name of the codec, such as ``"h264"``.
+        key_frames: Indices of frames that decoding can start at, ascending; None where it is not known.
     """
 
     name: str
     fps: float
     frame_size: tuple[int, int]
     codec: str
+    key_frames: Sequence[int] | None = None
 
     @abstractmethod
     def __len__(self) -> int:
