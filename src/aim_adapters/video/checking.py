@@ -13,9 +13,9 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from aim_adapters.arguments import require_choice, require_flags, require_integer, require_path
+from aim_adapters.arguments import require_choice, require_flags, require_integer
 from aim_adapters.errors import ConfigError, VideoError
-from aim_adapters.video.datasets import SkippedVideo, VideoDataset, content_of
+from aim_adapters.video.datasets import SkippedVideo, VideoDataset, content_of, user_path
 from aim_adapters.video.decoding import BACKENDS, Backend, open_video
 
 # Beyond these, training waits for the decoder on most machines.
@@ -146,7 +146,7 @@ def _found(videos: Any) -> tuple[Sequence[tuple[str, str]], Sequence[SkippedVide
     """Return the path and name of each video, and what is left out."""
     if isinstance(videos, VideoDataset):
         return _Sources(videos), videos.skipped[:]
-    path = require_path("videos", videos, expected="a folder, a video or a VideoDataset")
+    path = user_path("videos", videos, expected="a folder, a video or a VideoDataset")
     if path.is_file():
         return [(str(path), path.name)], []
     try:
@@ -194,8 +194,6 @@ class _Checks(Dataset[VideoCheck]):
 def _checked(source: str, name: str, full: bool, backend: Backend) -> VideoCheck:
     with open_video(source, backend=backend) as video:
         frames = len(video)
-        if not frames:
-            raise VideoError(f"{source}: no frames")
         for indices in _chunks(frames) if full else [sorted({0, frames // 2, frames - 1})]:
             video.get_frames(indices)
         keys, fps = video.key_frames, video.fps if math.isfinite(video.fps) and video.fps > 0 else None

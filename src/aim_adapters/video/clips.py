@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from aim_adapters.arguments import require_choice, require_flags, require_integer, shown
-from aim_adapters.errors import ConfigError, VideoError
+from aim_adapters.errors import ConfigError
 from aim_adapters.video.decoding import BACKENDS, Backend, open_video
 from aim_adapters.video.sampling import dense_indices, uniform_indices
 
@@ -99,8 +99,7 @@ class ClipReader:
         """Return the frames of all clips, ``[clips, T, 3, h, w]``."""
         short_side = self.short_side or getattr(self.transform, "short_side", None)
         with open_video(source, backend=self.backend) as video:
-            if not (total := len(video)):
-                raise VideoError(f"{video.name}: no frames")
+            total = len(video)
             # Without a generator, the functions return the test rule.
             generator = torch.default_generator if self.train else None
             if self.stride is None:

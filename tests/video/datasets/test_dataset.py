@@ -129,6 +129,25 @@ def test_many_broken_videos_are_not_warned_about_one_by_one(root: Path) -> None:
     assert len(caught) == 10 and "no warning" in str(caught[-1].message) and len(dataset.skipped) == 50
 
 
+def test_one_folder_is_split_class_by_class(tmp_path: Path) -> None:
+    names = [f"{label}/{index}.mp4" for label, count in {"in": 10, "out": 3, "up": 1}.items() for index in range(count)]
+    dataset = VideoFolder(fake(tmp_path, *names), 4, stride=2)
+    train, test = dataset.split(0.2)
+    parts = [{sample.name for sample in part.samples} for part in (train, test)]
+    assert parts[0] | parts[1] == set(names) and not parts[0] & parts[1]
+    assert [sum(sample.label == label for sample in test.samples) for label in range(3)] == [2, 1, 0]
+    assert train.labels == test.labels == dataset.labels and test.reader == dataset.reader and len(dataset) == 14
+    assert [sample.name for sample in dataset.split(0.2)[1].samples] == [sample.name for sample in test.samples]
+    assert parts[1] != {sample.name for sample in dataset.split(0.2, seed=1)[1].samples}
+    assert [sample.name for sample in dataset.subset([13, 0]).samples] == ["up/0.mp4", "in/0.mp4"]
+    for wrong in (0, 1, "a"):
+        with pytest.raises(ConfigError, match="share"):
+            dataset.split(wrong)  # type: ignore[arg-type]
+    for indices in ([14], [-1], [0.5], [], 3):
+        with pytest.raises(ConfigError, match="indices"):
+            dataset.subset(indices)  # type: ignore[arg-type]
+
+
 def test_datasets_of_other_labels_are_refused(root: Path) -> None:
     def named(*labels: str) -> VideoDataset:
         return VideoDataset([("in/0.mp4", labels[0])], 4, root=root, labels=labels)

@@ -17,7 +17,7 @@ def names(dataset: VideoFolder) -> list[tuple[str, int]]:
     return [(sample.name, sample.label) for sample in dataset.samples]
 
 
-def test_classes_are_sub_folders_in_order(tmp_path: Path) -> None:
+def test_classes_are_sub_folders_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake(tmp_path, "zoom in/b.MP4", "zoom in/a c.webm", "Pan/x.avi", "Pan/.x.avi.mp4", ".cache/y.mp4", "Pan/.DS_Store")
     dataset = VideoFolder(tmp_path, num_frames=8)
     assert dataset.labels == ("Pan", "zoom in") and dataset.num_frames == 8 and len(dataset) == 3
@@ -27,6 +27,8 @@ def test_classes_are_sub_folders_in_order(tmp_path: Path) -> None:
     assert {(record.name, record.counts) for record in dataset.skipped} == {
         ("Pan/.DS_Store", False), ("Pan/.x.avi.mp4", False),
     }  # fmt: skip
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    assert names(VideoFolder(f"~/{tmp_path.name}", 8)) == names(dataset)
     assert repr(dataset).endswith("3 videos of 2 classes, 2 skipped>")
 
 

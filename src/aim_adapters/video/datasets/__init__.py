@@ -3,7 +3,7 @@
 from aim_adapters.video.datasets.annotated import AnnotatedVideos
 from aim_adapters.video.datasets.csv_list import VideoList
 from aim_adapters.video.datasets.dataset import LoadedClip, VideoDataset
-from aim_adapters.video.datasets.files import VIDEO_EXTENSIONS, content_of
+from aim_adapters.video.datasets.files import VIDEO_EXTENSIONS, content_of, user_path
 from aim_adapters.video.datasets.folder import VideoFolder
 from aim_adapters.video.datasets.labels import mirrored_classes, require_same_labels
 from aim_adapters.video.datasets.loading import ClipBatch, TrackedClips, collate_clips
@@ -46,5 +46,6 @@ __all__ = [
     "content_of",
     "mirrored_classes",
     "require_same_labels",
+    "user_path",
     "write_shards",
 ]

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from aim_adapters.arguments import require_choice, require_path, shown
+from aim_adapters.arguments import require_choice, shown
 from aim_adapters.errors import ConfigError
 from aim_adapters.video.datasets.csv_list import read_text
 from aim_adapters.video.datasets.dataset import Listing, VideoDataset
-from aim_adapters.video.datasets.files import content_of
+from aim_adapters.video.datasets.files import content_of, user_path
 from aim_adapters.video.decoding import Backend
 
 
@@ -68,7 +68,7 @@ class AnnotatedVideos(VideoDataset, ABC):
         train: bool | None = None,
         backend: Backend = "auto",
     ) -> None:
-        folder, path = require_path("root", root), require_path("annotations", annotations)
+        folder, path = user_path("root", root), user_path("annotations", annotations)
         if self.splits is not None:
             require_choice("split", split, self.splits)
         entries, names = self.read(path, split)
@@ -163,7 +163,7 @@ def read_pairs(path: Path, expected: str) -> list[tuple[str, str]]:
         ConfigError: It cannot be read, or a line is another one.
     """
     pairs = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         words = line.split()
         if len(words) == 2:
             pairs.append((words[0], words[1]))

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from aim_adapters.arguments import read_items, require_choice, require_path, require_string, shown
+from aim_adapters.arguments import read_items, require_choice, require_string, shown
 from aim_adapters.errors import ConfigError
 from aim_adapters.video.datasets.dataset import Listing, VideoDataset
-from aim_adapters.video.datasets.files import VIDEO_EXTENSIONS, extension
+from aim_adapters.video.datasets.files import VIDEO_EXTENSIONS, extension, user_path
 from aim_adapters.video.datasets.samples import SkippedVideo
 from aim_adapters.video.decoding import Backend
 
@@ -67,7 +67,7 @@ class VideoList(VideoDataset):
         train: bool | None = None,
         backend: Backend = "auto",
     ) -> None:
-        path = require_path("file", file)
+        path = user_path("file", file)
         if delimiter is not None:
             require_choice("delimiter", delimiter, tuple(_DELIMITERS))
         rows = _rows(path, delimiter)
@@ -75,7 +75,7 @@ class VideoList(VideoDataset):
         super().__init__(
             listing_of(
                 f"VideoList({str(path)!r})",
-                path.parent if root is None else require_path("root", root),
+                path.parent if root is None else user_path("root", root),
                 [(line, fields[path_column], fields[label_column]) for line, fields in rows],
                 path,
             ),
@@ -144,7 +144,7 @@ def listing_of(what: str, root: Path, rows: Sequence[tuple[int, str, str]], file
 
 def _rows(path: Path, delimiter: str | None) -> list[Row]:
     """Return the fields of each line that is not empty."""
-    lines = [(number, line) for number, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
     if not lines:
         raise ConfigError(f"{str(path)!r} is empty; expected a path and a label in each line")
     problems = []
@@ -169,7 +169,10 @@ def _fields(line: str, delimiter: str) -> list[str]:
         if found := _UNQUOTED.fullmatch(line.strip()):
             return list(found.groups())
         return [field.strip() for field in line.strip().rsplit(None, 1)]
-    fields = next(csv.reader([line.strip(" ")], delimiter=delimiter, skipinitialspace=True))
+    try:
+        fields = next(csv.reader([line.strip(" ")], delimiter=delimiter, skipinitialspace=True))
+    except csv.Error:  # NUL characters, or one field of more than 100 kB
+        return [line]
     return [field.strip() for field in fields if field or delimiter != " "]
 
 

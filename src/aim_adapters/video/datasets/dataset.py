@@ -11,10 +11,11 @@ from operator import index as as_index
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from aim_adapters.arguments import shown
+from aim_adapters.arguments import read_items, require_integer, require_number, shown
 from aim_adapters.errors import ConfigError, VideoError, warn
 from aim_adapters.video.clips import ClipReader
 from aim_adapters.video.datasets.files import missing
@@ -212,6 +213,44 @@ class VideoDataset(NotesSkipped, Dataset[tuple[Tensor, int]]):
         other = copy.copy(self)
         other.reader = reader
         return other
+
+    def subset(self, indices: Sequence[int]) -> VideoDataset:
+        """Return a dataset of some of the videos, with the same classes.
+
+        Args:
+            indices: Which videos.
+
+        Raises:
+            ConfigError: There is none, or an index is no integer or out of range.
+        """
+        items = read_items(indices, "indices must be a list of integers", most=len(self))
+        if not items:
+            raise ConfigError("indices must be a list of integers, got none")
+        positions = [require_integer("each of indices", item, low=0, high=len(self) - 1) for item in items]
+        other = copy.copy(self)
+        other.samples = self.samples.take(positions)
+        other._start_list(self._what, [], len(positions))
+        return other
+
+    def split(self, share: float, *, seed: int = 0) -> tuple[VideoDataset, VideoDataset]:
+        """Return two datasets, for training and for testing, with videos of each class in both where it has two.
+
+        Args:
+            share: Share of the videos of each class that are for testing.
+            seed: Seed of the choice, which is the same each time.
+
+        Raises:
+            ConfigError: ``share`` is not between 0 and 1, or a part would be empty.
+        """
+        share = require_number("share", share, low=0.0, high=1.0, open_low=True)
+        generator = torch.Generator().manual_seed(require_integer("seed", seed, low=0))
+        test: list[int] = []
+        for label in range(len(self.labels)):
+            (positions,) = (self.samples.labels == label).nonzero()
+            count = min(max(round(share * len(positions)), 1), len(positions) - 1)
+            test += positions[torch.randperm(len(positions), generator=generator)[: max(count, 0)].numpy()].tolist()
+        chosen = set(test)
+        return self.subset([index for index in range(len(self)) if index not in chosen]), self.subset(sorted(test))
 
 
 def _listed(videos: Any, root: str) -> Listing:

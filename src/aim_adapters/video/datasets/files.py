@@ -8,12 +8,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aim_adapters.arguments import require_path
+from aim_adapters.video.decoding import PICTURE_EXTENSIONS
+
 # What FFmpeg and Pillow read, by the extensions that people use.
 VIDEO_EXTENSIONS = frozenset(
     ".3g2 .3gp .264 .265 .apng .asf .avi .divx .f4v .flv .gif .h264 .h265 .hevc .m1v .m2ts .m2v .m4v .mjpeg .mjpg .mkv "
     ".mov .mp4 .mpe .mpeg .mpg .mts .mxf .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m".split()
 )
-IMAGE_EXTENSIONS = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
+
+
+def user_path(name: str, value: object, *, expected: str = "a path") -> Path:
+    """Return an argument that is a path, with ``~`` as the user's home.
+
+    Args:
+        name: Name of the argument.
+        value: Its value.
+        expected: What it should be, for the message.
+
+    Raises:
+        TypeError: It is not a path.
+    """
+    return Path(os.path.expanduser(require_path(name, value, expected=expected)))  # noqa: PTH111 (Path's own may raise)
 
 
 def extension(name: str) -> str:
@@ -65,7 +81,7 @@ def _collect(
     if real in above:
         content.others.append(prefix.rstrip("/"))
         return
-    images = [name for name in files if extension(name) in IMAGE_EXTENSIONS]
+    images = [name for name in files if extension(name) in PICTURE_EXTENSIONS]
     if prefix and images and not folders and not any(extension(name) in extensions for name in files):
         # Frames of one video. In a sub-folder of a class it is one of the class's own videos.
         (content.nested if "/" in prefix.rstrip("/") else content.videos).append(prefix.rstrip("/"))
@@ -115,10 +131,10 @@ def _missing(root: str, names: Sequence[str], folders: dict[str, list[int]]) -> 
         try:
             with os.scandir(Path(root, folder)) as entries:
                 there = {entry.name for entry in entries}
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a NUL in the path
             there = set()
         for position in positions:
             name = names[position]
             # The second look is for what a listing does not show: other case or normalization, "..", a link to nothing.
-            if os.path.basename(name) not in there and not Path(root, name).exists():  # noqa: PTH119
+            if os.path.basename(name) not in there and not os.path.exists(Path(root, name)):  # noqa: PTH110, PTH119
                 yield position

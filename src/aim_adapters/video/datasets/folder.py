@@ -9,20 +9,20 @@ from pathlib import Path
 
 from torch import Tensor
 
-from aim_adapters.arguments import require_flags, require_path, require_texts, shown
+from aim_adapters.arguments import require_flags, require_texts, shown
 from aim_adapters.errors import ConfigError, warn
 from aim_adapters.video.datasets.dataset import Listing, VideoDataset
 from aim_adapters.video.datasets.files import (
-    IMAGE_EXTENSIONS,
     VIDEO_EXTENSIONS,
     FolderContent,
     content_of,
     entries_of,
     extension,
+    user_path,
 )
 from aim_adapters.video.datasets.labels import checked_labels, class_names, normalized
 from aim_adapters.video.datasets.samples import SkippedVideo
-from aim_adapters.video.decoding import Backend
+from aim_adapters.video.decoding import PICTURE_EXTENSIONS, Backend
 
 _LAYOUT = "VideoFolder reads <root>/<class>/<video>"
 
@@ -67,7 +67,7 @@ class VideoFolder(VideoDataset):
     ) -> None:
         require_flags(nested=nested, allow_empty=allow_empty)
         kinds = VIDEO_EXTENSIONS if extensions is None else _checked_extensions(extensions)
-        path = require_path("root", root)
+        path = user_path("root", root)
         found = _content(path, kinds)
         labels = _names(path, list(found), labels, allow_empty)
         super().__init__(
@@ -160,7 +160,7 @@ def _require_flat(root: Path, found: dict[str, FolderContent]) -> None:
 
 def _instead(content: FolderContent) -> str:
     kinds = Counter(extension(name) or "no extension" for name in content.others)
-    if any(kind in IMAGE_EXTENSIONS for kind in kinds):
+    if any(kind in PICTURE_EXTENSIONS for kind in kinds):
         return "; put the images of each video's frames into a folder of their own"
     return f", only files with {', '.join(sorted(kinds))}" if kinds else ""
 

@@ -60,7 +60,10 @@ def checked_labels(labels: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ConfigError: They are no sequence of different texts.
     """
-    return tuple(named_classes(labels, None)[0] or ())
+    names = tuple(named_classes(labels, None)[0] or ())
+    if len(set(map(normalized, names))) < len(names):
+        raise ConfigError(f"two of the labels differ in Unicode normalization only: {shown(names)}")
+    return names
 
 
 def class_indices(

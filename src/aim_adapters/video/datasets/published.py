@@ -20,7 +20,7 @@ class KineticsList(AnnotatedVideos):
     @staticmethod
     def read(annotations: Path, split: str | None) -> tuple[list[Entry], list[str] | None]:
         """Return the videos of a split; the classes are in order of their names."""
-        rows = csv.DictReader(read_text(annotations).splitlines(), skipinitialspace=True)
+        rows = csv.DictReader(read_text(annotations).replace("\0", "").split("\n"), skipinitialspace=True)
         needed = ["youtube_id", "time_start", "time_end", "label", *(["split"] if split is not None else [])]
         if lacking := [name for name in needed if name not in (rows.fieldnames or [])]:
             advice = "; that of a test set has none: take val.csv" if lacking == ["label"] else ""
@@ -110,7 +110,7 @@ class UCF101List(AnnotatedVideos):
         pairs = read_pairs(annotations / "classInd.txt", "'1 ApplyEyeMakeup'")
         file = annotations / f"{split[:-1]}list0{split[-1]}.txt" if split else annotations
         entries = []
-        for number, line in enumerate(read_text(file).splitlines(), 1):
+        for number, line in enumerate(read_text(file).split("\n"), 1):
             if line.strip():
                 folder, _, name = line.split()[0].rpartition("/")
                 if not folder:

@@ -75,5 +75,13 @@ class Samples(Sequence[VideoSample]):
         name = os.fsdecode(self._text[self._ends[position] : self._ends[position + 1]])
         return VideoSample(str(Path(self.root, name)), int(self.labels[position]), name)
 
+    def take(self, positions: Sequence[int]) -> Samples:
+        """Return some of the videos.
+
+        Args:
+            positions: Which.
+        """
+        return Samples(self.root, (self[position].name for position in positions), self.labels[list(positions)])
+
     def __repr__(self) -> str:
         return f"<{len(self)} videos below {self.root!r}>"

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aim_adapters.arguments import require_integer, require_path, require_texts, shown
+from aim_adapters.arguments import require_integer, require_texts, shown
 from aim_adapters.errors import ConfigError
 from aim_adapters.video.datasets.dataset import VideoDataset
-from aim_adapters.video.datasets.files import VIDEO_EXTENSIONS, entries_of, extension
+from aim_adapters.video.datasets.files import VIDEO_EXTENSIONS, entries_of, extension, user_path
 from aim_adapters.video.datasets.sampler import clip_seed
 from aim_adapters.video.datasets.streams import StoredVideo, VideoStream
 from aim_adapters.video.decoding import Backend
@@ -154,7 +154,7 @@ def write_shards(
     max_videos = require_integer("max_videos", max_videos, low=1)
     max_bytes = require_integer("max_bytes", max_bytes, low=1, high=2**50)
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(clip_seed(seed, 0, -1)))
-    path = require_path("folder", folder)
+    path = user_path("folder", folder)
     path.mkdir(parents=True, exist_ok=True)
     if any(path.iterdir()):
         raise ConfigError(f"{str(path)!r} is not empty; name a new folder for the shards")

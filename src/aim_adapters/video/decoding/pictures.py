@@ -15,9 +15,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from aim_adapters.errors import VideoError
-from aim_adapters.video.decoding.reader import VideoReader, require_size
+from aim_adapters.video.decoding.reader import PICTURE_EXTENSIONS, VideoReader, require_size
 
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 # What Pillow raises for pictures that are damaged, or far too large.
 _FAILURES = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
@@ -35,10 +34,10 @@ class FolderReader(VideoReader):
 
     def __init__(self, folder: Path, name: str) -> None:
         self.name, self.fps, self.codec = name, math.nan, "pictures"
-        found = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+        found = (path for path in folder.iterdir() if path.suffix.lower() in PICTURE_EXTENSIONS and path.name[0] != ".")
         self._files = sorted(found, key=natural_key)
         if not self._files:
-            raise VideoError(f"{name}: is a folder without pictures ({', '.join(sorted(SUFFIXES))})")
+            raise VideoError(f"{name}: is a folder without pictures ({', '.join(sorted(PICTURE_EXTENSIONS))})")
         self.frame_size = _open(self._files[0], self.name)[1]
 
     def __len__(self) -> int:

@@ -12,6 +12,8 @@ from torch import Tensor
 from aim_adapters.arguments import read_items, require_integer, shown
 from aim_adapters.errors import ConfigError, VideoError
 
+# Of the frames in a folder.
+PICTURE_EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 # One frame in RGB: four times 8K. What claims to be larger is refused before memory is taken.
 MOST_PIXELS = 2**27
 
