@@ -175,5 +175,7 @@ def test_datasets_of_other_labels_are_refused(root: Path) -> None:
 def test_wrong_videos_are_refused(root: Path, wrong: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         VideoDataset(wrong, 4, root=root, labels=None if "exists" in message else ["in", "out"])
+    with pytest.raises(TypeError, match="root must be a path"):
+        VideoDataset([("in/0.mp4", "in")], 4, root=None)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="reader must be a ClipReader"):
         VideoFolder(root, 4).with_reader(4)  # type: ignore[arg-type]

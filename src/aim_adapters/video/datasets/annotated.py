@@ -50,6 +50,7 @@ class AnnotatedVideos(VideoDataset, ABC):
         backend: Decoder, as in `open_video`.
 
     Raises:
+        TypeError: What should be a path is none.
         ConfigError: A setting is invalid, an annotation file is none, or none of the videos exists.
     """
 

@@ -49,6 +49,7 @@ class VideoList(VideoDataset):
         backend: Decoder, as in `open_video`.
 
     Raises:
+        TypeError: What should be a path is none.
         ConfigError: A setting is invalid; or the list cannot be read, has no column of paths or of labels, a label that
             is not among ``labels``, or two labels for one video, or lists no video that exists.
     """

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from aim_adapters.arguments import read_items, require_integer, require_number, shown
 from aim_adapters.errors import ConfigError, VideoError, warn
 from aim_adapters.video.clips import ClipReader
-from aim_adapters.video.datasets.files import missing
+from aim_adapters.video.datasets.files import missing, user_path
 from aim_adapters.video.datasets.labels import class_indices
 from aim_adapters.video.datasets.samples import Samples, SkippedVideo
 from aim_adapters.video.datasets.skipping import NotesSkipped
@@ -120,6 +120,7 @@ class VideoDataset(NotesSkipped, Dataset[tuple[Tensor, int]]):
         backend: Decoder, as in `open_video`.
 
     Raises:
+        TypeError: ``root`` is no path.
         ConfigError: A setting is invalid, a label is not among ``labels``, or no video exists.
     """
 
@@ -142,7 +143,7 @@ class VideoDataset(NotesSkipped, Dataset[tuple[Tensor, int]]):
         if train is None:
             train = getattr(transform, "train", False) is True  # a method, of a module
         self.reader = ClipReader(num_frames, stride=stride, train=train, transform=transform, backend=backend)
-        listing = videos if isinstance(videos, Listing) else _listed(videos, str(root))
+        listing = videos if isinstance(videos, Listing) else _listed(videos, user_path("root", root))
         # Of a class whose videos are all missing, the name is known all the same.
         self.labels, indices = class_indices(listing.labels, labels, listing.place)
         listing.labels = list(indices)
@@ -253,7 +254,7 @@ class VideoDataset(NotesSkipped, Dataset[tuple[Tensor, int]]):
         return self.subset([index for index in range(len(self)) if index not in chosen]), self.subset(sorted(test))
 
 
-def _listed(videos: Any, root: str) -> Listing:
+def _listed(videos: Any, root: Path) -> Listing:
     """Return pairs of path and label as a listing."""
     refusal = "videos must be pairs of a path and a label, the name of a class or its index"
     if isinstance(videos, (str, bytes, os.PathLike)) or not isinstance(videos, Iterable):
@@ -268,4 +269,4 @@ def _listed(videos: Any, root: str) -> Listing:
         labels.append(pair[1] if isinstance(pair[1], str) else int(pair[1]))
     if not names:
         raise ConfigError(f"{refusal}, got none")
-    return Listing("VideoDataset", str(Path(root)), names, labels)
+    return Listing("VideoDataset", str(root), names, labels)

@@ -47,6 +47,7 @@ class VideoFolder(VideoDataset):
         backend: Decoder, as in `open_video`.
 
     Raises:
+        TypeError: What should be a path is none.
         ConfigError: A setting is invalid, or the folder is not laid out so: it has no sub-folders, a class has no
             video, videos lie deeper, two classes have one name, or classes differ from ``labels``.
     """
