@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from aim_adapters.table import Table
+from aim_adapters.table import BlockTable
 
 
 class Row(NamedTuple):
@@ -18,8 +18,8 @@ class Row(NamedTuple):
     why: str
 
 
-def table(*rows: tuple[int, str, str]) -> Table[Row]:
-    return Table(Row(*row) for row in rows)
+def table(*rows: tuple[int, str, str]) -> BlockTable[Row]:
+    return BlockTable(Row(*row) for row in rows)
 
 
 class Cells(HTMLParser):
@@ -81,8 +81,8 @@ def test_wider_than_120_columns_each_line_is_a_paragraph(width: int, stacked: bo
 
 
 def test_no_rows_are_no_blocks() -> None:
-    assert repr(Table[Row]()) == "(no blocks)"
-    assert Table[Row]()._repr_html_() == "(no blocks)"
+    assert repr(BlockTable[Row]()) == "(no blocks)"
+    assert BlockTable[Row]()._repr_html_() == "(no blocks)"
 
 
 # HTML
@@ -114,5 +114,5 @@ def test_it_is_a_list_of_its_rows(capsys: pytest.CaptureFixture[str]) -> None:
     rows.append(Row(2, "b", "y"))
     assert repr(rows).endswith("1-2     b    y")
     for copied in (copy.deepcopy(rows), pickle.loads(pickle.dumps(rows))):
-        assert type(copied) is Table and copied == rows
+        assert type(copied) is BlockTable and copied == rows
     assert capsys.readouterr() == ("", "")  # it shows itself only where it is asked to

@@ -52,13 +52,15 @@ from aim_adapters.version import __version__ as __version__
 from aim_adapters.wrapping import disable_adapters, unwrap_image_model, wrap_image_model
 
 if TYPE_CHECKING:
+    from aim_adapters.recipes import list_recipes
     from aim_adapters.video import extract_features
 
 # Names whose rooms are imported when they are first used.
 _LAZY = {
     "extract_features": "video",
+    "list_recipes": "recipes",
 }
-_ROOMS = ("video",)
+_ROOMS = ("recipes", "video")
 
 __all__ = [
     "AIMConfig",
@@ -95,6 +97,7 @@ __all__ = [
     "is_wrapped",
     "list_adapters",
     "list_backbones",
+    "list_recipes",
     "load_adapter_state_dict",
     "load_adapters",
     "load_official_checkpoint",

@@ -21,7 +21,7 @@ from aim_adapters.core import (
 )
 from aim_adapters.errors import ConfigError
 from aim_adapters.ops.temporal_attention import case_of, choose
-from aim_adapters.table import Table
+from aim_adapters.table import BlockTable
 
 _BASE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -78,7 +78,7 @@ def set_attention(model: nn.Module, attention: Attention) -> None:
     state.execution = dataclasses.replace(state.execution, attention=attention)
 
 
-def explain_attention(model: nn.Module) -> Table[BlockAttention]:
+def explain_attention(model: nn.Module) -> BlockTable[BlockAttention]:
     """Return which implementation of temporal attention each block runs, and why.
 
     It holds for the weights' device and dtype, or the dtype of an autocast that is on while this is called.
@@ -94,7 +94,7 @@ def explain_attention(model: nn.Module) -> Table[BlockAttention]:
         StateError: The model is not wrapped, or holds several wrapped models.
     """
     _, root, state = only_root(model)
-    anatomy, rows = state.anatomy, Table[BlockAttention]()
+    anatomy, rows = state.anatomy, BlockTable[BlockAttention]()
     for index, ((path, block_anatomy), width) in enumerate(zip(anatomy.blocks, anatomy.block_widths, strict=True)):
         block = root.get_submodule(path)
         container = getattr(block, "aim", None)
@@ -148,7 +148,7 @@ def set_execution(
         fp8_missing()  # before a compiler traces it
 
 
-def explain_execution(model: nn.Module) -> Table[BlockExecution]:
+def explain_execution(model: nn.Module) -> BlockTable[BlockExecution]:
     """Return how each block runs, and why.
 
     It holds for the weights' device and dtype, or the dtype of an autocast that is on while this is called.
@@ -164,7 +164,7 @@ def explain_execution(model: nn.Module) -> Table[BlockExecution]:
         StateError: The model is not wrapped, or holds several wrapped models.
     """
     _, root, state = only_root(model)
-    anatomy, rows = state.anatomy, Table[BlockExecution]()
+    anatomy, rows = state.anatomy, BlockTable[BlockExecution]()
     fused = "fused, fp8" if state.execution.frozen_precision == "fp8" else "fused"
     for index, ((path, _), width) in enumerate(zip(anatomy.blocks, anatomy.block_widths, strict=True)):
         block = root.get_submodule(path)

@@ -12,32 +12,30 @@ _WIDEST = 120  # columns of text; wider tables are shown row by row
 
 
 class Table(list[RowT]):
-    """A list of rows, one for each block, that shows itself as a table.
-
-    Neighboring blocks that do the same are shown as one row. ``print`` shows text, a notebook shows HTML.
+    """A list of rows that shows itself as a table: ``print`` shows text, a notebook shows HTML.
 
     Args:
-        rows: Named tuples of one type, whose first field is the index of a block.
+        rows: Named tuples of one type.
     """
 
     def __repr__(self) -> str:
         """Return the table as text."""
         if not self:
-            return "(no blocks)"
-        lines = [self._header(), *self._merged()]
+            return self._nothing()
+        lines = [self._header(), *self._lines()]
         widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
         if sum(widths) + 2 * (len(widths) - 1) <= _WIDEST:
             return "\n".join(
                 "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
                 for line in lines
             )
-        names = lines[0][1:]
+        first, *names = lines[0]
         width = max(map(len, names))
         return "\n".join(
             "\n".join(
-                [f"blocks {blocks}", *(f"  {name:<{width}}  {cell}" for name, cell in zip(names, cells, strict=True))]
+                [f"{first} {key}", *(f"  {name:<{width}}  {cell}" for name, cell in zip(names, cells, strict=True))]
             )
-            for blocks, *cells in lines[1:]
+            for key, *cells in lines[1:]
         )
 
     def _repr_html_(self) -> str:
@@ -47,16 +45,36 @@ class Table(list[RowT]):
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self._header())
         body = "".join(
             "<tr>" + "".join(f'<td style="text-align: left">{html.escape(cell)}</td>' for cell in line) + "</tr>"
-            for line in self._merged()
+            for line in self._lines()
         )
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
-    def _header(self) -> list[str]:
-        fields: tuple[str, ...] = self[0]._fields  # type: ignore[attr-defined]
-        return [f"{fields[0]}s", *fields[1:]]
+    def _nothing(self) -> str:
+        return "(no rows)"
 
-    def _merged(self) -> list[list[str]]:
-        """Return the cells of one line for neighboring blocks that do the same."""
+    def _header(self) -> list[str]:
+        return list(self[0]._fields)  # type: ignore[attr-defined]
+
+    def _lines(self) -> list[list[str]]:
+        """Return the cells of each line; of what is None, a dash."""
+        return [["-" if cell is None else str(cell) for cell in row] for row in self]
+
+
+class BlockTable(Table[RowT]):
+    """A table with one row for each block; neighboring blocks that do the same are shown as one.
+
+    Args:
+        rows: Named tuples of one type, whose first field is the index of a block.
+    """
+
+    def _nothing(self) -> str:
+        return "(no blocks)"
+
+    def _header(self) -> list[str]:
+        first, *others = super()._header()
+        return [f"{first}s", *others]
+
+    def _lines(self) -> list[list[str]]:
         lines = []
         for _, group in groupby(self, key=lambda row: row[1:]):
             rows = list(group)

@@ -79,17 +79,17 @@ def _rand_augment(value: object) -> tuple[int, int]:
 
 
 def _swapped_labels(value: object) -> dict[int, int]:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"swapped_labels must map classes to classes, such as {{3: 4, 4: 3}}, got {shown(value)}")
+    refusal = "swapped_labels must map classes to classes, both ways, such as {3: 4, 4: 3}"
+    # JSON has no integers as keys: there they are pairs.
+    pairs = list(value.items()) if isinstance(value, Mapping) else read_items(value, refusal)
+    if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
+        raise ConfigError(f"{refusal}, got {shown(value)}")
     swapped = {
-        require_integer("each class in swapped_labels", one, low=0): require_integer(
-            "each class in swapped_labels", other, low=0
+        require_integer("swapped_labels: each class", one, low=0): require_integer(
+            "swapped_labels: each class", other, low=0
         )
-        for one, other in value.items()
+        for one, other in pairs
     }
-    for one, other in swapped.items():
-        if swapped.get(other) != one:
-            raise ConfigError(
-                f"swapped_labels must go both ways: it maps {one} to {other}, but {other} to {swapped.get(other)}"
-            )
+    if any(swapped.get(other) != one for one, other in swapped.items()):
+        raise ConfigError(f"{refusal}, got {shown(value)}")
     return swapped
