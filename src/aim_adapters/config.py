@@ -123,6 +123,15 @@ class AIMConfig:
             )
         return width
 
+    def block_drop_path(self, index: int, depth: int) -> float:
+        """Return the stochastic depth rate of a block: rates rise linearly, to ``drop_path`` in the last one.
+
+        Args:
+            index: The block.
+            depth: Number of blocks.
+        """
+        return self.drop_path * index / max(depth - 1, 1)
+
     def adapted_blocks(self, depth: int) -> tuple[int, ...]:
         """Return the sorted indices of the adapted blocks of a model with ``depth`` blocks.
 

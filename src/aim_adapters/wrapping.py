@@ -5,6 +5,7 @@ All checks are made and all new modules are built before the first change, so a 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ContextDecorator
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from aim_adapters.clip_spec import named_classes
 from aim_adapters.config import COMPONENTS, AIMConfig, Attention, Execution, InputLayout
 from aim_adapters.core import (
     AdapterSet,
+    BlockState,
     RootState,
     WholeModel,
     WrapRecord,
@@ -164,6 +166,29 @@ def wrap_with_config(
     if anatomy.caution:
         warn(anatomy.caution)
     return model
+
+
+def set_rates(model: nn.Module, *, drop_path: float, head_dropout: float) -> None:
+    """Set the rates of a recipe where a model was wrapped without one, which is the only time that they are open.
+
+    Args:
+        model: A wrapped model.
+        drop_path: Stochastic depth rate of the last block.
+        head_dropout: Dropout rate before the classification layer.
+
+    Raises:
+        ConfigError: A rate is out of range.
+        StateError: The model is not wrapped.
+    """
+    state = only_root(model).state
+    old = state.config
+    config = dataclasses.replace(
+        old, drop_path=old.drop_path or drop_path, head_dropout=old.head_dropout or head_dropout
+    )
+    state.config = config
+    for container in states(model):
+        if isinstance(container, BlockState):
+            container.drop_path = config.block_drop_path(container.index, len(state.anatomy.blocks))
 
 
 def make_record(model: nn.Module, anatomy: BackboneAnatomy) -> WrapRecord:

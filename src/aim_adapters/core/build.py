@@ -176,7 +176,7 @@ class _Builder:
             adapters,
             root=state,
             temporal_bias=bias,
-            drop_path=config.drop_path * index / max(len(self.anatomy.blocks) - 1, 1),
+            drop_path=config.block_drop_path(index, len(self.anatomy.blocks)),
             # Below the first adapted block there is nothing of ours, so time enters there and not at the tokens'
             # entry: the frozen part records no graph, and its outputs can be computed once per clip.
             enters=index == first != 0,

@@ -242,6 +242,11 @@ class BlockState(AIMState):
         self.register_parameter("temporal_bias", temporal_bias)
 
     @property
+    def index(self) -> int:
+        """The block's place among the image model's blocks, from 0."""
+        return int(self.key.split(".")[1])
+
+    @property
     def root_state(self) -> RootState:
         """The container of the root."""
         return self._root[0]

@@ -13,20 +13,18 @@ from torch import Tensor, nn
 from aim_adapters.core import is_wrapped
 from aim_adapters.parameters import adapter_param_groups
 
-# Where the warm-up begins, as a share of the highest learning rate.
-WARMUP_START = 0.1
 
-
-def rate_at(step: int, *, steps: int, warmup: int) -> float:
+def rate_at(step: int, *, steps: int, warmup: int, start: float) -> float:
     """Return the learning rate of a step as a share of the highest: a linear warm-up, then a cosine to zero.
 
     Args:
         step: The step, from 0.
         steps: Steps of the whole run.
         warmup: Steps of the warm-up.
+        start: Where the warm-up begins, as a share of the highest.
     """
     if step < warmup:
-        return WARMUP_START + (1 - WARMUP_START) * step / warmup
+        return start + (1 - start) * (step + 1) / (warmup + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
 

@@ -25,7 +25,8 @@ from aim_adapters.core import is_wrapped
 from aim_adapters.errors import CheckpointError
 
 FORMAT = 1
-_STATE, _OPTIMIZER, _AVERAGE, _WEIGHTS = "state.json", "optimizer.safetensors", "average.safetensors", "trained.safetensors"
+_STATE, _OPTIMIZER = "state.json", "optimizer.safetensors"
+_AVERAGE, _WEIGHTS = "average.safetensors", "trained.safetensors"
 _NAME = re.compile(r"step-(\d+)")
 
 
@@ -102,10 +103,7 @@ def write_snapshot(
     if first:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-    if is_wrapped(model):
-        save_adapters(model, part)
-    elif first:
-        save_file(gathered(parameters), part / _WEIGHTS)
+    save_weights(part, model, parameters, first=first, sharded=sharded)
     if not first:
         return
     save_file(states, part / _OPTIMIZER)
@@ -119,6 +117,29 @@ def write_snapshot(
     _sync(folder)
     for _, old in sorted(_found(folder))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def save_weights(
+    folder: Path, model: nn.Module, parameters: Mapping[str, nn.Parameter], *, first: bool, sharded: bool
+) -> None:
+    """Save what trains; of a sharded model every process has to call.
+
+    Args:
+        folder: Where to.
+        model: The model.
+        parameters: What trains, by name.
+        first: Whether this is the process that writes.
+        sharded: Whether weights are sharded.
+    """
+    if not first and not sharded:
+        return
+    if is_wrapped(model):
+        save_adapters(model, folder)
+        return
+    weights = gathered(parameters)
+    if first:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(weights, folder / _WEIGHTS)
 
 
 def latest_snapshot(folder: Path) -> Path | None:

@@ -78,7 +78,7 @@ class VideoReader(ABC):
         if distinct != wanted:
             place = {index: row for row, index in enumerate(distinct)}
             frames = frames[torch.tensor([place[index] for index in wanted])]
-        return frames.permute(0, 3, 1, 2).contiguous()  # [T, 3, H, W]
+        return frames.permute(0, 3, 1, 2)  # [T, 3, H, W], channels last in memory, as they were decoded
 
     def __enter__(self) -> VideoReader:
         """Return the reader."""

@@ -1,0 +1,343 @@
+"""The loop: steps, evaluations and checkpoints of one run on one process, in step with the others."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aim_adapters.clip_spec import ClipSpec
+from aim_adapters.core import is_wrapped, only_root
+from aim_adapters.errors import TrainingError
+from aim_adapters.recipes import Recipe
+from aim_adapters.training.failures import Interruption, explain_memory, is_compiler_failure, not_finite
+from aim_adapters.training.feeding import Batch, DummyFeed, Feed
+from aim_adapters.training.progress import Progress
+from aim_adapters.training.running import Way, prepare_way
+from aim_adapters.training.schedule import AveragedWeights, make_groups, rate_at, set_rate
+from aim_adapters.training.settings import RunSettings
+from aim_adapters.training.snapshots import (
+    Standing,
+    copy_into,
+    read_average,
+    read_optimizer,
+    trained_parameters,
+    write_snapshot,
+)
+from aim_adapters.video import Evaluation, Normalize, clip_seed
+
+
+class Run:
+    """One run of training on this process.
+
+    Args:
+        model: The model, on the CPU or on its device, not distributed.
+        accelerator: Accelerate's ``Accelerator``.
+        feed: Where clips come from.
+        settings: Settings of the run.
+        recipe: The recipe.
+        spec: What the model reads.
+        way: How steps run.
+        sharding: ``"ddp"`` or ``"fsdp2"``.
+        out: Folder of the run.
+        keep: How many checkpoints stay.
+        evaluate: Evaluates the model; None: there is nothing to evaluate on.
+        progress: What is said.
+        callbacks: Called after each step with its record.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        accelerator: Any,
+        feed: Feed | DummyFeed,
+        *,
+        settings: RunSettings,
+        recipe: Recipe,
+        spec: ClipSpec,
+        way: Way,
+        sharding: str,
+        out: Path,
+        keep: int,
+        evaluate: Callable[[nn.Module], Evaluation] | None,
+        progress: Progress,
+        callbacks: Sequence[Callable[[dict[str, Any]], None]],
+    ) -> None:
+        self.model, self.accelerator, self.feed, self.settings, self.recipe = model, accelerator, feed, settings, recipe
+        self.way, self.sharding, self.out, self.keep = way, sharding, out, keep
+        self.evaluate, self.progress, self.callbacks = evaluate, progress, callbacks
+        self.device: torch.device = accelerator.device
+        self.world, self.rank = accelerator.num_processes, accelerator.process_index
+        self.normalize = Normalize(spec.mean, spec.std).to(self.device)
+        self.step, self.history, self.best = 0, [], None  # type: tuple[int, list[dict[str, Any]], float | None]
+        self.evaluation: Evaluation | None = None
+        self._start()
+
+    def _start(self) -> None:
+        """Place the model, distribute it, and make the optimizer."""
+        settings, model = self.settings, self.model.to(self.device)
+        if self.sharding == "fsdp2" and self.world > 1:
+            _shard(model)
+        self.parameters = trained_parameters(model)
+        self.called = prepare_way(model, self.way)
+        if self.sharding == "ddp" and self.world > 1:
+            # One message: adapters have few gradients, and waiting for the slowest process costs more than sending.
+            devices = [self.device] if self.device.type == "cuda" else None
+            self.called = nn.parallel.DistributedDataParallel(
+                self.called, device_ids=devices, gradient_as_bucket_view=True, bucket_cap_mb=1024,
+                broadcast_buffers=False,
+            )  # fmt: skip
+        groups = make_groups(
+            model, rate=settings.learning_rate, head_rate=settings.head_learning_rate,
+            weight_decay=settings.weight_decay,
+        )  # fmt: skip
+        self.optimizer = torch.optim.AdamW(groups, fused=self.device.type == "cuda" and self.sharding == "ddp")
+        self.average = None if settings.ema is None else AveragedWeights(self.parameters, settings.ema)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
+
+    def restore(self, snapshot: Path, standing: Standing) -> None:
+        """Go on from a checkpoint, whose weights the model holds already.
+
+        Args:
+            snapshot: Folder of the checkpoint.
+            standing: What it says.
+        """
+        self.step, self.history, self.best = standing.step, list(standing.history), standing.best
+        read_optimizer(snapshot, self.optimizer, self.parameters)
+        if self.average is not None:
+            copy_into(self.average.values, read_average(snapshot))
+        if standing.scale:
+            self.scaler.load_state_dict(standing.scale)
+
+    def train(self, *, save_every: int, evaluate_every: int, stop: Interruption) -> None:
+        """Take all steps that are left.
+
+        Args:
+            save_every: Steps between two checkpoints.
+            evaluate_every: Epochs between two evaluations; 0: none before the end.
+            stop: Notes a signal that asks to stop.
+
+        Raises:
+            TrainingError: A loss is not finite, or memory ran out.
+            SystemExit: SIGTERM came; a checkpoint was written.
+            KeyboardInterrupt: SIGINT came; a checkpoint was written.
+        """
+        settings = self.settings
+        while self.step < settings.steps:
+            epoch, skip = divmod(self.step, settings.steps_per_epoch)
+            self.model.train()
+            for batches, waited in self._steps(epoch, skip):
+                self._step(batches, epoch, waited)
+                saved = self.step % save_every == 0
+                if saved:
+                    self.save()
+                if self._any_stopped(stop):
+                    if not saved:
+                        self.save()
+                    self.progress.say(f"stopped by a signal after step {self.step}; a checkpoint is in {self.out}")
+                    stop.leave()
+            done = self.step // settings.steps_per_epoch
+            if self.evaluate is not None and evaluate_every and done % evaluate_every == 0:
+                self.assess(done)
+
+    def _steps(self, epoch: int, skip: int) -> Iterator[tuple[list[Batch], float]]:
+        """Yield the passes of each step of an epoch, and how long they were waited for."""
+        batches = iter(self.feed.epoch(epoch, skip))
+        for _ in range(self.settings.steps_per_epoch - skip):
+            begun = time.perf_counter()
+            found = list(islice(batches, self.settings.accumulate))
+            if self._least(len(found)) < self.settings.accumulate:
+                raise TrainingError(
+                    f"the data of epoch {epoch} ended after {self.step - epoch * self.settings.steps_per_epoch} of "
+                    f"{self.settings.steps_per_epoch} steps; tell a stream its true length="
+                )
+            yield found, time.perf_counter() - begun
+
+    def _step(self, batches: Sequence[Batch], epoch: int, waited: float) -> None:
+        begun, settings = time.perf_counter(), self.settings
+        # Dropout and stochastic depth of a step depend on nothing but the run, the step and the process.
+        torch.manual_seed(clip_seed(settings.seed, self.step, f"rank {self.rank}"))
+        share = rate_at(
+            self.step,
+            steps=settings.steps,
+            warmup=round(settings.warmup_epochs * settings.steps_per_epoch),
+            start=self.recipe.warmup_start,
+        )
+        set_rate(self.optimizer, share)
+        memory = only_root(self.model).state.execution.memory if is_wrapped(self.model) else None
+        clips = self._sum(torch.tensor(float(sum(len(batch.labels) for batch in batches)), device=self.device))
+        with explain_memory(settings.batch_size, settings.accumulate, memory):
+            try:
+                loss = self._passes(batches, float(clips))
+            except Exception as error:
+                if self.step or self.way.reason == "asked for" or not is_compiler_failure(error):
+                    raise
+                self._fall_back(error)
+                loss = self._passes(batches, float(clips))
+            total = float(self._sum(loss.detach()))
+            rates = [group["lr"] for group in self.optimizer.param_groups]
+            if not total - total == 0:  # NaN or infinite, on all processes alike
+                names = [name for batch in batches for name in batch.names]
+                own = not bool(torch.isfinite(loss))
+                raise not_finite(total, self.step + 1, names if own else [], [float(rate) for rate in rates])
+            self.scaler.unscale_(self.optimizer)
+            norm = None
+            if settings.max_norm is not None:
+                norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), settings.max_norm))
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.average is not None:
+                self.average.update()
+        self.step += 1
+        seconds = time.perf_counter() - begun + waited
+        record: dict[str, Any] = {"step": self.step, "epoch": epoch, "loss": total, "lr": max(map(float, rates))}
+        if norm is not None:
+            record["norm"] = norm
+        self.history.append(record)
+        self.progress.advance(
+            self.step, loss=total, rate=record["lr"], clips=int(clips), seconds=seconds, waited=waited
+        )
+        self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=self.step)
+        for callback in self.callbacks:
+            callback(record)
+
+    def _passes(self, batches: Sequence[Batch], clips: float) -> Tensor:
+        """Run all passes of a step forwards and backwards; return this process's part of the mean loss."""
+        total = torch.zeros((), device=self.device)
+        for index, batch in enumerate(batches):
+            last = index == len(batches) - 1
+            with contextlib.ExitStack() as stack:
+                if not last and isinstance(self.called, nn.parallel.DistributedDataParallel):
+                    stack.enter_context(self.called.no_sync())
+                video = self.normalize(batch.video)  # [B, T, C, H, W]
+                with self._autocast():
+                    logits = _logits(self.called(video))
+                losses = F.cross_entropy(
+                    logits.float(), batch.labels, label_smoothing=self.settings.label_smoothing, reduction="sum"
+                )
+                loss = losses / clips
+                # Gradients of processes are averaged; their losses are parts of one mean.
+                self.scaler.scale(loss * self.world).backward()
+            total += loss.detach()
+        return total
+
+    def _autocast(self) -> torch.autocast:
+        dtype = torch.float16 if self.settings.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype, enabled=self.settings.precision != "fp32")
+
+    def _fall_back(self, error: Exception) -> None:
+        """Run eagerly where PyTorch's compiler failed at the first step."""
+        self.progress.say(f"runs eagerly, as compiling failed: {type(error).__name__}: {error!s:.200}")
+        self.way = Way("eager", "compiling failed")
+        self.optimizer.zero_grad(set_to_none=True)
+        distributed = isinstance(self.called, nn.parallel.DistributedDataParallel)
+        self.called = self.model
+        if distributed:
+            raise TrainingError(
+                "compiling failed where several processes train; pass execution='eager'"
+            ) from error
+
+    def assess(self, epoch: int) -> None:
+        """Evaluate, and keep the best adapters.
+
+        Args:
+            epoch: Epochs finished.
+        """
+        assert self.evaluate is not None
+        with self.weights_to_keep():
+            self.evaluation = self.evaluate(self.model)
+            accuracy = self.evaluation.top1
+            self.history.append({"step": self.step, "epoch": epoch, "top1": accuracy})
+            self.progress.say(f"epoch {epoch}: top-1 {accuracy:.1%} on the test set")
+            self.accelerator.log({"top1": accuracy}, step=self.step)
+            if self.best is None or accuracy > self.best:
+                self.best = accuracy
+                self.keep_weights(self.out / "best")
+        self.model.train()
+
+    @contextlib.contextmanager
+    def weights_to_keep(self) -> Iterator[None]:
+        """Put averaged weights in place, if there are any."""
+        with contextlib.nullcontext() if self.average is None else self.average.in_place():
+            yield
+
+    def keep_weights(self, folder: Path) -> None:
+        """Save what trains.
+
+        Args:
+            folder: Where to.
+        """
+        from aim_adapters.training.snapshots import save_weights
+
+        save_weights(folder, self.model, self.parameters, first=self.rank == 0, sharded=self._sharded)
+        self.accelerator.wait_for_everyone()
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        write_snapshot(
+            self.out / "checkpoints",
+            self.model,
+            parameters=self.parameters,
+            optimizer=self.optimizer,
+            average=None if self.average is None else self.average.values,
+            standing=Standing(
+                self.step, self.settings.to_dict(), self.history, self.best, dict(self.scaler.state_dict())
+            ),
+            first=self.rank == 0,
+            sharded=self._sharded,
+            keep=self.keep,
+        )
+        self.accelerator.wait_for_everyone()
+
+    @property
+    def _sharded(self) -> bool:
+        return self.sharding == "fsdp2" and self.world > 1
+
+    def _any_stopped(self, stop: Interruption) -> bool:
+        return bool(self._sum(torch.tensor(float(stop.signal is not None), device=self.device)))
+
+    def _sum(self, value: Tensor) -> Tensor:
+        """Add up the values of all processes."""
+        if self.world > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
+
+    def _least(self, value: int) -> int:
+        if self.world == 1:
+            return value
+        least = torch.tensor(value, device=self.device)
+        dist.all_reduce(least, op=dist.ReduceOp.MIN)
+        return int(least)
+
+
+def _logits(output: Any) -> Tensor:
+    """Return the logits among a model's outputs."""
+    if isinstance(output, Tensor):
+        return output
+    logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise TrainingError(
+            f"the model returns a {type(output).__name__} without logits; wrap one that classifies, with labels=[...]"
+        )
+    return logits
+
+
+def _shard(model: nn.Module) -> None:
+    """Shard a model's weights over all processes, block by block."""
+    from torch.distributed.fsdp import fully_shard
+
+    if is_wrapped(model):
+        wrapped = only_root(model)
+        for path, _ in wrapped.state.anatomy.blocks:
+            fully_shard(wrapped.root.get_submodule(path))
+    fully_shard(model)
