@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aim_adapters.errors import ConfigError
-from aim_adapters.video import CheckReport, VideoCheck, VideoList, check_videos
+from aim_adapters.video import CheckReport, SkippedVideo, VideoCheck, VideoList, check_videos
 from tests.video.gray import write_video
 from tests.video.videos import write_audio
 
@@ -67,6 +67,7 @@ def test_datasets_are_checked_with_what_they_lack(root: Path, tmp_path: Path) ->
     (tmp_path / "list.csv").write_text("in/good.mp4,in\nin/gone.mp4,in\n")
     with pytest.warns(UserWarning, match="missing"):
         dataset = VideoList(tmp_path / "list.csv", 8, root=root)
+    dataset.skipped.append(SkippedVideo("in/good.mp4", "met before"))
     report = check_videos(dataset, workers=0)
     assert [(video.name, video.ok, video.reason) for video in report.videos] == [
         ("in/good.mp4", True, None),

@@ -138,7 +138,9 @@ def check_videos(
         found.append(check)
         if progress is not None:
             progress(len(found), len(names))
-    found += [VideoCheck(record.name, False, record.reason) for record in skipped if record.counts]
+    # What a dataset has met while it was read is checked already.
+    known = {check.name for check in found}
+    found += [VideoCheck(item.name, False, item.reason) for item in skipped if item.counts and item.name not in known]
     return CheckReport(tuple(found), tuple(record.name for record in skipped if not record.counts))
 
 

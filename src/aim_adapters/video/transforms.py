@@ -135,6 +135,11 @@ class ModelTransform:
         """Return the length to which the decoder may resize the short side of frames."""
         return self.clip.short_side
 
+    @property
+    def train(self) -> bool:
+        """Return whether it augments, so that a dataset samples by the training rule."""
+        return self.clip.train
+
     def __call__(self, frames: Tensor) -> Tensor:
         """Return a clip, float32 ``[T, 3, H, W]``, or with several crops ``[crops, T, 3, H, W]``.
 

@@ -76,6 +76,8 @@ def test_integers_are_indices(root: Path) -> None:
         ("a.mp4,in\ne.mp4,out\n./a.mp4,out\n", "line 3: './a.mp4' has label 'out', and 'in' in line 1"),
         ("x.mp4,in\ny.mp4,out\n", "none of its 2 videos exists below .*'x.mp4'.*root="),
         ("a.mp4,in\ne.mp4,In\n", "two classes with one name"),
+        ("a.mp4 250 0\ne.mp4 250 1\n", "line 1: 3 fields, expected a path and a label"),
+        ("in,a.mp4\nout,e.mp4\n", "line 1: expected a path and then a label, got 'in' and 'a.mp4'; put a header"),
         (b"a.mp4,caf\xe9\n", "is not UTF-8"),
     ],
 )

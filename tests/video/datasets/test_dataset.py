@@ -10,8 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from aim_adapters.clip_spec import ClipSpec
 from aim_adapters.errors import ConfigError, VideoError
-from aim_adapters.video import ClipReader, SkippedVideo, VideoDataset, VideoFolder, require_same_labels
+from aim_adapters.video import (
+    ClipReader,
+    SkippedVideo,
+    VideoDataset,
+    VideoFolder,
+    require_same_labels,
+    transform_for,
+)
 from tests.video.datasets.cases import fake, videos
 from tests.video.gray import brightness
 from tests.video.videos import write_audio
@@ -40,6 +48,15 @@ def test_items_are_clips_and_labels(root: Path) -> None:
         dataset[2]
     with pytest.raises(TypeError):
         dataset["a"]  # type: ignore[index]
+
+
+def test_transform_says_whether_to_sample_at_random(root: Path) -> None:
+    spec = ClipSpec(4, None, (16, 16), (0.5,) * 3, (0.5,) * 3)
+    for train in (True, False):
+        dataset = VideoFolder(root, 4, transform=transform_for(spec, train=train))
+        assert dataset.reader.train is train and dataset[0][0].shape == (4, 3, 16, 16)
+    assert VideoFolder(root, 4, transform=transform_for(spec), train=True).reader.train
+    assert not VideoFolder(root, 4, transform=torch.nn.Identity()).reader.train
 
 
 def test_the_same_seed_draws_the_same_clip_also_from_a_copy(root: Path) -> None:

@@ -168,7 +168,9 @@ def _fields(line: str, delimiter: str) -> list[str]:
     """Return the fields of a line, without quotes and surrounding spaces."""
     if delimiter == " " and '"' not in line:
         if found := _UNQUOTED.fullmatch(line.strip()):
-            return list(found.groups())
+            path, rest = found.groups()
+            # "a.mp4 250 3", with a number of frames, has three fields; "a.mp4 zoom in" has two.
+            return [path, *(rest.split() if re.fullmatch(r"[\d\s]+", rest) else [rest])]
         return [field.strip() for field in line.strip().rsplit(None, 1)]
     try:
         fields = next(csv.reader([line.strip(" ")], delimiter=delimiter, skipinitialspace=True))
@@ -196,6 +198,12 @@ def _columns(path: Path, rows: list[Row], columns: tuple[str, str] | None) -> tu
         )
     if not has_header:
         path_place, label_place, widest = 0, 1, 2
+        first, second = rows[0][1][:2]
+        if extension(second) in VIDEO_EXTENSIONS and extension(first) not in VIDEO_EXTENSIONS:
+            raise ConfigError(
+                f"{str(path)!r}, line {rows[0][0]}: expected a path and then a label, got {first!r} and {second!r}; "
+                "put a header 'label,path' above them"
+            )
     elif places[0] is None or places[1] is None:
         lacking = "paths" if places[0] is None else "labels"
         raise ConfigError(
