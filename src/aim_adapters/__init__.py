@@ -53,14 +53,20 @@ from aim_adapters.wrapping import disable_adapters, unwrap_image_model, wrap_ima
 
 if TYPE_CHECKING:
     from aim_adapters.recipes import list_recipes
-    from aim_adapters.video import extract_features
+    from aim_adapters.training import FitResult, fit
+    from aim_adapters.video import Evaluation, evaluate, extract_features, predict
 
 # Names whose rooms are imported when they are first used.
 _LAZY = {
+    "Evaluation": "video",
+    "FitResult": "training",
+    "evaluate": "video",
     "extract_features": "video",
+    "fit": "training",
     "list_recipes": "recipes",
+    "predict": "video",
 }
-_ROOMS = ("recipes", "video")
+_ROOMS = ("recipes", "training", "video")
 
 __all__ = [
     "AIMConfig",
@@ -72,6 +78,8 @@ __all__ = [
     "CheckpointError",
     "ClipSpec",
     "ConfigError",
+    "Evaluation",
+    "FitResult",
     "FlopCount",
     "InputError",
     "LoadReport",
@@ -91,9 +99,11 @@ __all__ = [
     "count_parameters",
     "delete_adapter",
     "disable_adapters",
+    "evaluate",
     "explain_attention",
     "explain_execution",
     "extract_features",
+    "fit",
     "is_wrapped",
     "list_adapters",
     "list_backbones",
@@ -102,6 +112,7 @@ __all__ = [
     "load_adapters",
     "load_official_checkpoint",
     "load_video_model",
+    "predict",
     "print_trainable_parameters",
     "push_to_hub",
     "register_backbone",

@@ -96,8 +96,8 @@ def not_finite(loss: float, step: int, names: Sequence[str], rates: Sequence[flo
     clips = ", ".join(map(repr, names[:16])) + (", …" if len(names) > 16 else "")
     where = f"clips {clips}" if names else "clips of another process"
     return TrainingError(
-        f"the loss of step {step} is {loss}, with {where} and a learning rate of {max(rates):.3g}; the weights are those "
-        "of before the step, and the last checkpoint stays. Lower learning_rate, set max_norm=1.0, look at these "
+        f"the loss of step {step} is {loss}, with {where} and a learning rate of {max(rates):.3g}; the weights are "
+        "those of before the step, and the last checkpoint stays. Lower learning_rate, set max_norm=1.0, look at these "
         "videos, or train in float32 (precision='fp32')"
     )
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -23,11 +22,10 @@ from aim_adapters.video import (
     VideoDataset,
     VideoStream,
     collate_clips,
+    default_workers,
     mirrored_classes,
+    one_thread,
 )
-
-# Processes that decode beside one that trains: more than this many cost memory and win nothing.
-_MOST_WORKERS = 16
 
 
 class Batch(NamedTuple):
@@ -61,7 +59,7 @@ def reader_for(data: Any, recipe: Recipe, spec: ClipSpec) -> ClipReader:
             f"the data has clips of {own.frames} frames, the model reads {spec.frames}; make it with "
             f"num_frames={spec.frames}, or call aim.set_num_frames(model, {own.frames})"
         )
-    transform = own.transform
+    transform: Any = own.transform
     if transform is None:
         augmentation = recipe.augmentation
         mirrored = mirrored_classes(data.labels) if augmentation.flip else {}
@@ -100,16 +98,14 @@ class Feed:
     ) -> None:
         self.data, self.settings, self.rank, self.world, self.device = data, settings, rank, world, device
         self.max_skipped = max_skipped
-        if workers is None:
-            local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            workers = min(max((_cores() - local) // local, 1), _MOST_WORKERS)
+        workers = default_workers() if workers is None else workers
         options: dict[str, Any] = {
             "num_workers": workers,
             "collate_fn": collate_clips,
             "pin_memory": device.type == "cuda",
             "persistent_workers": workers > 0,
             "prefetch_factor": 4 if workers else None,
-            "worker_init_fn": _one_thread,
+            "worker_init_fn": one_thread,
         }
         if isinstance(data, VideoStream):
             self._batches = None
@@ -186,16 +182,7 @@ class _Batches:
     def __len__(self) -> int:
         return (self.settings.steps_per_epoch - self.skip) * self.settings.accumulate
 
-    def __iter__(self) -> Iterator[Sequence[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         keys = iter(self._sampler)
         for _ in range(len(self)):
             yield [key for _, key in zip(range(self.settings.batch_size), keys, strict=False)]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _one_thread(worker: int) -> None:
-    """Keep a worker to one core: there is one of them for each."""
-    torch.set_num_threads(1)

@@ -79,9 +79,8 @@ class FitResult:
         """Return a summary."""
         lines = [f"{self.steps} steps; adapters in {self.out}"]
         if self.seconds:
-            lines.append(
-                f"{self.clips_per_second:,.1f} clips/s, {self.waiting:.0%} of the time waiting for data; ran {self.execution}"
-            )
+            waiting = f"{self.waiting:.0%} of the time waiting for data"
+            lines.append(f"{self.clips_per_second:,.1f} clips/s, {waiting}; ran {self.execution}")
         if self.evaluation is not None:
             lines.append(str(self.evaluation))
         return "\n".join(lines)
@@ -120,11 +119,11 @@ def fit(
     """Train a wrapped model on videos: recipe, decoding, checkpoints, evaluation.
 
     In a script that ``accelerate launch`` or ``torchrun`` starts once for each device, all of them train together. What
-    is drawn at random depends on ``seed`` alone: not on the number of workers, nor on where a run was interrupted. A run
-    of the same total batch draws the same clips on one process and on several.
+    is drawn at random depends on ``seed`` alone: not on the number of workers, nor on where a run was interrupted. With
+    the same total batch, one process and several draw the same clips.
 
-    ``out`` gets the adapters (`load_video_model` reads them), those with the best accuracy in ``best``, and checkpoints.
-    A run that was interrupted, also by SIGTERM, goes on where its last checkpoint is; so does one in mid-epoch.
+    ``out`` gets the adapters (`load_video_model` reads them), those with the best accuracy in ``best``, and
+    checkpoints. A run that was interrupted, also by SIGTERM or in mid-epoch, goes on where its last checkpoint is.
 
     Args:
         model: A wrapped model; or a baseline, any module that maps ``[B, T, C, H, W]`` to ``[B, K]``, with ``spec``.
@@ -134,8 +133,8 @@ def fit(
         recipe: A recipe, or its name in `list_recipes`. Its ``drop_path`` and ``head_dropout`` are applied where the
             model was wrapped with neither.
         epochs: Passes through the data; by default the recipe's.
-        resume: ``"auto"``: go on if there is a checkpoint in ``out``, else begin; False: begin, and refuse a folder with
-            a run in it; True: go on; or the path of a checkpoint.
+        resume: ``"auto"``: go on if there is a checkpoint in ``out``, else begin; False: begin, and refuse a folder
+            with a run in it; True: go on; or the path of a checkpoint.
         batch_size: Clips of one process in one pass through the model; by default the recipe's batch, divided.
         accumulate: Passes in a step.
         learning_rate: Highest rate of the adapters; by default the recipe's, scaled to the clips in a step.
@@ -220,8 +219,8 @@ def fit(
     snapshot, standing = _found_run(folder, resume)
     if standing is not None and (differences := settings.differences(standing.settings)):
         raise ConfigError(
-            f"{snapshot} is of a run with other settings: {'; '.join(differences)}. Continue with the same settings, or "
-            "choose another out"
+            f"{snapshot} is of a run with other settings: {'; '.join(differences)}. Continue with the same settings, "
+            "or choose another out"
         )
     # From here on things change.
     say = Progress(settings.steps, shown=progress and accelerator.is_main_process)
@@ -232,14 +231,12 @@ def fit(
             set_execution(model, frozen_precision="fp8")
     if snapshot is not None:
         read_weights(snapshot, model)
-    feed = (
-        DummyFeed(spec, settings, device)
-        if dummy_data
-        else Feed(
-            data, settings, rank=accelerator.process_index, world=accelerator.num_processes, workers=workers,
-            device=device, max_skipped=max_skipped,
-        )  # fmt: skip
-    )
+    feed: Feed | DummyFeed
+    if dummy_data:
+        feed = DummyFeed(spec, settings, device)
+    else:
+        rank, world = accelerator.process_index, accelerator.num_processes
+        feed = Feed(data, settings, rank=rank, world=world, workers=workers, device=device, max_skipped=max_skipped)
 
     def assess(trained: nn.Module, chosen: str = "1x1") -> Evaluation:
         assert test is not None

@@ -242,9 +242,7 @@ class Run:
         distributed = isinstance(self.called, nn.parallel.DistributedDataParallel)
         self.called = self.model
         if distributed:
-            raise TrainingError(
-                "compiling failed where several processes train; pass execution='eager'"
-            ) from error
+            raise TrainingError("compiling failed where several processes train; pass execution='eager'") from error
 
     def assess(self, epoch: int) -> None:
         """Evaluate, and keep the best adapters.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -108,6 +109,6 @@ class AveragedWeights:
 def _is_head(name: str) -> bool:
     """Return whether a parameter is the classifier's: ours, or a baseline's."""
     parts = name.split(".")
-    return any(a == "aim" and b.startswith("head") for a, b in zip(parts, parts[1:], strict=False)) or (
+    return any(a == "aim" and b.startswith("head") for a, b in itertools.pairwise(parts)) or (
         "aim" not in parts and any(part in ("head", "classifier") for part in parts)
     )

@@ -82,7 +82,9 @@ class RunSettings:
             saved: What `to_dict` returned for that run.
         """
         own = self.to_dict()
-        return [f"{name} was {saved.get(name)!r:.80}, is {own[name]!r:.80}" for name in SAME if own[name] != saved.get(name)]
+        return [
+            f"{name} was {saved.get(name)!r:.80}, is {own[name]!r:.80}" for name in SAME if own[name] != saved.get(name)
+        ]
 
 
 def decide_settings(
@@ -134,9 +136,10 @@ def decide_settings(
         ema = require_number("ema", ema, low=0.0, high=1.0)
     if max_norm is not None:
         max_norm = require_number("max_norm", max_norm, low=0.0, open_low=True)
+    epochs = recipe.epochs if epochs is None else require_integer("epochs", epochs, low=1)
     return RunSettings(
         recipe=recipe.name,
-        epochs=recipe.epochs if epochs is None else require_integer("epochs", epochs, low=1),
+        epochs=epochs,
         batch_size=batch_size,
         accumulate=accumulate,
         total_batch=total,
@@ -144,7 +147,7 @@ def decide_settings(
         head_learning_rate=head,
         weight_decay=recipe.weight_decay,
         label_smoothing=recipe.label_smoothing,
-        warmup_epochs=recipe.warmup_epochs,
+        warmup_epochs=recipe.warmup_epochs * epochs / recipe.epochs,  # the same part of a shorter run
         max_norm=max_norm,
         ema=ema,
         precision=precision,

@@ -1,8 +1,8 @@
 """The checkpoints of a run: what trains, and all that is needed to go on as if nothing had happened.
 
-A checkpoint is a folder ``step-N``. It is written beside its place and renamed when all of it is on disk, so a folder of
-this name is whole. Tensors are safetensors, all else is JSON. Random numbers are no part of it: they are drawn anew for
-each step from the seed of the run, so where a run stands is its number of steps.
+A checkpoint is a folder ``step-N``. It is written beside its place and renamed when all of it is on disk, so a folder
+of this name is whole. Tensors are safetensors, all else is JSON. Random numbers are no part of it: they are drawn anew
+for each step from the seed of the run, so where a run stands is its number of steps.
 """
 
 from __future__ import annotations
@@ -199,9 +199,7 @@ def read_average(snapshot: Path) -> dict[str, Tensor]:
     return _read(snapshot / _AVERAGE)
 
 
-def read_optimizer(
-    snapshot: Path, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
-) -> None:
+def read_optimizer(snapshot: Path, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:
     """Read the state of an optimizer.
 
     Args:

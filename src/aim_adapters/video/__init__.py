@@ -35,17 +35,23 @@ if TYPE_CHECKING:
     from aim_adapters.video.datasets import VideoStream as VideoStream
     from aim_adapters.video.datasets import clip_seed as clip_seed
     from aim_adapters.video.datasets import collate_clips as collate_clips
+    from aim_adapters.video.datasets import default_workers as default_workers
     from aim_adapters.video.datasets import mirrored_classes as mirrored_classes
+    from aim_adapters.video.datasets import one_thread as one_thread
     from aim_adapters.video.datasets import require_same_labels as require_same_labels
     from aim_adapters.video.datasets import write_shards as write_shards
     from aim_adapters.video.decoding import VideoReader as VideoReader
     from aim_adapters.video.decoding import open_video as open_video
+    from aim_adapters.video.evaluation import evaluate as evaluate
     from aim_adapters.video.features import extract_features as extract_features
     from aim_adapters.video.mixing import cutmix as cutmix
     from aim_adapters.video.mixing import mixup as mixup
     from aim_adapters.video.normalization import Normalize as Normalize
+    from aim_adapters.video.prediction import predict as predict
     from aim_adapters.video.sampling import dense_indices as dense_indices
     from aim_adapters.video.sampling import uniform_indices as uniform_indices
+    from aim_adapters.video.scores import ClassScore as ClassScore
+    from aim_adapters.video.scores import Evaluation as Evaluation
     from aim_adapters.video.transforms import ClipTransform as ClipTransform
     from aim_adapters.video.transforms import transform_for as transform_for
 
@@ -53,11 +59,13 @@ _MODULES = {
     "AnnotatedVideos": "datasets",
     "Augmentation": "transforms",
     "CheckReport": "checking",
+    "ClassScore": "scores",
     "ClipBatch": "datasets",
     "ClipReader": "clips",
     "ClipSampler": "datasets",
     "ClipTransform": "transforms",
     "Diving48List": "datasets",
+    "Evaluation": "scores",
     "HMDB51List": "datasets",
     "KineticsList": "datasets",
     "LitDataVideos": "datasets",
@@ -80,11 +88,15 @@ _MODULES = {
     "clip_seed": "datasets",
     "collate_clips": "datasets",
     "cutmix": "mixing",
+    "default_workers": "datasets",
     "dense_indices": "sampling",
+    "evaluate": "evaluation",
     "extract_features": "features",
     "mirrored_classes": "datasets",
     "mixup": "mixing",
+    "one_thread": "datasets",
     "open_video": "decoding",
+    "predict": "prediction",
     "require_same_labels": "datasets",
     "transform_for": "transforms",
     "uniform_indices": "sampling",

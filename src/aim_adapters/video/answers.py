@@ -16,8 +16,8 @@ from aim_adapters.core import is_wrapped, only_root
 from aim_adapters.errors import ConfigError, StateError
 from aim_adapters.video.normalization import Normalize
 
-# Clips of one pass. It is always the same number, so that products of the same shape compute each clip, whatever else is
-# evaluated with it and wherever: a result does not depend on batch size or number of processes, not in its last digit.
+# Clips of one pass. It is always the same number, so that products of the same shape compute each clip, whatever else
+# is evaluated with it and wherever: no digit of a result depends on batch size or number of processes.
 CLIPS = 8
 PRECISIONS = ("fp32", "bf16", "fp16", "fp8")
 

@@ -6,7 +6,7 @@ from aim_adapters.video.datasets.dataset import LoadedClip, VideoDataset
 from aim_adapters.video.datasets.files import VIDEO_EXTENSIONS, content_of, user_path
 from aim_adapters.video.datasets.folder import VideoFolder
 from aim_adapters.video.datasets.labels import mirrored_classes, require_same_labels
-from aim_adapters.video.datasets.loading import ClipBatch, TrackedClips, collate_clips
+from aim_adapters.video.datasets.loading import ClipBatch, TrackedClips, collate_clips, default_workers, one_thread
 from aim_adapters.video.datasets.published import (
     Diving48List,
     HMDB51List,
@@ -44,7 +44,9 @@ __all__ = [
     "clip_seed",
     "collate_clips",
     "content_of",
+    "default_workers",
     "mirrored_classes",
+    "one_thread",
     "require_same_labels",
     "user_path",
     "write_shards",

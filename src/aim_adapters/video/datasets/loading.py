@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TypedDict
 
@@ -12,6 +13,9 @@ from torch.utils.data import Dataset, default_collate
 from aim_adapters.errors import ConfigError
 from aim_adapters.video.datasets.dataset import LoadedClip, VideoDataset
 from aim_adapters.video.datasets.samples import SkippedVideo
+
+# Processes that decode beside one that trains: more than this many cost memory and win nothing.
+_MOST_WORKERS = 16
 
 
 class ClipBatch(TypedDict):
@@ -72,3 +76,19 @@ def collate_clips(items: Sequence[LoadedClip]) -> ClipBatch:
         index=torch.tensor([item.index for item in read], dtype=torch.int64),
         skipped=[record for item in items for record in item.skipped],
     )
+
+
+def default_workers() -> int:
+    """Return how many processes decode for this one: the cores that are left, shared with its neighbors."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(max((cores - local) // local, 1), _MOST_WORKERS)
+
+
+def one_thread(worker: int) -> None:
+    """Keep a worker to one core, as there is one worker for each: a ``worker_init_fn``.
+
+    Args:
+        worker: Its number.
+    """
+    torch.set_num_threads(1)

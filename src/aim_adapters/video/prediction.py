@@ -1,0 +1,128 @@
+"""What a model says of one video, or of a folder of videos."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from aim_adapters.arguments import require_integer, shown
+from aim_adapters.clip_spec import ClipSpec
+from aim_adapters.errors import InputError, VideoError, warn
+from aim_adapters.video.answers import CLIPS, Answerer, answering, device_of, parse_views, spec_of
+from aim_adapters.video.clips import ClipReader
+from aim_adapters.video.datasets import VIDEO_EXTENSIONS
+from aim_adapters.video.sampling import dense_indices, uniform_indices
+from aim_adapters.video.transforms import ClipTransform
+
+Prediction = list[tuple[str, float]]
+
+
+def predict(
+    model: nn.Module,
+    source: str | os.PathLike[str] | bytes | IO[bytes] | Tensor | Any,
+    top: int = 5,
+    *,
+    views: str = "3x1",
+    device: str | torch.device | None = None,
+    precision: str | None = None,
+    spec: ClipSpec | None = None,
+) -> Prediction | dict[str, Prediction]:
+    """Classify a video: the most probable classes, averaged over views as in the paper's test.
+
+    Args:
+        model: A wrapped model, such as `load_video_model` returns; or another module that maps ``[B, T, C, H, W]`` to
+            ``[B, K]``, with ``spec``. It is left in the mode that it was in.
+        source: A video as `open_video` takes it: a path, bytes, a file object, or a folder of pictures; or all frames
+            of a video as a tensor or array, uint8 ``[S, 3, H, W]`` or ``[S, H, W, 3]``. Or a folder of videos.
+        top: How many classes.
+        views: Clips in time x crops in space.
+        device: Where the model is moved before; by default it stays where it is.
+        precision: As in `evaluate`.
+        spec: What the model reads, if it does not say so itself.
+
+    Returns:
+        Names and probabilities of the classes, the most probable first; a class without a name is called by its index.
+        Of a folder of videos, a dictionary of these by the name of the file; videos that cannot be read are warned
+        about and left out.
+
+    Raises:
+        TypeError: ``model`` is no module, or ``source`` is of another kind.
+        ConfigError: A setting is invalid.
+        InputError: A tensor or array is no video.
+        StateError: The model returns no classes.
+        VideoError: The video cannot be read, or none of a folder can.
+    """
+    spec = spec_of(model, spec)
+    top = require_integer("top", top, low=1)
+    clips, crops = parse_views(views)
+    if device is not None:
+        model.to(device)
+    answerer = Answerer(model, spec, device=device_of(model), precision=precision)
+    transform = ClipTransform(spec.image_size, crops=crops)
+    reader = ClipReader(spec.frames, stride=spec.stride, clips=clips, transform=transform)
+
+    def classify(video: Tensor) -> Prediction:
+        parts = [answerer(part) for part in video.split(CLIPS)]
+        probabilities = torch.cat(parts).mean(0)
+        values, indices = probabilities.sort(descending=True, stable=True)
+        names = spec.labels or tuple(map(str, range(len(probabilities))))
+        return [
+            (names[index], value) for index, value in zip(indices[:top].tolist(), values[:top].tolist(), strict=True)
+        ]
+
+    with answering(model):
+        if isinstance(source, (Tensor, np.ndarray)):
+            return classify(_views_of(_frames(source), reader))
+        if videos := _videos_in(source):
+            found = {}
+            for path in videos:
+                try:
+                    found[path.name] = classify(_together(reader.read(path)))
+                except VideoError as error:
+                    warn(f"{error}; it is left out")
+            if not found:
+                raise VideoError(f"{source!s}: none of its {len(videos)} videos can be read")
+            return found
+        return classify(_together(reader.read(source)))
+
+
+def _together(views: Tensor) -> Tensor:
+    """Return views ``[V, T, 3, H, W]``."""
+    return views[None] if views.ndim == 4 else views
+
+
+def _videos_in(source: object) -> list[Path]:
+    """Return the videos of a folder; none if it is one of pictures, or no folder."""
+    if not isinstance(source, (str, os.PathLike)):
+        return []
+    folder = Path(os.fsdecode(source))
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in VIDEO_EXTENSIONS and not p.name.startswith("."))
+
+
+def _frames(source: Any) -> Tensor:
+    """Return the frames of a video that was given as numbers, ``[S, 3, H, W]``."""
+    video = torch.as_tensor(source) if isinstance(source, np.ndarray) else source.cpu()
+    expected = "a video must be uint8 [S, 3, H, W] or [S, H, W, 3]"
+    if video.dtype != torch.uint8:
+        raise InputError(f"{expected}, got {video.dtype}; predict normalizes by itself: pass the frames as decoded")
+    if video.ndim != 4 or not len(video) or 3 not in (video.shape[1], video.shape[3]):
+        raise InputError(f"{expected}, got {list(video.shape)} ({shown(type(source).__name__)})")
+    return video if video.shape[1] == 3 else video.permute(0, 3, 1, 2)
+
+
+def _views_of(frames: Tensor, reader: ClipReader) -> Tensor:
+    """Return the views of a video ``[V, T, 3, H, W]``."""
+    total = len(frames)
+    if reader.stride is None:
+        indices = uniform_indices(total, reader.frames, clips=reader.clips)
+    else:
+        indices = dense_indices(total, reader.frames, reader.stride, clips=reader.clips)
+    assert reader.transform is not None
+    return torch.cat([_together(reader.transform(frames[rows])) for rows in indices])
