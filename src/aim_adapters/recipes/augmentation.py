@@ -25,7 +25,7 @@ class Augmentation:
         rand_augment: Number of operations and their magnitude, 0 to 30 (RandAugment); None: no operations.
         erasing: Probability that a box is erased: filled with gray.
         swapped_labels: Where direction is part of a class: the class that a flip makes of each such class, both ways,
-            as `aim_adapters.video.mirrored_classes` returns it.
+            or None if its clips must not be flipped; `aim_adapters.video.mirrored_classes` returns it.
 
     Raises:
         ConfigError: A field has a value that it cannot have.
@@ -37,7 +37,7 @@ class Augmentation:
     color: float = 0.0
     rand_augment: tuple[int, int] | None = None
     erasing: float = 0.0
-    swapped_labels: Mapping[int, int] = field(default_factory=dict, hash=False)
+    swapped_labels: Mapping[int, int | None] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Normalize and validate every field."""
@@ -78,18 +78,17 @@ def _rand_augment(value: object) -> tuple[int, int]:
     return count, require_integer("the magnitude in rand_augment", items[1], low=0, high=_MAGNITUDES - 1)
 
 
-def _swapped_labels(value: object) -> dict[int, int]:
+def _swapped_labels(value: object) -> dict[int, int | None]:
     refusal = "swapped_labels must map classes to classes, both ways, such as {3: 4, 4: 3}"
     # JSON has no integers as keys: there they are pairs.
     pairs = list(value.items()) if isinstance(value, Mapping) else read_items(value, refusal)
     if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
         raise ConfigError(f"{refusal}, got {shown(value)}")
-    swapped = {
-        require_integer("swapped_labels: each class", one, low=0): require_integer(
-            "swapped_labels: each class", other, low=0
-        )
-        for one, other in pairs
-    }
-    if any(swapped.get(other) != one for one, other in swapped.items()):
+    swapped = {_class(one): None if other is None else _class(other) for one, other in pairs}
+    if any(other is not None and swapped.get(other) != one for one, other in swapped.items()):
         raise ConfigError(f"{refusal}, got {shown(value)}")
     return swapped
+
+
+def _class(value: object) -> int:
+    return require_integer("swapped_labels: each class", value, low=0)

@@ -37,7 +37,8 @@ def crop_at_random(frames: Tensor, size: tuple[int, int], augment: Augmentation)
     aspect = size[1] / size[0]
     ratio = (augment.ratio[0] * aspect, augment.ratio[1] * aspect)
     box = v2.RandomResizedCrop(size, scale=augment.scale, ratio=ratio).make_params([frames])
-    top, left, height, width = (box[name] for name in ("top", "left", "height", "width"))
+    # Of a frame much narrower than any crop may be, torchvision would round a side to nothing.
+    top, left, height, width = box["top"], box["left"], max(1, box["height"]), max(1, box["width"])
     # Cropped before it is resized, and laid out in one piece: PyTorch resizes other uint8 tensors at half the speed.
     crop = frames[..., top : top + height, left : left + width]
     channels_last = frames.is_contiguous(memory_format=torch.channels_last)

@@ -69,9 +69,11 @@ def _require_batch(clips: Any, labels: Any) -> None:
 def _mixed(kind: Any, clips: Tensor, labels: Tensor, *, num_classes: int, alpha: float) -> tuple[Tensor, Tensor]:
     num_classes = require_integer("num_classes", num_classes, low=1)
     alpha = require_number("alpha", alpha, low=0.0, open_low=True)
-    wrong = labels.shape[1] != num_classes if labels.ndim == 2 else bool(((labels < 0) | (labels >= num_classes)).any())
-    if wrong:
-        got = list(labels.shape) if labels.ndim == 2 else f"classes from {int(labels.min())} to {int(labels.max())}"
-        raise InputError(f"labels must be of {num_classes} classes, as num_classes says, got {got}")
+    if labels.ndim == 2 and labels.shape[1] != num_classes:
+        raise InputError(f"labels must be probabilities of num_classes={num_classes} classes, got {list(labels.shape)}")
+    # Of labels on a GPU nothing is read, which would wait for it.
+    if labels.ndim == 1 and labels.is_cpu and len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+        got = f"{int(labels.min())} to {int(labels.max())}"
+        raise InputError(f"labels must be classes from 0 to num_classes - 1 = {num_classes - 1}, got {got}")
     mixed, probabilities = kind(alpha=alpha, num_classes=num_classes)(tv_tensors.Video(clips), labels)
     return mixed.as_subclass(Tensor), probabilities

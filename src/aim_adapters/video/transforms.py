@@ -14,6 +14,7 @@ from aim_adapters.clip_spec import ClipSpec, clip_spec
 from aim_adapters.errors import ConfigError
 from aim_adapters.recipes import Augmentation
 from aim_adapters.video.augmentation import add_color_noise, crop_at_random, erase_box, happens, rand_augment
+from aim_adapters.video.datasets import mirrored_classes
 from aim_adapters.video.frames import require_frames
 from aim_adapters.video.normalization import Normalize
 
@@ -51,7 +52,7 @@ class ClipTransform:
     def __post_init__(self) -> None:
         """Normalize and validate every setting."""
         put = object.__setattr__  # the dataclass is frozen; this is its constructor
-        size = [require_integer("size", item, low=1, high=2**14) for item in read_items(self.size, _SIZE)]
+        size = [require_integer("size", item, low=2, high=2**14) for item in read_items(self.size, _SIZE)]
         if len(size) != 2:
             raise ConfigError(f"{_SIZE}, got {shown(self.size)}")
         put(self, "size", tuple(size))
@@ -80,7 +81,7 @@ class ClipTransform:
         return self.with_label(frames, 0)[0]
 
     def with_label(self, frames: Tensor, label: int) -> tuple[Tensor, int]:
-        """Return a clip as a call does, and its label: another one if the clip was flipped and its class has a mirror.
+        """Return a clip as a call does, and its label: that of the mirrored class if the clip was flipped.
 
         Args:
             frames: ``[T, 3, h, w]``, uint8.
@@ -93,8 +94,9 @@ class ClipTransform:
         if not self.train:
             return self._cropped(frames), label
         clip = crop_at_random(frames, self.size, self.augment)
-        if happens(self.augment.flip):
-            clip, label = functional.horizontal_flip(clip), self.augment.swapped_labels.get(label, label)
+        mirrored = self.augment.swapped_labels.get(label, label)
+        if happens(self.augment.flip) and mirrored is not None:
+            clip, label = functional.horizontal_flip(clip), mirrored
         if self.augment.rand_augment is not None:
             clip = rand_augment(clip, *self.augment.rand_augment)
         clip = add_color_noise(clip, self.augment.color)
@@ -172,7 +174,8 @@ def transform_for(model: nn.Module | ClipSpec, train: bool = False, crops: int =
 
     Args:
         model: A wrapped model, or what `clip_spec` returned for it.
-        train: Take random crops and flip half of the clips. For more, build a `ClipTransform`.
+        train: Take random crops, and flip half of the clips; where the names of the model's classes tell a direction,
+            a flip swaps labels (`mirrored_classes`). For more, build a `ClipTransform`.
         crops: Crops of a clip in testing, spread along its longer side.
 
     Returns:
@@ -185,4 +188,6 @@ def transform_for(model: nn.Module | ClipSpec, train: bool = False, crops: int =
         ConfigError: ``crops`` is out of range, or the model does not say its image size or normalization.
     """
     spec = model if isinstance(model, ClipSpec) else clip_spec(model)
-    return ModelTransform(ClipTransform(spec.image_size, train=train, crops=crops), Normalize(spec.mean, spec.std))
+    augment = Augmentation(swapped_labels=mirrored_classes(spec.labels) if spec.labels else {})
+    clip = ClipTransform(spec.image_size, train=train, crops=crops, augment=augment)
+    return ModelTransform(clip, Normalize(spec.mean, spec.std))

@@ -23,7 +23,8 @@ def test_directions_are_found_by_name(one: str, other: str) -> None:
     assert mirrored_classes(["sit", one, "upright", other]) == {1: 3, 3: 1}
 
 
-def test_only_classes_that_are_there() -> None:
-    assert mirrored_classes(["turn left", "standing upright", "bright", "leftover"]) == {}
+def test_a_direction_without_its_mirror_is_told() -> None:
+    assert mirrored_classes(["turn left", "standing upright", "bright", "leftover"]) == {0: None}
+    assert mirrored_classes(["Left", "left", "right"]) == {0: None, 1: 2, 2: 1}
     with pytest.raises(ConfigError, match="labels"):
         mirrored_classes("left")

@@ -141,7 +141,7 @@ _DIRECTION = re.compile(
 )
 
 
-def mirrored_classes(labels: Sequence[str]) -> dict[int, int]:
+def mirrored_classes(labels: Sequence[str]) -> dict[int, int | None]:
     """Return which classes a horizontal flip turns into one another, by their names.
 
     "Pushing something from left to right" is seen in a mirror as "Pushing something from right to left"; "clockwise" as
@@ -151,15 +151,17 @@ def mirrored_classes(labels: Sequence[str]) -> dict[int, int]:
         labels: Names of the classes.
 
     Returns:
-        The index of the mirrored class, for each class that has one.
+        For each class whose name tells a direction, the index of the mirrored class, or None if there is none.
 
     Raises:
         ConfigError: ``labels`` are no sequence of different texts.
     """
     labels = checked_labels(labels)
     index = {_plain(name): position for position, name in enumerate(labels)}
-    mirrored = {position: index.get(_plain(_DIRECTION.sub(_opposite, name))) for position, name in enumerate(labels)}
-    return {position: other for position, other in mirrored.items() if other is not None and other != position}
+    plain = [(_plain(name), _plain(_DIRECTION.sub(_opposite, name))) for name in labels]
+    mirrored = {position: index.get(other) for position, (name, other) in enumerate(plain) if other != name}
+    # Both ways only: of two classes whose names differ in case alone, one stays without.
+    return {one: None if other is None or mirrored.get(other) != one else other for one, other in mirrored.items()}
 
 
 def _plain(name: str) -> str:
