@@ -100,7 +100,8 @@ def hub_id(name: str) -> str | None:
         return repo_id or name
     if "." not in name:
         return None  # without a tag, no weights are named
-    with suppress(ImportError):  # a card is also made where timm is not installed
+    # A card is also made where timm is not installed, or is another version, without the tag.
+    with suppress(ImportError, RuntimeError):
         from timm.models import get_pretrained_cfg
 
         # Models that differ only in their activation share one repository.

@@ -27,7 +27,7 @@ from aim_adapters.training.progress import Progress
 from aim_adapters.training.running import choose_precision, choose_way
 from aim_adapters.training.settings import agree_on_labels, decide_settings
 from aim_adapters.training.snapshots import latest_snapshot, read_standing, read_weights
-from aim_adapters.video import Evaluation, VideoDataset, VideoStream, evaluate
+from aim_adapters.video import Evaluation, VideoDataset, VideoStream, evaluate, parse_views
 from aim_adapters.wrapping import set_rates
 
 SHARDINGS = ("ddp", "fsdp2")
@@ -175,11 +175,14 @@ def fit(
         if not isinstance(data, (VideoDataset, VideoStream)) and (name == "train" or data is not None):
             raise TypeError(f"{name} must be a VideoFolder or another VideoDataset or VideoStream, got {shown(data)}")
     recipe = get_recipe(recipe)
+    parse_views(views := views or recipe.views)
     folder = require_path("out", out)
     require_choice("sharding", sharding, SHARDINGS)
     require_flags(dummy_data=dummy_data, progress=progress)
     evaluate_every = require_integer("evaluate_every", evaluate_every, low=0)
     keep = require_integer("keep", keep, low=1)
+    if save_every is not None:
+        save_every = require_integer("save_every", save_every, low=1)
     max_skipped = require_number("max_skipped", max_skipped, low=0.0)
     if workers is not None:
         workers = require_integer("workers", workers, low=0, high=1024)
@@ -263,10 +266,11 @@ def fit(
         with run.weights_to_keep():
             run.keep_weights(folder)
             if test is not None:
-                run.evaluation = assess(model, views or recipe.views)
+                run.evaluation = assess(model, views)
     finally:
         say.close()
-        accelerator.end_training()
+        for tracker in accelerator.trackers:  # not end_training(), which would end the process group too
+            tracker.finish()
     model.eval()
     result = FitResult(
         out=folder,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -89,12 +90,7 @@ class Run:
         self.parameters = trained_parameters(model)
         self.called = prepare_way(model, self.way)
         if self.sharding == "ddp" and self.world > 1:
-            # One message: adapters have few gradients, and waiting for the slowest process costs more than sending.
-            devices = [self.device] if self.device.type == "cuda" else None
-            self.called = nn.parallel.DistributedDataParallel(
-                self.called, device_ids=devices, gradient_as_bucket_view=True, bucket_cap_mb=1024,
-                broadcast_buffers=False,
-            )  # fmt: skip
+            self.called = _distributed(self.called, self.device)
         groups = make_groups(
             model, rate=settings.learning_rate, head_rate=settings.head_learning_rate,
             weight_decay=settings.weight_decay,
@@ -328,6 +324,18 @@ def _logits(output: Any) -> Tensor:
             f"the model returns a {type(output).__name__} without logits; wrap one that classifies, with labels=[...]"
         )
     return logits
+
+
+def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
+    """Let several processes train a model whose gradients they average; nothing else of it crosses between them."""
+    ddp = nn.parallel.DistributedDataParallel
+    # The same setting, by its name in newer and in older versions: buffers are constants.
+    name = (
+        "forward_sync_buffers" if "forward_sync_buffers" in inspect.signature(ddp).parameters else "broadcast_buffers"
+    )
+    settings: dict[str, Any] = {name: False, "device_ids": [device] if device.type == "cuda" else None}
+    # One message: adapters have few gradients, and waiting for the slowest process costs more than sending.
+    return ddp(model, gradient_as_bucket_view=True, bucket_cap_mb=1024, **settings)
 
 
 def _shard(model: nn.Module) -> None:

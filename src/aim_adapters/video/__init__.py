@@ -10,6 +10,7 @@ from aim_adapters.errors import VideoError as VideoError
 
 if TYPE_CHECKING:
     from aim_adapters.recipes import Augmentation as Augmentation
+    from aim_adapters.video.answers import parse_views as parse_views
     from aim_adapters.video.checking import CheckReport as CheckReport
     from aim_adapters.video.checking import VideoCheck as VideoCheck
     from aim_adapters.video.checking import check_videos as check_videos
@@ -96,6 +97,7 @@ _MODULES = {
     "mixup": "mixing",
     "one_thread": "datasets",
     "open_video": "decoding",
+    "parse_views": "answers",
     "predict": "prediction",
     "require_same_labels": "datasets",
     "transform_for": "transforms",

@@ -1,0 +1,136 @@
+"""Several processes train and evaluate as one does."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import socket
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+import aim_adapters as aim
+from aim_adapters.recipes import get_recipe
+from aim_adapters.training import gradient_bytes
+from tests.training.cases import fit, folder, model, videos, weights
+
+STILL = dataclasses.replace(get_recipe("small-data"), drop_path=0.0, head_dropout=0.0)
+
+
+def join(rank: int, world: int, port: int) -> None:
+    """Make this process one of several, as torchrun does."""
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
+    }  # fmt: skip
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+
+
+def train(rank: int, port: int, root: Path, out: Path) -> None:
+    join(rank, 2, port)
+    sent: list[int] = []
+    reduce = dist.all_reduce
+
+    def count(tensor: torch.Tensor, *arguments: Any, **settings: Any) -> Any:
+        sent.append(tensor.numel() * tensor.element_size())
+        return reduce(tensor, *arguments, **settings)
+
+    dist.all_reduce = count
+    for sharding in ("ddp", "fsdp2"):
+        net = model()
+        result = fit(
+            net, out / sharding, root, batch_size=3, recipe=STILL, sharding=sharding, test=folder("test", root),
+            max_skipped=1.0,
+        )  # fmt: skip
+        # And on from the first epoch, to the bit.
+        halted = out / f"{sharding} halted"
+        if rank == 0:
+            source = out / sharding / "checkpoints" / "step-0000004"
+            halted.joinpath("checkpoints").mkdir(parents=True)
+            source.rename(halted / "checkpoints" / source.name)
+        dist.barrier()
+        resumed = fit(model(), halted, root, batch_size=3, recipe=STILL, sharding=sharding, max_skipped=1.0)
+        found = {
+            "losses": result.losses, "resumed": resumed.losses, "gradient_bytes": result.gradient_bytes,
+            "top1": None if result.evaluation is None else result.evaluation.top1, "small": max(sent),
+        }  # fmt: skip
+        if rank == 0:
+            torch.save(found, out / f"{sharding}.pt")
+    dist.destroy_process_group()
+
+
+def assess(rank: int, world: int, port: int, root: Path, out: Path) -> None:
+    join(rank, world, port)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = aim.evaluate(
+            trained(), folder("train", root), "2x2", batch_size=world, workers=0, progress=False, max_skipped=1.0
+        )
+    torch.save((found.probabilities, found.to_dict(), found.names), out / f"{world}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def trained() -> torch.nn.Module:
+    net = model()
+    with torch.no_grad():
+        for index, parameter in enumerate(aim.trainable_parameters(net)):
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)) / 4)
+    return net
+
+
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def start(work: Any, world: int, *arguments: Any) -> None:
+    """Run some work in several processes, which share one import of all that is large."""
+    multiprocessing.set_forkserver_preload([__name__, "aim_adapters.training", "torch._dynamo"])
+    mp.start_processes(work, (*arguments,), nprocs=world, start_method="forkserver")
+
+
+@pytest.fixture(scope="module")
+def root() -> Path:
+    return videos()
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(root: Path, tmp_path: Path) -> None:
+    start(train, 2, port(), root, tmp_path)
+    alone = model()
+    one = fit(alone, tmp_path / "one", recipe=STILL, test=folder("test"))
+    for sharding in ("ddp", "fsdp2"):
+        found = torch.load(tmp_path / f"{sharding}.pt")
+        assert found["losses"] == pytest.approx(one.losses, rel=1e-4)
+        assert found["resumed"] == found["losses"]  # to the bit
+        assert one.evaluation is not None and found["top1"] == one.evaluation.top1
+        assert found["gradient_bytes"] == gradient_bytes(model())
+        assert found["small"] <= 8  # beside the gradients only sums of single numbers
+        loaded = aim.load_adapters(other := model(), tmp_path / sharding)
+        assert not any(loaded)
+        for a, b in zip(weights(other), weights(alone), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-2, atol=5e-4)  # AdamW turns rounding into steps
+
+
+@pytest.mark.slow
+def test_neither_processes_nor_batch_size_change_a_digit_of_an_evaluation(root: Path, tmp_path: Path) -> None:
+    for world in (2, 3):
+        start(assess, world, world, port(), root, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for batch_size in (1, 8):
+            one = aim.evaluate(
+                trained(), folder("train"), "2x2", batch_size=batch_size, workers=0, progress=False, max_skipped=1.0
+            )
+            for world, rank in ((2, 0), (2, 1), (3, 0), (3, 2)):
+                probabilities, scores, names = torch.load(tmp_path / f"{world}-{rank}.pt")
+                assert torch.equal(probabilities, one.probabilities)
+                assert scores == one.to_dict() and names == one.names and len(names) == 23
