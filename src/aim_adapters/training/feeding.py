@@ -106,6 +106,7 @@ class Feed:
             "persistent_workers": workers > 0,
             "prefetch_factor": 4 if workers else None,
             "worker_init_fn": one_thread,
+            "generator": torch.Generator(),  # or it would draw from the caller's
         }
         if isinstance(data, VideoStream):
             self._batches = None

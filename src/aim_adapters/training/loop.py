@@ -329,10 +329,9 @@ def _logits(output: Any) -> Tensor:
 def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
     """Let several processes train a model whose gradients they average; nothing else of it crosses between them."""
     ddp = nn.parallel.DistributedDataParallel
-    # The same setting, by its name in newer and in older versions: buffers are constants.
-    name = (
-        "forward_sync_buffers" if "forward_sync_buffers" in inspect.signature(ddp).parameters else "broadcast_buffers"
-    )
+    # Buffers are constants. Newer versions of PyTorch have another name for it.
+    names = ("forward_sync_buffers", "broadcast_buffers")
+    name = next(each for each in names if each in inspect.signature(ddp).parameters)
     settings: dict[str, Any] = {name: False, "device_ids": [device] if device.type == "cuda" else None}
     # One message: adapters have few gradients, and waiting for the slowest process costs more than sending.
     return ddp(model, gradient_as_bucket_view=True, bucket_cap_mb=1024, **settings)

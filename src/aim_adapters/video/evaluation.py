@@ -160,6 +160,7 @@ class _Batches:
             "num_workers": workers,
             "collate_fn": collate_clips,
             "worker_init_fn": one_thread,
+            "generator": torch.Generator(),  # or it would draw from the caller's
         }
         # Over several processes each sees its own part of the skipped videos; all together are counted at the end.
         self._limit = max_skipped if world == 1 else None

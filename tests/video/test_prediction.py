@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import aim_adapters as aim
+from aim_adapters.video import open_video
+from tests.training.cases import CLASSES, folder, model, videos
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    return model()
+
+
+def test_every_kind_of_source_gives_what_an_evaluation_gives(net: nn.Module, tmp_path: Path) -> None:
+    path = videos() / "test" / "right" / "1.mp4"
+    answers = aim.predict(net, path)
+    assert sorted(name for name, _ in answers) == sorted(CLASSES)
+    assert sum(share for _, share in answers) == pytest.approx(1)
+    assert [share for _, share in answers] == sorted((share for _, share in answers), reverse=True)
+    row = next(
+        row
+        for row in aim.evaluate(net, folder("test"), "3x1", workers=0, progress=False).predictions
+        if row["name"] == "right/1.mp4"
+    )
+    assert dict(answers) == pytest.approx(row["probabilities"])
+    assert aim.predict(net, path.read_bytes(), 1) == answers[:1]
+    with path.open("rb") as file:
+        assert aim.predict(net, file) == answers
+    with open_video(path) as video:
+        frames = video.get_frames(range(len(video)))
+    for given in (frames, frames.permute(0, 2, 3, 1), frames.permute(0, 2, 3, 1).numpy()):
+        near = dict(aim.predict(net, given))  # resized here, and not while it is decoded
+        assert near == pytest.approx(dict(answers), abs=0.05)
+
+
+def test_a_folder_of_videos_gives_an_answer_for_each(net: nn.Module, tmp_path: Path) -> None:
+    for index in range(2):
+        shutil.copy(videos() / "test" / "up" / f"{index}.mp4", tmp_path / f"{index}.mp4")
+    (tmp_path / "2.mp4").write_bytes(b"broken")
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.warns(UserWarning, match=r"2\.mp4: .*; it is left out"):
+        found = aim.predict(net, tmp_path)
+    assert isinstance(found, dict) and list(found) == ["0.mp4", "1.mp4"]
+    assert found["1.mp4"] == aim.predict(net, tmp_path / "1.mp4")
+
+
+def test_classes_without_names_are_called_by_their_index() -> None:
+    answers = aim.predict(model(labels=None, num_classes=3), videos() / "test" / "up" / "0.mp4", top=9)
+    assert sorted(name for name, _ in answers) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "message"),
+    [
+        (torch.rand(8, 3, 16, 16), aim.InputError, "uint8 .* got torch.float32"),
+        (torch.zeros(8, 16, 16, dtype=torch.uint8), aim.InputError, r"got \[8, 16, 16\]"),
+        (np.zeros((0, 16, 16, 3), np.uint8), aim.InputError, r"got \[0, 16, 16, 3\]"),
+        ("missing.mp4", aim.VideoError, r"missing\.mp4: there is no such file"),
+        (None, TypeError, "source must be"),
+    ],
+)
+def test_what_is_no_video_is_named(net: nn.Module, source: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        aim.predict(net, source)
+
+
+def test_wrong_arguments_are_named(net: nn.Module) -> None:
+    with pytest.raises(aim.ConfigError, match="top"):
+        aim.predict(net, videos() / "test" / "up" / "0.mp4", top=0)
+    with pytest.raises(TypeError, match="model must be"):
+        aim.predict("model", "a.mp4")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="spec"):
+        aim.predict(net, "a.mp4", spec={})  # type: ignore[arg-type]
