@@ -45,7 +45,7 @@ def test_warm_up_keeps_its_share_of_the_epochs() -> None:
 
 def test_settings_of_a_recipe_wrap_a_model_that_it_fits() -> None:
     config = only_root(aim.wrap_image_model(base(), **TINY.wrap_settings())).state.config
-    assert TINY.check_fits(config, anatomy()) == [] and TINY.differences(config) == {}
+    assert TINY.check_fits(config, anatomy()) == []
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,7 @@ def test_settings_of_a_recipe_wrap_a_model_that_it_fits() -> None:
         ({"expected": (3, 64, 8)}, "width 64"),
         ({"expected": (3, 32, 16)}, "patches of 16"),
         ({"frames": 8}, "num_frames=8"),
+        ({"scale": 1.0}, "scale=1.0"),
         ({"tubelet_size": 2}, "tubelet_size=2"),
         ({"temporal_input_adapter": True}, "temporal_input_adapter=True"),
     ],
@@ -66,11 +67,15 @@ def test_what_does_not_fit_is_said(changes: dict[str, Any], named: str) -> None:
 
 
 def test_small_data_fits_any_model() -> None:
-    assert get_recipe("small-data").check_fits(aim.AIMConfig(7), anatomy()) == []
+    config = aim.AIMConfig(6, scale=1.0, tubelet_size=2, temporal_input_adapter=True)
+    assert get_recipe("small-data").check_fits(config, anatomy()) == []
+    assert dataclasses.replace(TINY, expected=None, frames=6).check_fits(config, anatomy()) == []
 
 
-def test_settings_that_differ_are_listed() -> None:
-    assert TINY.differences(aim.AIMConfig(4, drop_path=0.1)) == {"drop_path": (0.2, 0.1), "head_dropout": (0.5, 0.0)}
+def test_a_recipe_fits_the_rungs_of_table_1() -> None:
+    recipe = dataclasses.replace(TINY, temporal_input_adapter=True, scale=1.0)
+    assert recipe.check_fits(aim.AIMConfig(4, components=("spatial",)), anatomy()) == []
+    assert len(recipe.check_fits(aim.AIMConfig(4), anatomy())) == 2
 
 
 def test_settings_of_the_reference_are_a_variant() -> None:

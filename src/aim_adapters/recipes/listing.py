@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import NamedTuple
 
-from aim_adapters.arguments import require_string
+from aim_adapters.arguments import require_string, shown
 from aim_adapters.errors import ConfigError
 from aim_adapters.recipes.published import PUBLISHED
 from aim_adapters.recipes.recipe import Recipe
@@ -60,7 +60,7 @@ def get_recipe(name: str | Recipe) -> Recipe:
     if recipe is None or (name.endswith(_REFERENCE) and not recipe.reference):
         near = difflib.get_close_matches(name.casefold(), _RECIPES, n=4, cutoff=0.5)
         hint = f"near it: {', '.join(near)}" if near else f"expected one of {', '.join(_RECIPES)}"
-        raise ConfigError(f"no recipe {name!r:.100}; {hint}; aim.list_recipes() shows all")
+        raise ConfigError(f"no recipe {shown(name)}; {hint}; aim.list_recipes() shows all")
     return recipe.as_reference() if name.endswith(_REFERENCE) else recipe
 
 

@@ -41,7 +41,7 @@ class Recipe:
         name: Name by which `get_recipe` finds it.
         dataset: What it was made for.
         backbone: The image model that it was made for, in words.
-        expected: The same in numbers; None: any.
+        expected: The same in numbers; None: any, however it was wrapped.
         frames: Frames of a clip, T; None: as many as the model reads.
         stride: Distance between the frames of a clip ("dense" sampling); None: one frame of each of T equal segments
             ("uniform").
@@ -179,33 +179,32 @@ class Recipe:
         return dataclasses.replace(self, **self.reference, name=f"{self.name}-reference", reference={})
 
     def check_fits(self, config: AIMConfig, anatomy: BackboneAnatomy) -> list[str]:
-        """Return what of a wrapped model cannot be trained by this recipe, in words; nothing if it fits.
+        """Return what of a wrapped model this recipe is not for, in words; nothing if it fits.
+
+        Stochastic depth and dropout are not part of it, as training sets them.
 
         Args:
             config: How the model was wrapped.
             anatomy: Anatomy of the image model.
         """
         found = []
+        fixed: tuple[str, ...] = () if self.frames is None else ("num_frames",)
         if self.expected is not None:
-            is_, size = (len(anatomy.blocks), anatomy.block_widths[0], anatomy.patch_size[0]), self.expected
-            if is_ != size:
+            # Of components that were left out on purpose (the ladder of Table 1), the settings say nothing.
+            fixed += ("tubelet_size",)
+            fixed += ("scale",) * ("joint" in config.components)
+            fixed += ("temporal_input_adapter",) * ("temporal" in config.components)
+            depth, width, patch = len(anatomy.blocks), anatomy.block_widths[0], anatomy.patch_size[0]
+            if (depth, width, patch) != self.expected:
                 found.append(
-                    f"it is for {self.backbone} ({size.depth} blocks of width {size.width}, patches of "
-                    f"{size.patch_size}), this model has {is_[0]} blocks of width {is_[1]} and patches of {is_[2]}"
+                    "it is for {} ({} blocks of width {}, patches of {}), ".format(self.backbone, *self.expected)
+                    + f"this model has {depth} blocks of width {width} and patches of {patch}"
                 )
-        for name, value in self.wrap_settings().items():
-            if name in _ARCHITECTURE and (got := getattr(config, name)) != value:
-                found.append(f"it is for {name}={value}, this model was wrapped with {name}={got}")
+        settings = self.wrap_settings()
+        for name in fixed:
+            if (got := getattr(config, name)) != settings[name]:
+                found.append(f"it is for {name}={settings[name]}, this model was wrapped with {name}={got}")
         return found
-
-    def differences(self, config: AIMConfig) -> dict[str, tuple[Any, Any]]:
-        """Return the settings of a wrapped model that are others than in this recipe: (the recipe's, the model's).
-
-        Args:
-            config: How the model was wrapped.
-        """
-        pairs = {name: (value, getattr(config, name)) for name, value in self.wrap_settings().items()}
-        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
@@ -248,8 +247,6 @@ class Recipe:
 
 
 _WRAP = ("scale", "drop_path", "head_dropout", "temporal_input_adapter", "tubelet_size")
-# What a model cannot be given once it is wrapped, and without which the recipe's accuracy is out of reach.
-_ARCHITECTURE = ("num_frames", "temporal_input_adapter", "tubelet_size")
 
 
 def _expected(value: object) -> ExpectedModel | None:

@@ -94,7 +94,8 @@ class ClipTransform:
         if not self.train:
             return self._cropped(frames), label
         clip = crop_at_random(frames, self.size, self.augment)
-        mirrored = self.augment.swapped_labels.get(label, label)
+        swapped = self.augment.swapped_labels
+        mirrored = swapped.get(int(label), label) if swapped else label
         if happens(self.augment.flip) and mirrored is not None:
             clip, label = functional.horizontal_flip(clip), mirrored
         if self.augment.rand_augment is not None:
