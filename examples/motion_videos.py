@@ -6,7 +6,9 @@ apart, whatever else it knows.
 
 That has to hold for the files too. An encoder that predicts frames from earlier ones, or spends more bits on a file's
 first frame, would leave the direction of time in every single frame. So each frame is coded by itself (a key frame) at
-one fixed quantizer: storing a clip backwards stores the same pictures in the other order, to the bit.
+one fixed quantizer: storing a clip backwards stores the same pictures in the other order, to the bit. And it has to
+hold for the frames that are looked at: of 24 frames in eight segments the middle ones are the same when played
+backwards.
 """
 
 from __future__ import annotations
@@ -24,27 +26,21 @@ from typing import TypeAlias
 import av
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageEnhance, ImageFilter
-from torch import Tensor
 from tqdm import tqdm
 
 Box: TypeAlias = tuple[float, float, float]
 Detail: TypeAlias = npt.NDArray[np.float64]
 
-__all__ = ["CLASSES", "Clip", "VideoError", "decode", "make_videos", "plan", "render", "write_video"]
+__all__ = ["CLASSES", "Clip", "make_videos", "plan", "render", "write_video"]
 
 CLASSES = ("zoom in", "zoom out", "fade in", "fade out", "focus in", "focus out")
-FORMAT = 1
+FORMAT = 2
 # Of so many crops the one with most to see is taken: nobody can tell a zoom into a cloudless sky.
 CANDIDATES = 4
 DETAIL_SIDE = 128
 # One key frame after the other at a constant quantizer, without decisions that look at neighboring frames.
 ENCODER = {"preset": "veryfast", "qp": "20", "g": "1", "bf": "0", "x264-params": "scenecut=0:mbtree=0:rc-lookahead=0"}
-
-
-class VideoError(RuntimeError):
-    """Tells that a file is not a video of the expected kind."""
 
 
 @dataclass(frozen=True)
@@ -174,9 +170,9 @@ def write_video(path: Path, pictures: Sequence[Image.Image], *, fps: int = 8) ->
 
 
 def make_videos(
-    photographs: Sequence[Path], out: Path, *, clips: int, size: int = 112, frames: int = 16, seed: int = 0
-) -> list[tuple[Path, int]]:
-    """Write clips as mp4 files, and `index.csv` that names each file's class; what is already there is kept.
+    photographs: Sequence[Path], out: Path, *, clips: int, size: int = 112, frames: int = 24, seed: int = 0
+) -> Path:
+    """Write clips as mp4 files, a folder for each class, and `.index.csv`; what is already there is kept.
 
     Args:
         photographs: picture files.
@@ -187,7 +183,7 @@ def make_videos(
         seed: the same seed and photographs give the same videos.
 
     Returns:
-        (path, label) of each video; the label is an index into `CLASSES`.
+        The folder.
 
     Raises:
         ValueError: `size` is odd, which yuv420p cannot hold, or a number is below 1.
@@ -200,19 +196,22 @@ def make_videos(
     made_from = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in photographs]
     numbers = {"format": FORMAT, "clips": clips, "size": size, "frames": frames, "seed": seed}
     settings = json.dumps(numbers | {"photographs": made_from})
-    kept = out / "settings.json"
+    kept = out / ".settings.json"
     if kept.is_file() and kept.read_text() == settings:
-        return read_index(out)
+        return out
 
-    out.mkdir(parents=True, exist_ok=True)
     kept.unlink(missing_ok=True)
+    for name in CLASSES:
+        (out / name).mkdir(parents=True, exist_ok=True)
+        for old in (out / name).glob("[0-9]*.mp4"):
+            old.unlink()
     small = []
     for path in photographs:
         with Image.open(path) as opened:
             opened.draft("RGB", (2 * DETAIL_SIDE, 2 * DETAIL_SIDE))
             small.append(opened.convert("RGB"))
     plans = plan(small, clips=clips, seed=seed)
-    names = [f"{number:05d}.mp4" for number in range(clips)]
+    names = [f"{CLASSES[clip.label]}/{number:05d}.mp4" for number, clip in enumerate(plans)]
 
     def make(index: int) -> None:
         with Image.open(photographs[index]) as opened:
@@ -225,45 +224,9 @@ def make_videos(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         made = pool.map(make, range(len(photographs)))
         list(tqdm(made, total=len(photographs), desc=f"Making {clips} videos", unit="photograph"))
-    with (out / "index.csv").open("w", newline="") as file:
+    with (out / ".index.csv").open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["file", "label", "class", "photograph"])
-        rows.writerows(
-            [n, c.label, CLASSES[c.label], photographs[c.photograph].name] for n, c in zip(names, plans, strict=True)
-        )
+        rows.writerow(["file", "class", "photograph"])
+        rows.writerows([n, CLASSES[c.label], photographs[c.photograph].name] for n, c in zip(names, plans, strict=True))
     kept.write_text(settings)
-    return read_index(out)
-
-
-def read_index(folder: Path) -> list[tuple[Path, int]]:
-    """Read (path, label) of each video of a folder that `make_videos` wrote."""
-    with (folder / "index.csv").open(newline="") as file:
-        return [(folder / row["file"], int(row["label"])) for row in csv.DictReader(file)]
-
-
-def decode(path: Path, num_frames: int) -> Tensor:
-    """Decode evenly spaced frames, the first and the last among them.
-
-    The choice is symmetric in time: of the same clip stored backwards it takes the same frames.
-
-    Args:
-        path: video file.
-        num_frames: frames wanted, at most those in the file.
-
-    Returns:
-        `[T, 3, H, W]`, uint8, RGB.
-
-    Raises:
-        VideoError: the file cannot be decoded, or has fewer frames.
-    """
-    try:
-        with av.open(str(path)) as container:
-            pictures = list(container.decode(video=0))
-    except (av.error.FFmpegError, IndexError) as error:
-        raise VideoError(f"{path} is not a video that can be decoded ({error}); delete it and make it anew.") from error
-    if len(pictures) < num_frames:
-        raise VideoError(f"{path} has {len(pictures)} frames, {num_frames} are wanted.")
-    first = np.round(np.linspace(0, len(pictures) - 1, num_frames)[: (num_frames + 1) // 2]).astype(int)
-    last = len(pictures) - 1 - first[: num_frames // 2][::-1]
-    chosen = np.stack([pictures[index].to_ndarray(format="rgb24") for index in (*first, *last)])  # [T, H, W, 3]
-    return torch.from_numpy(chosen).permute(0, 3, 1, 2).contiguous()  # [T, 3, H, W]
+    return out

@@ -48,7 +48,7 @@ def test_models_of_transformers_learn_the_names_too() -> None:
     )
     model = aim.wrap_image_model(hf.ViTForImageClassification(config), 4, labels=NAMES)
     assert model.config.id2label == dict(enumerate(NAMES)) and model.config.label2id["zoom"] == 2
-    with pytest.raises(aim.ConfigError, match="does not say its mean, std; build an aim.ClipSpec"):
+    with pytest.raises(aim.ConfigError, match=r"does not say its mean, std; build an aim\.ClipSpec"):
         aim.clip_spec(model)
     assert aim.unwrap_image_model(model).config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from aim_adapters.video import ClipReader, ClipTransform
 from benchmarks.harness import ROOT, command
 
 NAME = "learning"
@@ -31,7 +32,7 @@ class Task(NamedTuple):
 
 
 def prepare(path: Path, *, clips: int, test_clips: int) -> None:
-    """Write the task with the first so many of the quickstart's clips; its cached videos and weights are used.
+    """Write the task with so many of the quickstart's clips, of all classes alike; its videos and weights are used.
 
     Raises:
         TaskError: The quickstart has fewer clips.
@@ -46,12 +47,14 @@ def prepare(path: Path, *, clips: int, test_clips: int) -> None:
         if not 0 < count <= most:
             raise TaskError(f"{name} clips: the quickstart has {most}, got {count}")
     photographs = quickstart.find_photographs(settings.cache, photos=None)
-    parts = quickstart.prepare(settings, photographs, device=torch.device("cpu"))
+    folders = quickstart.prepare(settings, photographs)
     model = quickstart.load_dinov2_small(settings.size, cache=settings.cache)
-    clips_of = [
-        (part.frames[:count].clone(), part.labels[:count].clone())
-        for part, (count, _) in zip(parts, wanted.values(), strict=True)
-    ]
+    transform = ClipTransform((settings.size, settings.size))
+    clips_of = []
+    for folder, (count, _) in zip(folders, wanted.values(), strict=True):
+        data = folder.with_reader(ClipReader(settings.frames, transform=transform))
+        clips, labels = zip(*(data[index * len(data) // count] for index in range(count)), strict=True)
+        clips_of.append((torch.stack(clips).contiguous(), torch.tensor(labels)))
     about = {
         "model": pretrained.MODEL,
         "img_size": str(settings.size),

@@ -119,7 +119,7 @@ def test_make_videos_is_balanced_and_repeatable(photographs: list[Path], tmp_pat
     assert sorted(Path(name).parent.name for name in made) == sorted([*CLASSES, *CLASSES])
     assert made == files(make_videos(photographs, tmp_path / "b", clips=12, size=32, frames=6, seed=3))
     assert made != files(make_videos(photographs, tmp_path / "c", clips=12, size=32, frames=6, seed=4))
-    rows = list(csv.DictReader((tmp_path / "a" / "index.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((tmp_path / "a" / ".index.csv").read_text().splitlines()))
     assert [row["file"].split("/")[0] for row in rows] == [row["class"] for row in rows]
     assert sorted(row["photograph"] for row in rows) == sorted(path.name for path in photographs * 3)
 

@@ -59,7 +59,8 @@ class Normalize(nn.Module):
             advice = "channels are last: pass frames.movedim(-1, -3)" if last else "pass frames with their channels"
             raise InputError(f"frames must be [..., {channels}, H, W], got {list(frames.shape)}; {advice}")
         # These three steps, in float32, and not one product: the same bits as everybody else's normalization.
-        pixels = frames.to(torch.float32).div_(255)
+        # Decoded frames have their channels last in memory, where models read them slowly.
+        pixels = frames.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
         pixels = pixels.sub_(self.mean.to(frames.device)).div_(self.std.to(frames.device))
         return pixels.to(self.dtype)
 

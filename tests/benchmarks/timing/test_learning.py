@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from aim_adapters.config import Execution
+from aim_adapters.video import VideoFolder
 from benchmarks.timing import learning, learning_run, learning_summary, learning_task
 from benchmarks.timing.learning_task import Task
+from tests.video.videos import write
 
 MODEL, SIZE, CLIPS, TEST_CLIPS, STEPS = "vit_tiny_patch16_224", 32, 20, 8, 3
 ABOUT = {"model": MODEL, "img_size": str(SIZE), "classes": "2"}
@@ -94,16 +95,19 @@ def test_a_task_is_what_was_saved(task: Task) -> None:
     assert ABOUT.items() <= task.about.items()
 
 
-def test_prepares_the_first_clips_of_the_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepares_clips_of_the_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quickstart = pytest.importorskip("quickstart")
     import pretrained
 
-    parts = [
-        SimpleNamespace(frames=frames, labels=labels) for frames, labels in (clips(CLIPS, 0), clips(TEST_CLIPS, 1))
-    ]
+    folders = []
+    for part, count in (("train", 2), ("test", 1)):
+        for place, name in enumerate(quickstart.CLASSES):
+            for index in range(count):
+                write(tmp_path / part / name / f"{index}.mp4", count=8, seed=10 * place + index)
+        folders.append(VideoFolder(tmp_path / part, num_frames=8, labels=quickstart.CLASSES))
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(quickstart, "find_photographs", lambda *_, **__: [])
-    monkeypatch.setattr(quickstart, "prepare", lambda *_, **__: parts)
+    monkeypatch.setattr(quickstart, "prepare", lambda *_: folders)
     monkeypatch.setattr(
         quickstart, "load_dinov2_small", lambda size, **_: timm.create_model(MODEL, img_size=size, num_classes=0)
     )
@@ -111,10 +115,11 @@ def test_prepares_the_first_clips_of_the_quickstart(tmp_path: Path, monkeypatch:
     path = tmp_path / "task.safetensors"
     assert learning.main(["--prepare", str(path), "--clips", "12", "--test-clips", "6"]) == 0
     task = learning_task.load(path)
-    assert torch.equal(task.train[0], parts[0].frames[:12]) and torch.equal(task.test[1], parts[1].labels[:6])
+    assert task.train[0].shape == (12, 8, 3, 42, 42) and task.train[0].dtype == torch.uint8
+    assert task.train[1].bincount().tolist() == [2] * 6 and task.test[1].bincount().tolist() == [1] * 6
     assert (task.about["img_size"], task.about["classes"]) == ("42", "6")
     assert learning_run.build(task, learning_run.WAYS["held"], seed=0, device="cpu")(
-        torch.zeros(1, 2, 3, 42, 42)
+        torch.zeros(1, 8, 3, 42, 42)
     ).shape == (
         1,
         6,
