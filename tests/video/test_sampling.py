@@ -34,14 +34,19 @@ def test_every_clip_is_inside_the_video_and_in_order(
 
 
 @settings(max_examples=200, deadline=None)
-@given(total=totals, frames=lengths, stride=strides, clips=counts)
-def test_views_of_a_video_differ_wherever_it_is_long_enough(total: int, frames: int, stride: int, clips: int) -> None:
+@given(total=totals, frames=lengths, stride=strides, clips=counts, train=st.booleans())
+def test_views_of_a_video_differ_wherever_it_is_long_enough(
+    total: int, frames: int, stride: int, clips: int, train: bool
+) -> None:
+    drawn = generator() if train else None
     if total >= clips * frames:
-        assert len(uniform_indices(total, frames, clips=clips).unique(dim=0)) == clips
+        assert len(uniform_indices(total, frames, clips=clips, generator=drawn).unique(dim=0)) == clips
     if total >= frames + clips - 1:
-        dense = dense_indices(total, frames, stride, clips=clips)
+        dense = dense_indices(total, frames, stride, clips=clips, generator=drawn)
         assert len(dense.unique(dim=0)) == clips
         assert (dense.diff(dim=1) == dense[0].diff()[:1]).all()  # one distance, in all of them
+    elif total > frames:  # too few starts for views that are dense
+        assert len(dense_indices(total, frames, stride, clips=clips).unique(dim=0)) > 1 or clips == 1
 
 
 def test_uniform_takes_the_middle_of_each_segment_in_testing_and_any_of_it_in_training() -> None:
@@ -50,6 +55,8 @@ def test_uniform_takes_the_middle_of_each_segment_in_testing_and_any_of_it_in_tr
     drawn = torch.cat([uniform_indices(24, 8, generator=generator(seed)) for seed in range(60)])
     for segment in range(8):
         assert set(drawn[:, segment].tolist()) == set(range(3 * segment, 3 * segment + 3))
+    for total in (48, 64, 96, 100):  # with more clips than a segment has frames
+        assert len(uniform_indices(total, 32, clips=6).unique(dim=0)) == 6
     assert uniform_indices(3, 8).tolist() == [[0, 0, 0, 1, 1, 2, 2, 2]]
 
 

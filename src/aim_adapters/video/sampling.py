@@ -19,8 +19,8 @@ def uniform_indices(total: int, frames: int, *, clips: int = 1, generator: torch
     """Choose one frame from each of ``frames`` equal segments of a video ("uniform" or segment-based sampling).
 
     In training each clip takes a random frame of each segment. In testing it takes the middle ones; of several clips
-    the c-th takes those in the middle of the c-th part of each segment, so that clips differ wherever segments are long
-    enough. A video with fewer frames than a clip has some of them twice.
+    the c-th takes those in the middle of the c-th part of each segment. Clips differ wherever segments are long enough.
+    A video with fewer frames than a clip has some of them twice.
 
     Args:
         total: Frames of the video.
@@ -36,12 +36,16 @@ def uniform_indices(total: int, frames: int, *, clips: int = 1, generator: torch
     """
     total, frames, clips = _checked(total, frames, clips, generator)
     segments = torch.arange(frames)
-    if generator is None:
-        places = 2 * (segments * clips + torch.arange(clips)[:, None]) + 1  # in units of 1 / (2 * clips * frames)
-        return places * total // (2 * clips * frames)  # [clips, T]
     start = segments * total // frames
     length = ((segments + 1) * total // frames - start).clamp(min=1)
-    return start + _draw(length.expand(clips, frames), generator)
+    if generator is not None:
+        return start + _draw(length, clips, generator)  # [clips, T]
+    parts = torch.arange(clips)[:, None]
+    indices = (2 * (segments * clips + parts) + 1) * total // (2 * clips * frames)  # [clips, T]
+    if total > frames and len(indices.unique(dim=0)) < clips:  # more clips than a segment has frames
+        parts = (parts + (length > 1).cumsum(0)) % clips  # another part in each segment that has several
+        indices = start + (2 * parts + 1) * length // (2 * clips)
+    return indices
 
 
 def dense_indices(
@@ -51,8 +55,8 @@ def dense_indices(
 
     A clip spans ``(frames - 1) * stride + 1`` frames. In training each clip starts at random; in testing the clips
     start in the middle of equal parts of all possible starts, so one clip is the middle of the video. Where a video is
-    too short for clips that differ, the distance is reduced until there are, down to 1. A video with fewer frames than
-    a clip is sampled by `uniform_indices`.
+    too short for clips that differ, the distance is reduced until there are, down to 1; where that is not enough, also
+    where the video has fewer frames than a clip, it is sampled by `uniform_indices`.
 
     Args:
         total: Frames of the video.
@@ -69,22 +73,23 @@ def dense_indices(
     """
     total, frames, clips = _checked(total, frames, clips, generator)
     stride = require_integer("stride", stride, low=1)
-    if total < frames:
+    if total < frames + clips - 1:
         return uniform_indices(total, frames, clips=clips, generator=generator)
     if frames > 1:
-        stride = max(min(stride, (total - clips) // (frames - 1)), 1)
+        stride = min(stride, (total - clips) // (frames - 1))
     starts = total - (frames - 1) * stride  # how many there are
     if generator is None:
         first = (2 * torch.arange(clips) + 1) * starts // (2 * clips)
     else:
-        first = _draw(torch.full((clips,), starts), generator)
+        first = _draw(torch.tensor([starts]), clips, generator)[:, 0]
     return first[:, None] + torch.arange(frames) * stride  # [clips, T]
 
 
-def _draw(limits: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw an integer in [0, limit) for each limit."""
-    drawn = (torch.rand(limits.shape, dtype=torch.float64, generator=generator) * limits).long()
-    return torch.minimum(drawn, limits - 1)
+def _draw(limits: Tensor, clips: int, generator: torch.Generator) -> Tensor:
+    """Draw integers in [0, limit), ``[clips, number of limits]``; those of several clips differ where they can."""
+    drawn = (torch.rand(clips, len(limits), dtype=torch.float64, generator=generator) * limits).long()
+    apart = torch.arange(clips)[:, None] * (limits // clips)
+    return torch.where(limits >= clips, (drawn[:1] + apart) % limits, drawn)
 
 
 def _checked(total: int, frames: int, clips: int, generator: Any) -> tuple[int, int, int]:
