@@ -22,10 +22,10 @@ from pathlib import Path
 import matplotlib
 import timm
 matplotlib.use("agg")
-cache, out, photos = Path({out!r}), Path({out!r}), Path({photos!r})
+cache, out, photos = Path({out!r}), Path({out!r}) / "runs", Path({photos!r})
 num_frames, size = 4, 32
 train_clips, test_clips = 12, 12
-steps, batch_size, lr = 3, 2, 1e-3
+epochs, batch_size, lr = 1, 4, 1e-3
 device = "cpu"
 torch.manual_seed(0)
 torch.set_num_threads(1)
