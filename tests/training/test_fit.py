@@ -40,10 +40,11 @@ def test_a_run_trains_saves_and_says_what_it_did(whole: tuple[aim.FitResult, nn.
     assert config["clip"]["labels"] == list(CLASSES) and config["drop_path"] == recipe.drop_path
     assert not net.training
     assert "8 steps" in str(result) and json.dumps(result.to_dict())
-    # The averaged weights are what was saved, and not those of the last step.
-    saved = model()
+    # The averaged weights are what was saved and what the model holds, and not those of the last step.
+    saved, last = model(), model()
     aim.load_adapters(saved, result.out)
-    assert not equal(weights(saved), weights(net))
+    aim.load_adapters(last, result.out / "checkpoints" / "step-0000008")
+    assert equal(weights(saved), weights(net)) and not equal(weights(last), weights(net))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -207,6 +208,17 @@ def test_another_run_in_the_folder_is_refused(whole: tuple[aim.FitResult, nn.Mod
         fit(model(), out, resume=False)
     with pytest.raises(aim.CheckpointError, match="is no checkpoint of a run"):
         fit(model(), out, resume=out / "checkpoints")
+    same: dict[str, Any] = {"ema": 0.5, "max_norm": 1.0}
+    with pytest.raises(aim.ConfigError, match="holds another checkpoint, step-0000008"):
+        fit(model(), out, resume=out / "checkpoints" / "step-0000003", **same)
+    with pytest.raises(aim.ConfigError, match="dummy_data was False, is True"):
+        fit(model(), out, dummy_data=True, **same)
+    with pytest.raises(aim.ConfigError, match=r"label_smoothing of the recipe was 0\.0, is 0\.1"):
+        fit(model(), out, recipe=dataclasses.replace(get_recipe("small-data"), label_smoothing=0.1), **same)
+    with pytest.raises(aim.ConfigError, match=r"data was '.*', is"):
+        fit(model(), out, train=folder("train").subset(range(23, -1, -1)), **same)
+    with pytest.raises(aim.ConfigError, match="holds adapters, and no checkpoint"):
+        fit(model(), aim.save_adapters(model(), out.parent / "saved"))
 
 
 def test_rates_of_the_recipe_are_applied_where_none_were_chosen(tmp_path: Path) -> None:
@@ -230,3 +242,65 @@ def test_a_transform_of_ones_own_is_kept(tmp_path: Path) -> None:
     train = folder("train", transform=Own((16, 16), train=True))
     fit(model(), tmp_path, train=train, epochs=1)
     assert len(seen) == 24
+
+
+def test_an_evaluation_that_was_interrupted_is_made_up_for(tmp_path: Path) -> None:
+    test = folder("test")
+    whole = fit(model(), tmp_path / "whole", test=test)
+    started = []
+
+    def stop(module: nn.Module, inputs: Any) -> None:
+        if not module.training and not started:
+            started.append(True)
+            raise KeyboardInterrupt
+
+    net = model()
+    handle = net.blocks[0].register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, tmp_path / "run", test=test)
+    handle.remove()
+    resumed = fit(model(), tmp_path / "run", test=test)
+    assert resumed.history == whole.history and resumed.best == whole.best
+    assert (tmp_path / "run" / "predictions.csv").read_bytes() == (tmp_path / "whole" / "predictions.csv").read_bytes()
+
+
+def test_a_step_may_have_fewer_clips_than_it_could(tmp_path: Path) -> None:
+    still = {"recipe": dataclasses.replace(get_recipe("small-data"), drop_path=0.0, head_dropout=0.0)}
+    few = [0, 8, 16]
+    one = fit(model(), tmp_path / "one", train=folder("train").subset(few), batch_size=3, learning_rate=1e-3, **still)
+    # Of three passes of a step the second has one clip and the third none.
+    many = fit(
+        model(), tmp_path / "many", train=folder("train").subset(few), batch_size=2, accumulate=3, learning_rate=1e-3,
+        max_norm=1.0, **still,
+    )  # fmt: skip
+    assert many.losses[0] == pytest.approx(one.losses[0], rel=1e-5) and many.steps == 2
+
+
+def test_workers_leave_signals_to_the_process_that_trains(tmp_path: Path) -> None:
+    import multiprocessing
+
+    def interrupt(record: dict[str, Any]) -> None:
+        for process in (*multiprocessing.active_children(), multiprocessing.current_process()):
+            os.kill(process.pid or 0, signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        fit(model(), tmp_path / "run", workers=2, callbacks=[interrupt])
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-0000001"]
+
+
+def test_a_model_that_could_not_be_saved_is_refused_at_once(tmp_path: Path) -> None:
+    net = model()
+    net.blocks[0].mlp.fc1.weight.requires_grad_(True)
+    with pytest.raises(aim.StateError, match="the adapters alone"):
+        fit(net, tmp_path / "run")
+    with pytest.raises(aim.ConfigError, match="cannot be"):
+        (tmp_path / "file").touch()
+        fit(model(), tmp_path / "file" / "run")
+
+
+def test_a_transform_that_normalizes_is_refused(tmp_path: Path) -> None:
+    train = folder("train", transform=lambda frames: frames[..., :16, :16].float())
+    with pytest.raises(
+        aim.ConfigError, match=r"clips of train are torch\.float32 \[4, 3, 16, 16\], expected torch\.uint8"
+    ):
+        fit(model(), tmp_path / "run", train=train)

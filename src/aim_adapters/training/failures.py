@@ -7,7 +7,6 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import Any
 
 import torch
 
@@ -40,7 +39,7 @@ class Interruption:
             yield self
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
 
     def leave(self) -> None:
         """End the program as the signal asks: SIGTERM with exit code 0, as all is saved; SIGINT as Python does.
@@ -75,8 +74,8 @@ def explain_memory(batch_size: int, accumulate: int, memory: str | None) -> Iter
         if memory in ("fast", "balanced"):
             tries.append("aim.set_execution(model, memory='low')")
         if batch_size > 1:
-            half = batch_size // 2
-            tries.append(f"batch_size={half} with accumulate={-(-batch_size * accumulate // half)}: the same batch")
+            part = max(size for size in range(1, batch_size // 2 + 1) if batch_size % size == 0)
+            tries.append(f"batch_size={part} with accumulate={accumulate * batch_size // part}: the same batch")
         tries.append("layers='top_half' when wrapping, or fewer frames")
         raise TrainingError(
             f"out of memory on {torch.cuda.get_device_name() if torch.cuda.is_available() else 'the device'} with "
@@ -102,14 +101,9 @@ def not_finite(loss: float, step: int, names: Sequence[str], rates: Sequence[flo
     )
 
 
-def is_compiler_failure(error: BaseException) -> bool:
-    """Return whether an error comes from PyTorch's compiler and not from the model or its data.
-
-    Args:
-        error: What was raised.
-    """
+def compiler_errors() -> tuple[type[Exception], ...]:
+    """Return the errors that come from PyTorch's compiler and not from the model or its data."""
     import torch._dynamo.exc
     import torch._inductor.exc
 
-    kinds: tuple[Any, ...] = (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError)
-    return isinstance(error, kinds)
+    return torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError

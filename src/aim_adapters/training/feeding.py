@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -27,13 +30,16 @@ from aim_adapters.video import (
     one_thread,
 )
 
+# The label of a clip that fills up a batch: cross entropy leaves it out.
+NO_LABEL = -100
+
 
 class Batch(NamedTuple):
-    """The clips of one pass through the model.
+    """The clips of one pass through the model: always as many, so that every pass has one shape.
 
     Attributes:
         video: uint8 ``[B, T, 3, H, W]``.
-        labels: int64 ``[B]``.
+        labels: int64 ``[B]``; `NO_LABEL` where there was no clip left.
         names: Names of the videos.
     """
 
@@ -78,6 +84,7 @@ class Feed:
     Args:
         data: The training data.
         settings: Settings of the run.
+        spec: What the model reads.
         rank: Index of this process.
         world: Number of processes.
         workers: Processes that decode; None: as many as there are cores for each.
@@ -89,6 +96,7 @@ class Feed:
         self,
         data: VideoDataset | VideoStream,
         settings: RunSettings,
+        spec: ClipSpec,
         *,
         rank: int,
         world: int,
@@ -98,21 +106,19 @@ class Feed:
     ) -> None:
         self.data, self.settings, self.rank, self.world, self.device = data, settings, rank, world, device
         self.max_skipped = max_skipped
+        self._shape = (spec.frames, len(spec.mean), *spec.image_size)
         workers = default_workers() if workers is None else workers
         options: dict[str, Any] = {
             "num_workers": workers,
             "collate_fn": collate_clips,
             "pin_memory": device.type == "cuda",
             "persistent_workers": workers > 0,
-            "prefetch_factor": 4 if workers else None,
-            "worker_init_fn": one_thread,
+            "worker_init_fn": _start_worker,
             "generator": torch.Generator(),  # or it would draw from the caller's
         }
         if isinstance(data, VideoStream):
             self._batches = None
-            self._loader: DataLoader[Any] = DataLoader(
-                data.tracked(), batch_size=settings.batch_size, drop_last=True, **options
-            )
+            self._loader: DataLoader[Any] = DataLoader(data.tracked(), batch_size=settings.batch_size, **options)
         else:
             self._batches = _Batches(len(data), settings, rank=rank, world=world)
             self._loader = DataLoader(TrackedClips(data), batch_sampler=self._batches, **options)
@@ -120,31 +126,91 @@ class Feed:
     def epoch(self, epoch: int, skip: int) -> Iterator[Batch]:
         """Yield the batches of an epoch on the device.
 
+        Where the data ends before the epoch, as a stream's may on one process, the rest has no clips.
+
         Args:
             epoch: The epoch.
             skip: Steps of it that were taken before.
 
         Raises:
+            ConfigError: The clips are not what the model reads.
             VideoError: Too many videos cannot be read.
         """
-        passes = skip * self.settings.accumulate
+        size = self.settings.batch_size
+        skipped = skip * self.settings.accumulate
+        passes = self.settings.steps_per_epoch * self.settings.accumulate - skipped
         if self._batches is not None:
             self._batches.choose(epoch, skip)
-            passes = 0
+            skipped = 0
         else:
             self.data.set_epoch(epoch)  # type: ignore[union-attr]
+        full = islice(self._full(), skipped, None)
+        for _ in range(passes):
+            video, labels, indices = next(full, (torch.empty(0), torch.empty(0), torch.empty(0)))
+            if len(labels) < size:
+                video, labels = self._filled(video, labels)
+            # Pinned and not waited for: the copy runs beside the step before.
+            video = video.to(self.device, non_blocking=True)
+            yield Batch(video, labels.to(self.device, non_blocking=True), self._names(indices))
+
+    def blank(self) -> Batch:
+        """Return a batch without clips, for a trial."""
+        video, labels = self._filled(torch.empty(0), torch.empty(0))
+        return Batch(video.to(self.device), labels.to(self.device), [])
+
+    def note_skipped(self) -> None:
+        """Let every process know which videos all of them have left out.
+
+        Raises:
+            VideoError: They are too many.
+        """
+        if self.world > 1:
+            found: list[Any] = [None] * self.world
+            dist.all_gather_object(found, list(self.data.skipped))
+            self.data.note_skipped([record for part in found for record in part], max_skipped=self.max_skipped)
+
+    def _full(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield full batches, and a last one of what is left: video, labels, indices."""
+        size = self.settings.batch_size
+        waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        count = 0
         for found in self._loader:
             self.data.note_skipped(found["skipped"], max_skipped=self.max_skipped)
-            if passes:
-                passes -= 1
+            if not len(found["label"]):
                 continue
-            # Pinned and not waited for: the copy runs beside the step before.
-            video = found["video"].to(self.device, non_blocking=True)
-            yield Batch(video, found["label"].to(self.device, non_blocking=True), self._names(found["index"]))
+            self._require_clips(found["video"])
+            waiting.append((found["video"], found["label"], found["index"]))
+            count += len(found["label"])
+            if count < size and self._batches is None:
+                continue  # each worker ends its part of a stream with a smaller batch
+            video, labels, indices = waiting[0] if len(waiting) == 1 else map(torch.cat, zip(*waiting, strict=True))
+            yield video[:size], labels[:size], indices[:size]
+            count -= min(count, size)
+            waiting = [(video[size:], labels[size:], indices[size:])] if count else []
+        if waiting:
+            video, labels, indices = map(torch.cat, zip(*waiting, strict=True))
+            yield video, labels, indices
+
+    def _filled(self, video: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a batch filled up with clips that do not count."""
+        size = self.settings.batch_size
+        filled = torch.zeros(size, *self._shape, dtype=torch.uint8)
+        marks = torch.full((size,), NO_LABEL)
+        if len(labels):
+            filled[: len(labels)], marks[: len(labels)] = video, labels
+        return filled, marks
+
+    def _require_clips(self, video: Tensor) -> None:
+        if video.dtype != torch.uint8 or tuple(video.shape[1:]) != self._shape:
+            raise ConfigError(
+                f"the clips of train are {video.dtype} {list(video.shape[1:])}, expected torch.uint8 "
+                f"{list(self._shape)}; leave transform out, or pass a ClipTransform or one that returns uint8 frames "
+                "of this size, as they are normalized on the device"
+            )
 
     def _names(self, indices: Tensor) -> list[str]:
         samples = getattr(self.data, "samples", None)
-        return [] if samples is None else [samples[index].name for index in indices.tolist()]
+        return [] if samples is None else [samples[int(index)].name for index in indices]
 
 
 class DummyFeed:
@@ -168,6 +234,13 @@ class DummyFeed:
         for _ in range((self._settings.steps_per_epoch - skip) * self._settings.accumulate):
             yield self._batch
 
+    def note_skipped(self) -> None:
+        """Do nothing: no video is read."""
+
+    def blank(self) -> Batch:
+        """Return a batch for a trial."""
+        return self._batch
+
 
 class _Batches:
     """The keys of each batch of this process, from any step of an epoch on."""
@@ -187,3 +260,14 @@ class _Batches:
         keys = iter(self._sampler)
         for _ in range(len(self)):
             yield [key for _, key in zip(range(self.settings.batch_size), keys, strict=False)]
+
+
+def _start_worker(worker: int) -> None:
+    """Prepare a worker process: one thread, and signals are left to the process that trains.
+
+    A scheduler sends SIGTERM to all processes, and a terminal SIGINT. A worker that died of it would end the run in the
+    middle of a step, before it is saved.
+    """
+    one_thread(worker)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

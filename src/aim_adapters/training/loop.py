@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -19,17 +20,18 @@ from aim_adapters.clip_spec import ClipSpec
 from aim_adapters.core import is_wrapped, only_root
 from aim_adapters.errors import TrainingError
 from aim_adapters.recipes import Recipe
-from aim_adapters.training.failures import Interruption, explain_memory, is_compiler_failure, not_finite
-from aim_adapters.training.feeding import Batch, DummyFeed, Feed
+from aim_adapters.training.failures import Interruption, compiler_errors, explain_memory, not_finite
+from aim_adapters.training.feeding import NO_LABEL, Batch, DummyFeed, Feed
 from aim_adapters.training.progress import Progress
 from aim_adapters.training.running import Way, prepare_way
 from aim_adapters.training.schedule import AveragedWeights, make_groups, rate_at, set_rate
 from aim_adapters.training.settings import RunSettings
 from aim_adapters.training.snapshots import (
+    Saved,
     Standing,
     copy_into,
-    read_average,
-    read_optimizer,
+    fill_optimizer,
+    save_weights,
     trained_parameters,
     write_snapshot,
 )
@@ -79,7 +81,7 @@ class Run:
         self.world, self.rank = accelerator.num_processes, accelerator.process_index
         self.normalize = Normalize(spec.mean, spec.std).to(self.device)
         self.step, self.history, self.best = 0, [], None  # type: tuple[int, list[dict[str, Any]], float | None]
-        self.evaluation: Evaluation | None = None
+        self._first, self._stopped = 0, False
         self._start()
 
     def _start(self) -> None:
@@ -88,9 +90,6 @@ class Run:
         if self.sharding == "fsdp2" and self.world > 1:
             _shard(model)
         self.parameters = trained_parameters(model)
-        self.called = prepare_way(model, self.way)
-        if self.sharding == "ddp" and self.world > 1:
-            self.called = _distributed(self.called, self.device)
         groups = make_groups(
             model, rate=settings.learning_rate, head_rate=settings.head_learning_rate,
             weight_decay=settings.weight_decay,
@@ -98,18 +97,23 @@ class Run:
         self.optimizer = torch.optim.AdamW(groups, fused=self.device.type == "cuda" and self.sharding == "ddp")
         self.average = None if settings.ema is None else AveragedWeights(self.parameters, settings.ema)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
+        model.train()
+        self.called = self._called()
+        if self.sharding == "ddp" and self.world > 1:
+            self.called = _distributed(self.called, self.device)
 
-    def restore(self, snapshot: Path, standing: Standing) -> None:
+    def restore(self, saved: Saved, standing: Standing) -> None:
         """Go on from a checkpoint, whose weights the model holds already.
 
         Args:
-            snapshot: Folder of the checkpoint.
+            saved: Its tensors.
             standing: What it says.
         """
-        self.step, self.history, self.best = standing.step, list(standing.history), standing.best
-        read_optimizer(snapshot, self.optimizer, self.parameters)
-        if self.average is not None:
-            copy_into(self.average.values, read_average(snapshot))
+        self.step = self._first = standing.step
+        self.history, self.best = list(standing.history), standing.best
+        fill_optimizer(self.optimizer, self.parameters, saved.optimizer)
+        if self.average is not None and saved.average is not None:
+            copy_into(self.average.values, saved.average)
         if standing.scale:
             self.scaler.load_state_dict(standing.scale)
 
@@ -127,22 +131,33 @@ class Run:
             KeyboardInterrupt: SIGINT came; a checkpoint was written.
         """
         settings = self.settings
-        while self.step < settings.steps:
-            epoch, skip = divmod(self.step, settings.steps_per_epoch)
-            self.model.train()
-            for batches, waited in self._steps(epoch, skip):
-                self._step(batches, epoch, waited)
-                saved = self.step % save_every == 0
-                if saved:
-                    self.save()
-                if self._any_stopped(stop):
-                    if not saved:
-                        self.save()
-                    self.progress.say(f"stopped by a signal after step {self.step}; a checkpoint is in {self.out}")
-                    stop.leave()
-            done = self.step // settings.steps_per_epoch
-            if self.evaluate is not None and evaluate_every and done % evaluate_every == 0:
+        while True:
+            done, skip = divmod(self.step, settings.steps_per_epoch)
+            # Also where a run goes on that was ended in the middle of this evaluation.
+            if self.step and not skip and self.evaluate is not None and evaluate_every and done % evaluate_every == 0:
                 self.assess(done)
+                if self._ends(stop):
+                    self._leave(stop)
+            if self.step >= settings.steps:
+                return
+            self.model.train()
+            for batches, waited in self._steps(done, skip):
+                self._step(batches, done, waited=waited, stopped=stop.signal is not None)
+                ends = self._ends(stop)
+                if self.step % save_every == 0 or self.step == settings.steps or ends:
+                    self.save()
+                if ends:
+                    self._leave(stop)
+            self.feed.note_skipped()
+
+    def _ends(self, stop: Interruption) -> bool:
+        """Return whether a process was asked to stop, in which all agree."""
+        return self._stopped or (self.world == 1 and stop.signal is not None)
+
+    def _leave(self, stop: Interruption) -> None:
+        """End the program; the run is saved."""
+        self.progress.say(f"stopped by a signal after step {self.step}; a checkpoint is in {self.out}")
+        stop.leave()
 
     def _steps(self, epoch: int, skip: int) -> Iterator[tuple[list[Batch], float]]:
         """Yield the passes of each step of an epoch, and how long they were waited for."""
@@ -150,14 +165,9 @@ class Run:
         for _ in range(self.settings.steps_per_epoch - skip):
             begun = time.perf_counter()
             found = list(islice(batches, self.settings.accumulate))
-            if self._least(len(found)) < self.settings.accumulate:
-                raise TrainingError(
-                    f"the data of epoch {epoch} ended after {self.step - epoch * self.settings.steps_per_epoch} of "
-                    f"{self.settings.steps_per_epoch} steps; tell a stream its true length="
-                )
             yield found, time.perf_counter() - begun
 
-    def _step(self, batches: Sequence[Batch], epoch: int, waited: float) -> None:
+    def _step(self, batches: Sequence[Batch], epoch: int, *, waited: float, stopped: bool) -> None:
         begun, settings = time.perf_counter(), self.settings
         # Dropout and stochastic depth of a step depend on nothing but the run, the step and the process.
         torch.manual_seed(clip_seed(settings.seed, self.step, f"rank {self.rank}"))
@@ -168,47 +178,58 @@ class Run:
             start=self.recipe.warmup_start,
         )
         set_rate(self.optimizer, share)
-        memory = only_root(self.model).state.execution.memory if is_wrapped(self.model) else None
-        clips = self._sum(torch.tensor(float(sum(len(batch.labels) for batch in batches)), device=self.device))
-        with explain_memory(settings.batch_size, settings.accumulate, memory):
-            try:
-                loss = self._passes(batches, float(clips))
-            except Exception as error:
-                if self.step or self.way.reason == "asked for" or not is_compiler_failure(error):
-                    raise
-                self._fall_back(error)
-                loss = self._passes(batches, float(clips))
-            total = float(self._sum(loss.detach()))
-            rates = [group["lr"] for group in self.optimizer.param_groups]
-            if not total - total == 0:  # NaN or infinite, on all processes alike
-                names = [name for batch in batches for name in batch.names]
+        with explain_memory(settings.batch_size, settings.accumulate, self._memory):
+            loss, clips = self._passes(batches)
+            # One message and one wait for the device in a step: loss, clips, and who was asked to stop.
+            flag = loss.new_tensor(float(stopped))
+            total, count, stops = self._sum(torch.stack([loss, clips, flag])).tolist()
+            if not count:
+                raise TrainingError(
+                    f"the data of epoch {epoch} ended after {self.step - epoch * settings.steps_per_epoch} of "
+                    f"{settings.steps_per_epoch} steps; tell a stream its true length="
+                )
+            total *= settings.total_batch / count
+            rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+            if not math.isfinite(total):  # on all processes alike, and before weights are touched
                 own = not bool(torch.isfinite(loss))
-                raise not_finite(total, self.step + 1, names if own else [], [float(rate) for rate in rates])
+                names = [name for batch in batches for name in batch.names]
+                raise not_finite(total, self.step + 1, names if own else [], rates)
             self.scaler.unscale_(self.optimizer)
-            norm = None
-            if settings.max_norm is not None:
-                norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), settings.max_norm))
+            if count != settings.total_batch:
+                gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+                torch._foreach_mul_(gradients, settings.total_batch / count)
+            norm = None if settings.max_norm is None else self._clip(settings.max_norm)
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=not self._keeps_gradients)
             if self.average is not None:
                 self.average.update()
-        self.step += 1
+        self.step, self._stopped = self.step + 1, bool(stops)
         seconds = time.perf_counter() - begun + waited
-        record: dict[str, Any] = {"step": self.step, "epoch": epoch, "loss": total, "lr": max(map(float, rates))}
+        record: dict[str, Any] = {"step": self.step, "epoch": epoch, "loss": total, "lr": max(rates)}
         if norm is not None:
             record["norm"] = norm
         self.history.append(record)
         self.progress.advance(
-            self.step, loss=total, rate=record["lr"], clips=int(clips), seconds=seconds, waited=waited
+            self.step, loss=total, rate=record["lr"], clips=int(count), seconds=seconds, waited=waited
         )
         self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=self.step)
         for callback in self.callbacks:
-            callback(record)
+            callback(dict(record))
 
-    def _passes(self, batches: Sequence[Batch], clips: float) -> Tensor:
-        """Run all passes of a step forwards and backwards; return this process's part of the mean loss."""
+    def _clip(self, most: float) -> float:
+        """Clip the gradients, and return their norm before."""
+        norm: Any = nn.utils.clip_grad_norm_(self.parameters.values(), most)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    def _passes(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+        """Run all passes of a step forwards and backwards.
+
+        Returns:
+            This process's part of the mean loss of a full step, and the number of its clips.
+        """
         total = torch.zeros((), device=self.device)
+        clips = torch.zeros((), device=self.device)
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
             with contextlib.ExitStack() as stack:
@@ -218,27 +239,51 @@ class Run:
                 with self._autocast():
                     logits = _logits(self.called(video))
                 losses = F.cross_entropy(
-                    logits.float(), batch.labels, label_smoothing=self.settings.label_smoothing, reduction="sum"
-                )
-                loss = losses / clips
+                    logits.float(), batch.labels, label_smoothing=self.settings.label_smoothing, reduction="sum",
+                    ignore_index=NO_LABEL,
+                )  # fmt: skip
+                loss = losses / self.settings.total_batch
                 # Gradients of processes are averaged; their losses are parts of one mean.
                 self.scaler.scale(loss * self.world).backward()
             total += loss.detach()
-        return total
+            clips += (batch.labels != NO_LABEL).sum()
+        return total, clips
+
+    @property
+    def _keeps_gradients(self) -> bool:
+        return self.way.name == "graphs" and self.settings.accumulate > 1
+
+    @property
+    def _memory(self) -> str | None:
+        """The memory mode of the model, or None for a baseline."""
+        return only_root(self.model).state.execution.memory if is_wrapped(self.model) else None
 
     def _autocast(self) -> torch.autocast:
         dtype = torch.float16 if self.settings.precision == "fp16" else torch.bfloat16
         return torch.autocast(self.device.type, dtype, enabled=self.settings.precision != "fp32")
 
-    def _fall_back(self, error: Exception) -> None:
-        """Run eagerly where PyTorch's compiler failed at the first step."""
-        self.progress.say(f"runs eagerly, as compiling failed: {type(error).__name__}: {error!s:.200}")
+    def _called(self) -> nn.Module:
+        """Return what is called in training; where compiling fails, that is the model as it is."""
+        called = prepare_way(self.model, self.way)
+        if self.way.name == "eager":
+            return called
+        # Tried before the processes depend on one another: if it fails on one, all run eagerly.
+        self.called, failure = called, None
+        try:
+            with explain_memory(self.settings.batch_size, 1, self._memory):
+                self._passes([self.feed.blank()])
+        except compiler_errors() as error:
+            failure = f"{type(error).__name__}: {error!s:.200}"
+            if self.way.reason == "asked for":
+                raise
+        for parameter in self.parameters.values():
+            # A graph writes gradients into memory of its own, anew in each pass; they add up in memory of ours.
+            parameter.grad = torch.zeros_like(parameter) if self._keeps_gradients else None
+        if not float(self._sum(torch.tensor(float(failure is not None), device=self.device))):
+            return called
+        self.progress.say(f"runs eagerly, as compiling failed: {failure or 'on another process'}")
         self.way = Way("eager", "compiling failed")
-        self.optimizer.zero_grad(set_to_none=True)
-        distributed = isinstance(self.called, nn.parallel.DistributedDataParallel)
-        self.called = self.model
-        if distributed:
-            raise TrainingError("compiling failed where several processes train; pass execution='eager'") from error
+        return self.model
 
     def assess(self, epoch: int) -> None:
         """Evaluate, and keep the best adapters.
@@ -247,22 +292,23 @@ class Run:
             epoch: Epochs finished.
         """
         assert self.evaluate is not None
-        with self.weights_to_keep():
-            self.evaluation = self.evaluate(self.model)
-            accuracy = self.evaluation.top1
+        if any("top1" in record and record["step"] == self.step for record in self.history):
+            return  # before this run was interrupted
+        with contextlib.nullcontext() if self.average is None else self.average.in_place():
+            accuracy = self.evaluate(self.model).top1
             self.history.append({"step": self.step, "epoch": epoch, "top1": accuracy})
             self.progress.say(f"epoch {epoch}: top-1 {accuracy:.1%} on the test set")
             self.accelerator.log({"top1": accuracy}, step=self.step)
             if self.best is None or accuracy > self.best:
                 self.best = accuracy
                 self.keep_weights(self.out / "best")
-        self.model.train()
 
-    @contextlib.contextmanager
-    def weights_to_keep(self) -> Iterator[None]:
-        """Put averaged weights in place, if there are any."""
-        with contextlib.nullcontext() if self.average is None else self.average.in_place():
-            yield
+    def end(self) -> None:
+        """Leave the model with the weights that are kept, and save them if this call has trained."""
+        if self.average is not None:
+            copy_into(self.parameters, self.average.values)
+        if self.step > self._first:
+            self.keep_weights(self.out)
 
     def keep_weights(self, folder: Path) -> None:
         """Save what trains.
@@ -270,8 +316,6 @@ class Run:
         Args:
             folder: Where to.
         """
-        from aim_adapters.training.snapshots import save_weights
-
         save_weights(folder, self.model, self.parameters, first=self.rank == 0, sharded=self._sharded)
         self.accelerator.wait_for_everyone()
 
@@ -296,22 +340,12 @@ class Run:
     def _sharded(self) -> bool:
         return self.sharding == "fsdp2" and self.world > 1
 
-    def _any_stopped(self, stop: Interruption) -> bool:
-        return bool(self._sum(torch.tensor(float(stop.signal is not None), device=self.device)))
-
     def _sum(self, value: Tensor) -> Tensor:
         """Add up the values of all processes."""
         if self.world > 1:
             value = value.clone()
             dist.all_reduce(value)
         return value
-
-    def _least(self, value: int) -> int:
-        if self.world == 1:
-            return value
-        least = torch.tensor(value, device=self.device)
-        dist.all_reduce(least, op=dist.ReduceOp.MIN)
-        return int(least)
 
 
 def _logits(output: Any) -> Tensor:

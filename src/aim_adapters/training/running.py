@@ -24,7 +24,7 @@ class Way(NamedTuple):
     reason: str
 
 
-def choose_way(asked: str, *, device: str, triton: bool, steps: int, sharding: str, wrapped: bool, ragged: bool) -> Way:
+def choose_way(asked: str, *, device: str, triton: bool, steps: int, sharding: str, wrapped: bool) -> Way:
     """Choose how steps run.
 
     Args:
@@ -35,7 +35,6 @@ def choose_way(asked: str, *, device: str, triton: bool, steps: int, sharding: s
         steps: Steps of the run.
         sharding: ``"ddp"`` or ``"fsdp2"``.
         wrapped: Whether the model is one of ours, which compiles whole.
-        ragged: Whether batches may have different sizes.
 
     Raises:
         ConfigError: ``asked`` is none of these, or cannot be had.
@@ -43,6 +42,8 @@ def choose_way(asked: str, *, device: str, triton: bool, steps: int, sharding: s
     require_choice("execution", asked, WAYS)
     if asked == "graphs" and (device != "cuda" or sharding == "fsdp2"):
         raise ConfigError(f"execution='graphs' needs a CUDA device and sharding='ddp', got {device} and {sharding!r}")
+    if asked == "blocks" and not wrapped:
+        raise ConfigError("execution='blocks' needs a wrapped model, whose blocks are known; pass 'eager' or 'graphs'")
     if asked != "auto":
         return Way(asked, "asked for")
     if device != "cuda":
@@ -53,8 +54,6 @@ def choose_way(asked: str, *, device: str, triton: bool, steps: int, sharding: s
         return Way("eager", "weights are sharded")
     if not wrapped:
         return Way("eager", "a baseline, which may not compile")
-    if ragged:
-        return Way("eager", "batches have different sizes")
     if steps < WORTH_COMPILING:
         return Way("eager", f"{steps} steps are too few to pay for compiling")
     return Way("graphs", "CUDA graphs: the GPU never waits for Python")
@@ -77,17 +76,33 @@ def prepare_way(model: nn.Module, way: Way) -> nn.Module:
     return model
 
 
-def choose_precision(asked: str, device: torch.device) -> str:
+def base_dtype(model: nn.Module) -> torch.dtype | None:
+    """Return the type in which a model holds frozen weights, if that is less than float32; else None.
+
+    Args:
+        model: The model.
+    """
+    kinds = {parameter.dtype for parameter in model.parameters() if not parameter.requires_grad}
+    return next((dtype for dtype in (torch.bfloat16, torch.float16) if dtype in kinds), None)
+
+
+def choose_precision(asked: str, device: torch.device, base: torch.dtype | None = None) -> str:
     """Choose the precision of products: ``"fp32"``, ``"bf16"``, ``"fp16"`` or ``"fp8"``.
 
     Args:
         asked: One of these, or ``"auto"``: the fastest that the device has and that needs no care.
         device: The device.
+        base: Type of frozen weights, if `set_base_dtype` has changed it, which the products must have too.
 
     Raises:
-        ConfigError: ``asked`` is none of these, or the device does not have it.
+        ConfigError: ``asked`` is none of these, or the device or the model does not have it.
     """
     require_choice("precision", asked, PRECISIONS)
+    needed = {torch.bfloat16: ("bf16", "fp8"), torch.float16: ("fp16",), None: PRECISIONS}[base]
+    if asked == "auto" and base is not None:
+        asked = needed[0]
+    if asked not in needed:
+        raise ConfigError(f"the frozen weights are {base}, which needs precision={needed[0]!r}, got {asked!r}")
     if asked == "auto":
         if device.type != "cuda":
             return "fp32"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from aim_adapters.recipes import Recipe
 
 # Settings that a run which continues must have had before: with another value it would be another run.
 SAME = (
-    "recipe", "epochs", "total_batch", "learning_rate", "head_learning_rate", "weight_decay", "max_norm", "ema",
-    "precision", "seed", "videos", "labels",
+    "recipe_settings", "dummy_data", "data", "videos", "labels", "epochs", "total_batch", "learning_rate",
+    "head_learning_rate", "weight_decay", "max_norm", "ema", "precision", "seed",
 )  # fmt: skip
 
 
@@ -41,6 +42,9 @@ class RunSettings:
         seed: Seed.
         videos: Number of training videos.
         labels: Names of the classes.
+        recipe_settings: The whole recipe, as JSON holds it.
+        data: A digest of the names and classes of the training videos; empty for a stream.
+        dummy_data: Whether clips are random.
     """
 
     recipe: str
@@ -59,6 +63,9 @@ class RunSettings:
     seed: int
     videos: int
     labels: tuple[str, ...]
+    recipe_settings: dict[str, Any]
+    data: str
+    dummy_data: bool
 
     @property
     def steps_per_epoch(self) -> int:
@@ -81,10 +88,11 @@ class RunSettings:
         Args:
             saved: What `to_dict` returned for that run.
         """
-        own = self.to_dict()
-        return [
-            f"{name} was {saved.get(name)!r:.80}, is {own[name]!r:.80}" for name in SAME if own[name] != saved.get(name)
-        ]
+        pairs = {name: (saved.get(name), value) for name, value in self.to_dict().items() if name in SAME}
+        before, now = pairs.pop("recipe_settings")
+        if isinstance(before, dict):  # settings of the recipe one by one
+            pairs = {f"{name} of the recipe": (before.get(name), value) for name, value in now.items()} | pairs
+        return [f"{name} was {was!r:.80}, is {is_!r:.80}" for name, (was, is_) in pairs.items() if was != is_]
 
 
 def decide_settings(
@@ -99,7 +107,8 @@ def decide_settings(
     precision: str,
     seed: int,
     processes: int,
-    videos: int,
+    data: Any,
+    dummy_data: bool,
     labels: Sequence[str],
 ) -> RunSettings:
     """Complete the settings of a run from its recipe. The learning rate grows with the number of clips in a step.
@@ -115,11 +124,12 @@ def decide_settings(
         precision: Precision of products.
         seed: Seed.
         processes: Number of processes.
-        videos: Number of training videos.
+        data: The training data.
+        dummy_data: Whether clips are random instead.
         labels: Names of the classes.
 
     Raises:
-        ConfigError: One has a value that it cannot have.
+        ConfigError: One has a value that it cannot have, or nobody knows how many videos there are.
     """
     accumulate = require_integer("accumulate", accumulate, low=1)
     if batch_size is None:
@@ -152,9 +162,33 @@ def decide_settings(
         ema=ema,
         precision=precision,
         seed=require_integer("seed", seed, low=0),
-        videos=videos,
+        videos=_length(data),
         labels=tuple(labels),
+        recipe_settings=recipe.to_dict(),
+        data=_digest(data),
+        dummy_data=dummy_data,
     )
+
+
+def _length(data: Any) -> int:
+    try:
+        length = len(data)
+    except TypeError as error:
+        raise ConfigError(f"the learning rate needs to know how many clips there are: {error}") from error
+    if not length:
+        raise ConfigError("train holds no videos")
+    return length
+
+
+def _digest(data: Any) -> str:
+    """Return a digest of the videos and their order, on which depends which clips a step draws."""
+    digest = hashlib.blake2b(digest_size=8)
+    samples = getattr(data, "samples", None)
+    if samples is None:
+        return ""
+    for sample in samples:
+        digest.update(f"{sample.label} {sample.name}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def agree_on_labels(spec: ClipSpec, train: Any, test: Any) -> tuple[str, ...]:

@@ -20,9 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from aim_adapters.arguments import require_path
 from aim_adapters.checkpoint import load_adapters, save_adapters
 from aim_adapters.core import is_wrapped
-from aim_adapters.errors import CheckpointError
+from aim_adapters.errors import CheckpointError, ConfigError
+from aim_adapters.storage import CONFIG_NAME
 
 FORMAT = 1
 _STATE, _OPTIMIZER = "state.json", "optimizer.safetensors"
@@ -101,7 +103,8 @@ def write_snapshot(
     states = gathered(_flat(optimizer, parameters))
     averages = None if average is None else gathered(average)
     if first:
-        shutil.rmtree(part, ignore_errors=True)
+        for left in folder.glob(".part-*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         part.mkdir(parents=True)
     save_weights(part, model, parameters, first=first, sharded=sharded)
     if not first:
@@ -112,11 +115,11 @@ def write_snapshot(
     (part / _STATE).write_text(json.dumps({"format": FORMAT, **standing._asdict()}), encoding="utf-8")
     for file in part.iterdir():
         _sync(file)
-    shutil.rmtree(place, ignore_errors=True)
+    _sync(part)
     part.rename(place)
     _sync(folder)
     for _, old in sorted(_found(folder))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(old.rename(folder / f".part-{old.name}"), ignore_errors=True)  # no half of one has its name
 
 
 def save_weights(
@@ -149,6 +152,36 @@ def latest_snapshot(folder: Path) -> Path | None:
         folder: Folder of the run's checkpoints.
     """
     return max(_found(folder), default=(0, None))[1]
+
+
+def find_run(out: Path, resume: object) -> tuple[Path | None, Standing | None]:
+    """Return the checkpoint to go on from, and where it stands; neither if the run begins.
+
+    Args:
+        out: Folder of the run.
+        resume: ``"auto"``, a flag, or the path of a checkpoint.
+
+    Raises:
+        ConfigError: ``out`` holds what would be overwritten, or no checkpoint though there should be one.
+        CheckpointError: The checkpoint cannot be read.
+    """
+    latest = found = latest_snapshot(out / "checkpoints")
+    if resume is False and found is not None:
+        raise ConfigError(f"{out} holds a run, up to {found.name}; pass resume='auto', or choose another out")
+    if not isinstance(resume, bool) and resume != "auto":
+        found = require_path("resume", resume, expected="'auto', True, False or the path of a checkpoint")
+        standing = read_standing(found)
+        if latest is not None and found.resolve() != latest.resolve():
+            raise ConfigError(
+                f"{out} holds another checkpoint, {latest.name}, which would be overwritten or taken for this run's; "
+                "choose another out, or remove it"
+            )
+        return found, standing
+    if resume is True and found is None:
+        raise ConfigError(f"resume=True, but {out} holds no checkpoint; pass resume='auto' to begin")
+    if found is None and (out / CONFIG_NAME).exists():
+        raise ConfigError(f"{out} holds adapters, and no checkpoint of a run; choose another out, or remove them")
+    return found, None if found is None else read_standing(found)
 
 
 def read_standing(snapshot: Path) -> Standing:
@@ -184,60 +217,81 @@ def read_weights(snapshot: Path, model: nn.Module) -> None:
     if is_wrapped(model):
         load_adapters(model, snapshot)
     else:
-        copy_into(trained_parameters(model), _read(snapshot / _WEIGHTS))
+        targets, weights = trained_parameters(model), _read(snapshot / _WEIGHTS)
+        _require_same(targets, weights, snapshot)
+        copy_into(targets, weights)
 
 
-def read_average(snapshot: Path) -> dict[str, Tensor]:
-    """Return the averaged weights of a checkpoint.
+class Saved(NamedTuple):
+    """The tensors of a checkpoint beside the weights.
+
+    Attributes:
+        optimizer: State of the optimizer by ``parameter/field``.
+        average: Averaged weights by name, or None.
+    """
+
+    optimizer: dict[str, Tensor]
+    average: dict[str, Tensor] | None
+
+
+def read_saved(snapshot: Path, model: nn.Module, *, averaged: bool) -> Saved:
+    """Return the tensors of a checkpoint beside the weights, checked against the model; nothing is changed.
 
     Args:
         snapshot: Folder of the checkpoint.
+        model: The model, wrapped as it was, before it is distributed.
+        averaged: Whether there are averaged weights.
 
     Raises:
-        CheckpointError: There are none.
+        CheckpointError: The checkpoint is incomplete or of another model.
     """
-    return _read(snapshot / _AVERAGE)
+    parameters = trained_parameters(model)
+    saved = Saved(_read(snapshot / _OPTIMIZER), _read(snapshot / _AVERAGE) if averaged else None)
+    found = {key.rsplit("/", 1)[0]: tensor for key, tensor in saved.optimizer.items() if not key.endswith("/step")}
+    # Of a parameter that never had a gradient there is no state.
+    _require_same({name: parameters.get(name) for name in found}, found, snapshot)
+    if saved.average is not None:
+        _require_same(parameters, saved.average, snapshot)
+    return saved
 
 
-def read_optimizer(snapshot: Path, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Read the state of an optimizer.
+def fill_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor]
+) -> None:
+    """Give an optimizer the state that it had.
 
     Args:
-        snapshot: Folder of the checkpoint.
         optimizer: The optimizer.
         parameters: What trains, by name.
-
-    Raises:
-        CheckpointError: The checkpoint does not fit.
+        saved: The state by ``parameter/field``.
     """
-    saved = _read(snapshot / _OPTIMIZER)
-    if {key.rsplit("/", 1)[0] for key in saved} - {*parameters}:
-        raise CheckpointError(f"{snapshot} holds the state of an optimizer for other parameters")
+    fused = any(group.get("fused") for group in optimizer.param_groups)
     for key, value in saved.items():
         name, field = key.rsplit("/", 1)
         parameter = parameters[name]
         if field != "step":
             value = _alike(value, parameter)
-        elif any(group.get("fused") for group in optimizer.param_groups):
+        elif fused:
             value = value.to(parameter.device)
         optimizer.state[parameter][field] = value
 
 
 def copy_into(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Copy values into tensors of the same names, sharded or not.
+    """Copy values into tensors of the same names and shapes, sharded or not.
 
     Args:
         targets: Tensors by name.
         values: Whole tensors by name.
-
-    Raises:
-        CheckpointError: Names or shapes differ.
     """
-    if targets.keys() != values.keys() or any(targets[name].shape != values[name].shape for name in values):
-        raise CheckpointError("the checkpoint holds the weights of another model; build the model as it was built")
     with torch.no_grad():
         for name, value in values.items():
             targets[name].copy_(_alike(value, targets[name]))
+
+
+def _require_same(targets: Mapping[str, Tensor | None], values: Mapping[str, Tensor], where: Path) -> None:
+    shapes = {name: None if target is None else target.shape for name, target in targets.items()}
+    if shapes != {name: value.shape for name, value in values.items()}:
+        raise CheckpointError(f"{where} is of another model; build and wrap the model as it was built for this run")
 
 
 def _alike(value: Tensor, tensor: Tensor) -> Tensor:
