@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -96,16 +97,21 @@ def make_videos(folder: Path, count: int, *, height: int, width: int, frames: in
 
     noise = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
     scene = np.kron(noise, np.ones((8, 8, 1), np.uint8))
-    for index in range(count):
+
+    def make(index: int) -> None:
         path = folder / CLASSES[index % len(CLASSES)] / f"{index}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
         with av.open(str(path), "w") as container:
             stream: Any = container.add_stream("libx264", rate=25, options={"g": "12", "preset": "veryfast"})
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.codec_context.thread_count = 1
             for frame in range(frames):
                 shifted = np.roll(scene, (index + 2 * frame, 3 * frame), axis=(0, 1))
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(shifted, format="rgb24")))
             container.mux(stream.encode(None))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(make, range(count)))
     return folder
 
 

@@ -120,7 +120,7 @@ class PyAVReader(VideoReader):
         else:
             source.seek(0)
         options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
-        self._container = self._av.open(source, options=options, metadata_errors="replace")
+        self._container = self._av.open(source, options=options)
         streams = [s for s in self._container.streams.video if "attached_pic" not in str(s.disposition)]
         best = self._container.streams.best("video")
         if not streams:
