@@ -15,6 +15,7 @@ from torch import nn
 
 import aim_adapters as aim
 from aim_adapters.anatomy import BackboneAnatomy
+from aim_adapters.video import VideoDataset
 from tests.convert.test_convert import WIDE
 from tests.oracle import holders
 from tests.oracle.reference import vit_file
@@ -128,6 +129,10 @@ class Stage:
         aim.add_adapter(self.fresh["model"], "other", aim.AIMConfig(4))
         self.file = vit_file(random_weights(WIDE), WIDE, 4)
         self.renew(self.fresh)
+        (self.folder / "0.mp4").touch()
+        labels = tuple("abcde")
+        self.videos = VideoDataset([(self.folder / "0.mp4", 0)], 4, labels=labels)
+        self.spec = aim.ClipSpec(4, None, (16, 16), (0.5,) * 3, (0.5,) * 3, labels)
         self.saved = aim.save_adapters(self.model, self.folder / "saved")
 
     def renew(self, names: Iterable[str]) -> None:
@@ -171,6 +176,7 @@ CALLS: dict[str, Callable[[Stage], dict[str, Any]]] = {
     "average_adapters": lambda on: {
         "model": on.model, "names": ["default", "default"], "into": "mean", "weights": [1, 2],
     },
+    "clip_spec": lambda on: {"model": on.model},
     "convert_official_checkpoint": lambda on: {
         "model": on.clip, "source": on.file, "directory": on.folder / "converted", "base_model_name_or_path": "x",
         "base_model_revision": "x", "frame_stride": 2, "labels": None, "scale": 0.5,
@@ -182,6 +188,13 @@ CALLS: dict[str, Callable[[Stage], dict[str, Any]]] = {
     "explain_attention": lambda on: {"model": on.model},
     "explain_execution": lambda on: {"model": on.model},
     "extract_features": lambda on: {"model": on.model, "video": video(1)[0], "stride": 4, "batch_size": 1},
+    "fit": lambda on: {
+        "model": on.model, "train": on.videos, "test": on.videos, "out": on.folder / "run", "recipe": "small-data",
+        "epochs": 1, "resume": "auto", "batch_size": 1, "accumulate": 1, "learning_rate": 1e-3, "max_norm": 1.0,
+        "ema": 0.5, "precision": "fp32", "execution": "eager", "sharding": "ddp", "workers": 0, "seed": 0,
+        "views": "1x1", "evaluate_every": 1, "save_every": 1, "keep": 1, "max_skipped": 0.05, "dummy_data": True,
+        "log_with": None, "callbacks": [], "spec": on.spec, "progress": False,
+    },
     "is_wrapped": lambda on: {"model": on.model},
     "list_adapters": lambda on: {"model": on.model},
     "load_adapter_state_dict": lambda on: {

@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from functools import reduce
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ LEFT_OUT = {"AIMConfig", "BaseRequest", "list_backbones", "list_recipes"}
 
 
 class Accepted(Exception):
-    """Every argument was accepted, and the Hub would be asked now."""
+    """Every argument was accepted, and the Hub would be asked now, or training begin."""
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(huggingface_hub, "HfApi", accept)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", accept)
     monkeypatch.setattr(video_model, "_build", accept)
+    monkeypatch.setattr(import_module("aim_adapters.training.fit"), "require_writable", accept)
     monkeypatch.setattr(hub, "_gmacs", lambda *arguments: None)
 
 

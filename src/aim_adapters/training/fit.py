@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from aim_adapters.arguments import require_flags, require_integer, require_number, require_path, shown
+from aim_adapters.arguments import read_items, require_flags, require_integer, require_number, require_path, shown
 from aim_adapters.clip_spec import ClipSpec, clip_spec, record_clip
 from aim_adapters.core import DISTRIBUTED_CLASSES, is_wrapped, only_root, require_saveable
 from aim_adapters.errors import ConfigError
@@ -121,7 +121,7 @@ def fit(
     """
     _require_kinds(model, train, test, spec=spec, callbacks=callbacks)
     recipe = get_recipe(recipe)
-    parse_views(views := views or recipe.views)
+    parse_views(views := recipe.views if views is None else views)
     folder = require_path("out", out)
     require_flags(dummy_data=dummy_data, progress=progress)
     evaluate_every = require_integer("evaluate_every", evaluate_every, low=0)
@@ -257,8 +257,8 @@ def _require_kinds(model: Any, train: Any, test: Any, *, spec: Any, callbacks: A
             raise TypeError(f"{name} must be a VideoFolder or another VideoDataset or VideoStream, got {shown(data)}")
     if spec is not None and not isinstance(spec, ClipSpec):
         raise TypeError(f"spec must be a ClipSpec or None, got {shown(spec)}")
-    if not isinstance(callbacks, (list, tuple)) or not all(map(callable, callbacks)):
-        raise TypeError(f"callbacks must be a list of functions, got {shown(callbacks)}")
+    if not all(map(callable, read_items(callbacks, refusal := "callbacks must be a list of functions"))):
+        raise ConfigError(f"{refusal}, got {shown(callbacks)}")
     for name, module in model.named_modules():
         if type(module).__name__ in DISTRIBUTED_CLASSES:
             raise ConfigError(

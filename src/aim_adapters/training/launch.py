@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from aim_adapters.arguments import require_choice
 from aim_adapters.errors import ConfigError
+from aim_adapters.training.running import PRECISIONS
 
 SHARDINGS = ("ddp", "fsdp2")
 TRACKERS = ("tensorboard", "wandb", "trackio")
@@ -45,6 +46,7 @@ def launch(*, sharding: str | None, accumulate: int | None, precision: str, log_
         ConfigError: One is unknown, or Accelerate is set up in a way that `fit` does not know.
         ImportError: accelerate or the tracker is not installed.
     """
+    require_choice("precision", precision, PRECISIONS)
     if log_with is not None:
         require_choice("log_with", log_with, TRACKERS)
     if sharding is not None:

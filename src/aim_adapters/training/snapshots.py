@@ -165,10 +165,14 @@ def find_run(out: Path, resume: object) -> tuple[Path | None, Standing | None]:
         ConfigError: ``out`` holds what would be overwritten, or no checkpoint though there should be one.
         CheckpointError: The checkpoint cannot be read.
     """
-    latest = found = latest_snapshot(out / "checkpoints")
+    try:
+        latest = found = latest_snapshot(out / "checkpoints")
+        holds = (out / CONFIG_NAME).exists()
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise ConfigError(f"out is no path of a folder: {error!s:.300}") from error
     if resume is False and found is not None:
         raise ConfigError(f"{out} holds a run, up to {found.name}; pass resume='auto', or choose another out")
-    if not isinstance(resume, bool) and resume != "auto":
+    if not isinstance(resume, bool) and not (isinstance(resume, str) and resume == "auto"):
         found = require_path("resume", resume, expected="'auto', True, False or the path of a checkpoint")
         standing = read_standing(found)
         if latest is not None and found.resolve() != latest.resolve():
@@ -179,7 +183,7 @@ def find_run(out: Path, resume: object) -> tuple[Path | None, Standing | None]:
         return found, standing
     if resume is True and found is None:
         raise ConfigError(f"resume=True, but {out} holds no checkpoint; pass resume='auto' to begin")
-    if found is None and (out / CONFIG_NAME).exists():
+    if found is None and holds:
         raise ConfigError(f"{out} holds adapters, and no checkpoint of a run; choose another out, or remove them")
     return found, None if found is None else read_standing(found)
 
@@ -200,7 +204,7 @@ def read_standing(snapshot: Path) -> Standing:
         return Standing(**state)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
-            f"{snapshot} is no checkpoint of a run (a folder step-N that fit wrote): {error!s:.300}"
+            f"cannot resume: {str(snapshot)!r:.300} is no checkpoint of a run (a folder step-N): {error!s:.300}"
         ) from error
 
 
