@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -304,3 +305,24 @@ def test_a_transform_that_normalizes_is_refused(tmp_path: Path) -> None:
         aim.ConfigError, match=r"clips of train are torch\.float32 \[4, 3, 16, 16\], expected torch\.uint8"
     ):
         fit(model(), tmp_path / "run", train=train)
+
+
+def test_a_stream_trains_on_all_of_its_clips(tmp_path: Path) -> None:
+    from aim_adapters.video import VideoShards, write_shards
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "up/7.mp4")
+        shards = write_shards(folder("train"), tmp_path / "shards", max_videos=12)
+        # Two workers with twelve videos each, which are no whole batches of five; one video is broken.
+        train = VideoShards(shards, FRAMES, labels=CLASSES, length=24)
+        result = fit(model(), tmp_path / "run", train=train, batch_size=5, workers=2)
+    assert result.steps == 8 and [record.name for record in train.skipped] != []
+
+
+def test_a_tracker_logs_or_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit(model(), tmp_path / "run", log_with="tensorboard", epochs=1)
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install trackio"):
+        fit(model(), tmp_path / "other", log_with="trackio")
+    assert not (tmp_path / "other").exists()

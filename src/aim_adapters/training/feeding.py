@@ -82,7 +82,7 @@ class Feed:
     """The batches of a run.
 
     Args:
-        data: The training data.
+        data: The training data, a copy of the caller's.
         settings: Settings of the run.
         spec: What the model reads.
         rank: Index of this process.
@@ -117,6 +117,7 @@ class Feed:
             "generator": torch.Generator(),  # or it would draw from the caller's
         }
         if isinstance(data, VideoStream):
+            data.seed = settings.seed if data.seed is None else data.seed
             self._batches = None
             self._loader: DataLoader[Any] = DataLoader(data.tracked(), batch_size=settings.batch_size, **options)
         else:

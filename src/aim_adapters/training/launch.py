@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,12 +56,9 @@ def launch(*, sharding: str | None, accumulate: int | None, precision: str, log_
         from accelerate import Accelerator
     except ImportError as error:
         raise ImportError("fit needs accelerate: pip install aim-adapters[train]") from error
-    try:
-        accelerator = Accelerator(log_with=log_with, project_dir=out)
-    except ValueError as error:  # Accelerate's own, about a tracker that is missing
-        raise ImportError(f"log_with={log_with!r} needs the package of this name: {error}") from error
-    if log_with is not None and not accelerator.log_with:
-        raise ImportError(f"log_with={log_with!r} needs the package of this name: pip install {log_with}")
+    if log_with is not None and importlib.util.find_spec(log_with) is None:
+        raise ImportError(f"log_with={log_with!r} needs {log_with}: pip install {log_with}")
+    accelerator = Accelerator(log_with=log_with, project_dir=out)
     kind = accelerator.distributed_type.value
     if kind in ("DEEPSPEED", "MEGATRON_LM", "XLA"):
         raise ConfigError(f"fit trains with DDP or FSDP2, and accelerate was told to use {kind}; choose FSDP or none")
