@@ -213,7 +213,7 @@ def fit(
             if saved is not None and standing is not None:
                 run.restore(saved, standing)
             begun, first = time.perf_counter(), run.step
-            _announce(say, run, snapshot, recipe)
+            _announce(say, run, snapshot)
             if log_with is not None:
                 accelerator.init_trackers("aim-adapters")
             run.train(
@@ -288,7 +288,7 @@ def _has_triton() -> bool:
     return bool(torch.cuda.is_available() and has_triton())
 
 
-def _announce(say: Progress, run: Run, snapshot: Path | None, recipe: Recipe) -> None:
+def _announce(say: Progress, run: Run, snapshot: Path | None) -> None:
     settings, trains = run.settings, sum(p.numel() for p in run.parameters.values())
     where = f"on {run.world} x {run.device.type}" if run.world > 1 else f"on {run.device.type}"
     start = f"goes on from {snapshot}" if snapshot is not None else "begins"
@@ -301,5 +301,5 @@ def _announce(say: Progress, run: Run, snapshot: Path | None, recipe: Recipe) ->
     )
     if is_wrapped(run.model):
         config = only_root(run.model).state.config
-        say.say(f"drop_path={config.drop_path}, head_dropout={config.head_dropout}, views of the test {recipe.views}")
+        say.say(f"drop_path={config.drop_path}, head_dropout={config.head_dropout}")
     say.say(f"{trains:,} parameters train {where} in {settings.precision}, {run.way.name}: {run.way.reason}")
