@@ -76,6 +76,20 @@ def test_accumulated_passes_are_one_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)  # AdamW turns rounding of small gradients into steps
 
 
+def test_a_run_that_was_ended_after_its_last_step_is_finished_later(tmp_path: Path) -> None:
+    def interrupt(record: dict[str, Any]) -> None:
+        if record["step"] == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        fit(model(), tmp_path, epochs=1, callbacks=[interrupt])
+    assert not (tmp_path / "adapter_model.safetensors").exists()
+    net = model()
+    assert fit(net, tmp_path, epochs=1).steps == 4
+    aim.load_adapters(saved := model(), tmp_path)
+    assert equal(weights(saved), weights(net)) and (tmp_path / "run.json").is_file()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_before_it_ends_the_run(tmp_path: Path, number: signal.Signals) -> None:
     handler = signal.getsignal(number)

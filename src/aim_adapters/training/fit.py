@@ -31,6 +31,8 @@ from aim_adapters.training.snapshots import find_run, read_saved, read_weights
 from aim_adapters.video import Evaluation, VideoDataset, VideoStream, evaluate, parse_views
 from aim_adapters.wrapping import set_rates
 
+_SUMMARY = "run.json"
+
 
 def fit(
     model: nn.Module,
@@ -213,13 +215,15 @@ def fit(
             if saved is not None and standing is not None:
                 run.restore(saved, standing)
             begun, first = time.perf_counter(), run.step
+            # What is written last is not there if the run was ended after its last step.
+            unfinished = run.step < settings.steps or not (folder / _SUMMARY).exists()
             _announce(say, run, snapshot)
             if log_with is not None:
                 accelerator.init_trackers("aim-adapters")
             run.train(
                 save_every=save_every or min(settings.steps_per_epoch, 1000), evaluate_every=evaluate_every, stop=stop
             )
-            run.end()
+            run.end(keep=unfinished)
             if test is not None:
                 evaluation = assess(model, views)
     finally:
@@ -239,11 +243,11 @@ def fit(
         gradient_bytes=gradient_bytes(model) if world > 1 else 0,
         execution=f"{run.way.name} ({run.way.reason})",
     )
-    if accelerator.is_main_process and run.step > first:
-        text = json.dumps({"settings": settings.to_dict(), "result": result.to_dict()}, indent=2)
-        (folder / "run.json").write_text(text + "\n", encoding="utf-8")
+    if accelerator.is_main_process and unfinished:
         if evaluation is not None:
             evaluation.save(folder / "predictions.csv")
+        text = json.dumps({"settings": settings.to_dict(), "result": result.to_dict()}, indent=2)
+        (folder / _SUMMARY).write_text(text + "\n", encoding="utf-8")
     if stop.signal is not None:  # it came after the last step
         stop.leave()
     return result

@@ -81,7 +81,7 @@ class Run:
         self.world, self.rank = accelerator.num_processes, accelerator.process_index
         self.normalize = Normalize(spec.mean, spec.std).to(self.device)
         self.step, self.history, self.best = 0, [], None  # type: tuple[int, list[dict[str, Any]], float | None]
-        self._first, self._stopped = 0, False
+        self._stopped = False
         self._start()
 
     def _start(self) -> None:
@@ -109,8 +109,7 @@ class Run:
             saved: Its tensors.
             standing: What it says.
         """
-        self.step = self._first = standing.step
-        self.history, self.best = list(standing.history), standing.best
+        self.step, self.history, self.best = standing.step, list(standing.history), standing.best
         fill_optimizer(self.optimizer, self.parameters, saved.optimizer)
         if self.average is not None and saved.average is not None:
             copy_into(self.average.values, saved.average)
@@ -303,11 +302,15 @@ class Run:
                 self.best = accuracy
                 self.keep_weights(self.out / "best")
 
-    def end(self) -> None:
-        """Leave the model with the weights that are kept, and save them if this call has trained."""
+    def end(self, *, keep: bool) -> None:
+        """Leave the model with the weights that are kept.
+
+        Args:
+            keep: Save them.
+        """
         if self.average is not None:
             copy_into(self.parameters, self.average.values)
-        if self.step > self._first:
+        if keep:
             self.keep_weights(self.out)
 
     def keep_weights(self, folder: Path) -> None:
