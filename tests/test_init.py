@@ -60,6 +60,16 @@ def test_import_brings_in_no_optional_library(imported: tuple[dict[str, Any], st
     assert not modules & OPTIONAL
 
 
+def test_pytorch_is_imported_when_a_name_is_first_used() -> None:
+    code = "import sys, aim_adapters as aim; assert 'torch' not in sys.modules; aim.wrap_image_model; import torch"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_file_hides_the_function_that_has_its_name() -> None:
+    code = "import aim_adapters.clip_spec, aim_adapters as aim; assert aim.clip_spec.__name__ == 'clip_spec'"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_import_changes_nothing_global(imported: tuple[dict[str, Any], str, str]) -> None:
     assert [name for name, changed in imported[0].items() if name != "modules" and changed] == []
 
