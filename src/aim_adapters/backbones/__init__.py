@@ -5,6 +5,7 @@ Other packages add families with `register_backbone` or the entry point group ``
 """
 
 from aim_adapters.backbones.descriptor import Backbone, BaseRequest
+from aim_adapters.backbones.naming import build_classifier, build_failures, list_models
 from aim_adapters.backbones.registry import (
     BaseFacts,
     base_facts,
@@ -22,7 +23,10 @@ __all__ = [
     "base_facts",
     "base_labels",
     "build_base",
+    "build_classifier",
+    "build_failures",
     "list_backbones",
+    "list_models",
     "read_anatomy",
     "register_backbone",
 ]

@@ -153,6 +153,27 @@ def build(request: BaseRequest) -> nn.Module:
     return read_once(partial(create, pretrained=True), [weights])
 
 
+def classifier(request: BaseRequest, image_size: tuple[int, int] | None) -> BaseRequest:
+    """Return a request completed for a model that classifies frames.
+
+    Args:
+        request: The request.
+        image_size: Height and width of frames, or None.
+    """
+    return request if image_size is None else request.with_arguments(img_size=list(image_size))
+
+
+def names(*modules: str) -> list[str]:
+    """Return the models of some files of timm that have published weights.
+
+    Args:
+        *modules: Such as ``"vision_transformer"``.
+    """
+    import timm
+
+    return [name for module in modules for name in timm.list_models(module=module, pretrained=True)]
+
+
 def _weights_of(name: str) -> str:
     """Return the repository with the weights of a model in timm's registry."""
     from timm.models import get_pretrained_cfg

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,6 +58,42 @@ def build(request: BaseRequest) -> nn.Module:
         return model
 
     return read_once(load, [weights.file])
+
+
+def classifier(request: BaseRequest, image_size: tuple[int, int] | None) -> BaseRequest:
+    """Return a request completed for a model that classifies frames: with its default weights, and another size.
+
+    Args:
+        request: The request.
+        image_size: Height and width of frames, or None.
+
+    Raises:
+        ConfigError: The model takes no other size, or only square ones.
+        As torchvision: it does not know the name.
+    """
+    from torchvision import models
+
+    name, _, tag = request.name.partition(":")
+    if request.pretrained and not tag:
+        weights: Any = models.get_model_weights(name)
+        request = dataclasses.replace(request, name=f"{name}:{weights.DEFAULT.name}")
+    if image_size is None or name.startswith("swin"):  # a Swin reads any size
+        return request
+    if image_size[0] != image_size[1]:
+        raise ConfigError(f"a torchvision VisionTransformer reads square frames, got {image_size[0]}x{image_size[1]}")
+    return request.with_arguments(image_size=image_size[0])
+
+
+def names(prefix: str) -> list[str]:
+    """Return the names of models and weights.
+
+    Args:
+        prefix: Start of the models' names.
+    """
+    from torchvision import models
+
+    found = (name for name in models.list_models(module=models) if name.startswith(prefix))
+    return [f"{name}:{tag.name}" for name in found for tag in models.get_model_weights(name)]
 
 
 # The mean and std of all weights that torchvision publishes for its transformers.

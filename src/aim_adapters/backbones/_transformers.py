@@ -15,7 +15,7 @@ from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, req
 from aim_adapters.backbones._assign import warn_random
 from aim_adapters.backbones._attention import num_heads, project_out, project_qkv, softmax_scale
 from aim_adapters.backbones._draft import check_draft, require_filled
-from aim_adapters.backbones._fetch import Kind, checked_arguments, find_weights
+from aim_adapters.backbones._fetch import Kind, checked_arguments, fetch, find_weights
 from aim_adapters.backbones._limits import limited, most_parameters
 from aim_adapters.backbones._parts import plain_parts
 from aim_adapters.backbones.descriptor import BaseRequest, prefixed_hub_id
@@ -317,6 +317,36 @@ def build(request: BaseRequest) -> nn.Module:
     mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
     warn_random(model, [*report["missing_keys"], *mismatched])
     return model
+
+
+def classifier(request: BaseRequest, image_size: tuple[int, int] | None) -> BaseRequest:
+    """Return a request completed for a classifier of images, whose class follows from the repository's config.
+
+    Args:
+        request: The request.
+        image_size: Height and width of frames, or None.
+
+    Raises:
+        ConfigError: transformers has no classifier for it that can be adapted, or another size is asked for.
+        CheckpointError: The config cannot be fetched or read.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+    if request.directory is None:
+        file = fetch(request, hub_id(request.name), "config.json")
+    elif not (file := request.directory / "config.json").is_file():
+        raise ConfigError(f"{request.directory} holds no config.json of transformers")
+    config = read_json(file)
+    kind = str(config.get("model_type"))
+    found: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.get(kind)
+    if found is None or kind not in _FAMILIES - {"siglip2"}:
+        raise ConfigError(f"transformers has no classifier of images that can be adapted for the type {kind!r:.80}")
+    if image_size is not None and (own := config.get("image_size")) not in (image_size[0], list(image_size)):
+        raise ConfigError(
+            f"a model of transformers reads frames of the size in its config, {own!r:.80}; got "
+            f"{image_size[0]}x{image_size[1]}"
+        )
+    return request.with_arguments(architecture=found if isinstance(found, str) else found[0])
 
 
 _ARGUMENTS: dict[str, Kind] = {"architecture": "word", "num_labels": "classes"}

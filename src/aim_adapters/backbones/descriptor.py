@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,14 @@ class BaseRequest:
     force_download: bool = False
     check: Callable[[nn.Module], None] | None = field(default=None, repr=False, compare=False)
 
+    def with_arguments(self, **arguments: Any) -> BaseRequest:
+        """Return the same request with more arguments.
+
+        Args:
+            **arguments: Arguments of the model by name.
+        """
+        return dataclasses.replace(self, arguments={**self.arguments, **arguments})
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -70,6 +79,11 @@ class Backbone:
         labels: ``(root, name) -> names of classes``: those that the root's own record of its classes gives, or the
             published weights of that name; None when neither does. For every model of the library; saved adapters
             record them.
+        names: ``() -> names`` of models of this family with published weights, as ``build`` takes them; None when the
+            library has no list of them.
+        classifier: ``(BaseRequest, (height, width) or None) -> BaseRequest``: the same request, completed for a model
+            that is going to classify frames of that size, or of the model's own. For every model of the library; by
+            default it is complete, and other sizes are refused.
 
     Raises:
         ConfigError: A field is of another kind.
@@ -83,12 +97,14 @@ class Backbone:
     hub_id: Callable[[str], str | None] | None = None
     call: Callable[[Mapping[str, Any]], str | None] | None = None
     labels: Callable[[nn.Module, str | None], Sequence[str] | None] | None = None
+    names: Callable[[], Sequence[str]] | None = None
+    classifier: Callable[[BaseRequest, tuple[int, int] | None], BaseRequest] | None = None
 
     def __post_init__(self) -> None:
         """Validate the kind of every field."""
         for name in ("name", "library", "describes"):
             require_text(name, getattr(self, name))
-        for name in ("read", "build", "hub_id", "call", "labels"):
+        for name in ("read", "build", "hub_id", "call", "labels", "names", "classifier"):
             value = getattr(self, name)
             if not (callable(value) or (value is None and name != "read")):
                 raise ConfigError(f"{name} must be a function{' or None' * (name != 'read')}, got {shown(value)}")

@@ -218,6 +218,30 @@ def build(request: BaseRequest) -> nn.Module:
     return read_once(partial(create, pretrained=True), weights)
 
 
+def _classifier(request: BaseRequest, image_size: tuple[int, int] | None) -> BaseRequest:
+    """Return a request completed for an image tower, run as its weights were trained: with QuickGELU, or without."""
+    import open_clip
+
+    arguments: dict[str, Any] = {"part": "visual"}
+    if image_size is not None:
+        arguments["image_size"] = list(image_size)
+    name, _, tag = request.name.partition(":")
+    if tag and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"):
+        arguments["quick_gelu"] = True
+    return request.with_arguments(**arguments)
+
+
+def _names() -> list[str]:
+    import open_clip
+
+    def adaptable(name: str) -> bool:
+        tower: dict[str, Any] = (open_clip.get_model_config(name) or {"vision_cfg": {"layers": []}})["vision_cfg"]
+        known = ("vit", "eva", "swin", "beit", "deit")
+        return str(tower.get("timm_model_name", "vit")).startswith(known) and not isinstance(tower.get("layers"), list)
+
+    return [f"{name}:{tag}" for name, tag in open_clip.list_pretrained() if adaptable(name)]
+
+
 def _call(arguments: Mapping[str, Any]) -> str:
     """Return the code to call with a video: of a whole model, the method that runs its image tower."""
     return "model.encode_image" if arguments.get("part") == "model" else "model"
@@ -303,4 +327,6 @@ BACKBONE = Backbone(
     read=read,
     build=build,
     call=_call,
+    names=_names,
+    classifier=_classifier,
 )

@@ -24,7 +24,7 @@ from aim_adapters.backbones.descriptor import Backbone, BaseRequest, prefixed_hu
 from aim_adapters.errors import ConfigError, UnsupportedModelError
 
 # Libraries that built-in families describe; a descriptor's file is named after its library.
-_LIBRARIES = ("open_clip", "timm", "torchvision", "transformers")
+LIBRARIES = ("open_clip", "timm", "torchvision", "transformers")
 _ROOM = __name__.rpartition(".")[0]
 ENTRY_POINT_GROUP = "aim_adapters.backbones"
 
@@ -143,7 +143,7 @@ def build_base(library: str, request: BaseRequest) -> nn.Module:
         As the library: it does not know the name, or cannot fetch or read the files.
     """
     _load_entry_points()
-    for backbone in _of_library(library):
+    for backbone in backbones_of(library):
         if backbone.build is not None:
             model = _build(backbone.name, backbone.build, request)
             pinned = {} if request.revision is None else {"model_revision": request.revision}
@@ -182,7 +182,7 @@ def base_facts(library: str, name: str, arguments: Mapping[str, Any]) -> BaseFac
     # A broken package is reported when a model is read; it must not prevent saving.
     with suppress(UnsupportedModelError):
         _load_entry_points()
-    backbones = list(_of_library(library))
+    backbones = list(backbones_of(library))
     hub_id = next((backbone.hub_id for backbone in backbones if backbone.hub_id), prefixed_hub_id)
     call = next((backbone.call for backbone in backbones if backbone.call), None)
     return BaseFacts(hub_id(name), call(arguments) if call else "model")
@@ -196,24 +196,28 @@ def base_labels(library: str, root: nn.Module, name: str | None) -> Sequence[str
         root: The root, wrapped or not.
         name: Its name in that library, or None.
     """
-    read = next((backbone.labels for backbone in _of_library(library) if backbone.labels), None)
+    read = next((backbone.labels for backbone in backbones_of(library) if backbone.labels), None)
     return read(root, name) if read else None
 
 
-def _of_library(library: str) -> Iterator[Backbone]:
-    """Yield the families of a library, registered ones first. The library is not imported."""
+def backbones_of(library: str) -> Iterator[Backbone]:
+    """Yield the families of a library, registered ones first. The library is not imported.
+
+    Args:
+        library: Name of the library.
+    """
     yield from (backbone for backbone in reversed(_registered.values()) if backbone.library == library)
     yield from (_built_in(name) for name in _built_in_names() if _library(name) == library)
 
 
 def _built_in_names() -> list[str]:
     files = pkgutil.iter_modules(importlib.import_module(_ROOM).__path__)
-    return sorted(file.name for file in files if file.name.startswith(_LIBRARIES))
+    return sorted(file.name for file in files if file.name.startswith(LIBRARIES))
 
 
 def _library(name: str) -> str:
     """Return the package of a built-in family without importing its descriptor: names are ``library_family``."""
-    return next(library for library in _LIBRARIES if name.startswith(library))
+    return next(library for library in LIBRARIES if name.startswith(library))
 
 
 def _built_in(name: str) -> Backbone:

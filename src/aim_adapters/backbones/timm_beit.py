@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy, require_type
-from aim_adapters.backbones._timm import block_anatomy, build, common_fields, final_norm, hub_id
+from aim_adapters.backbones._timm import block_anatomy, build, classifier, common_fields, final_norm, hub_id, names
 from aim_adapters.backbones.descriptor import Backbone
 
 
@@ -49,5 +50,12 @@ def _attend(block: Any, h: Tensor, shared_rel_pos_bias: Tensor | None = None) ->
 _BLOCK = block_anatomy(_attend, scales=("gamma_1", "gamma_2"))
 
 BACKBONE = Backbone(
-    name="timm_beit", library="timm", describes="timm Beit (BEiT, BEiT v2)", read=read, build=build, hub_id=hub_id
+    name="timm_beit",
+    library="timm",
+    describes="timm Beit (BEiT, BEiT v2)",
+    read=read,
+    build=build,
+    hub_id=hub_id,
+    names=partial(names, "beit"),
+    classifier=classifier,
 )

@@ -6,13 +6,23 @@ applied there.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
 from aim_adapters.backbones._attention import refuse_masks
-from aim_adapters.backbones._timm import block_anatomy, build, common_fields, final_norm, hub_id, post_norm
+from aim_adapters.backbones._timm import (
+    block_anatomy,
+    build,
+    classifier,
+    common_fields,
+    final_norm,
+    hub_id,
+    names,
+    post_norm,
+)
 from aim_adapters.backbones.descriptor import Backbone
 
 
@@ -66,4 +76,6 @@ BACKBONE = Backbone(
     read=read,
     build=build,
     hub_id=hub_id,
+    names=partial(names, "eva"),
+    classifier=classifier,
 )

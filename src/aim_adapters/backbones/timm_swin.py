@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, BlockParts, HeadAnatomy, Windows, require_type
 from aim_adapters.backbones._parts import windowed_parts
 from aim_adapters.backbones._swin import block_anatomy
-from aim_adapters.backbones._timm import build, common_fields, hub_id
+from aim_adapters.backbones._timm import build, classifier, common_fields, hub_id, names
 from aim_adapters.backbones.descriptor import Backbone
 
 
@@ -74,5 +75,12 @@ def _windows(block: Any) -> Windows:
 
 
 BACKBONE = Backbone(
-    name="timm_swin", library="timm", describes="timm Swin Transformer v1 and v2", read=read, build=build, hub_id=hub_id
+    name="timm_swin",
+    library="timm",
+    describes="timm Swin Transformer v1 and v2",
+    read=read,
+    build=build,
+    hub_id=hub_id,
+    names=partial(names, "swin_transformer", "swin_transformer_v2"),
+    classifier=classifier,
 )

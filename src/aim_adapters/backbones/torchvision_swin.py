@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from aim_adapters.anatomy import (
 )
 from aim_adapters.backbones._parts import windowed_parts
 from aim_adapters.backbones._swin import block_anatomy
-from aim_adapters.backbones._torchvision import STATISTICS, build, labels
+from aim_adapters.backbones._torchvision import STATISTICS, build, classifier, labels, names
 from aim_adapters.backbones.descriptor import Backbone
 from aim_adapters.errors import UnsupportedModelError
 
@@ -101,4 +102,6 @@ BACKBONE = Backbone(
     read=read,
     build=build,
     labels=labels,
+    names=partial(names, "swin_"),
+    classifier=classifier,
 )

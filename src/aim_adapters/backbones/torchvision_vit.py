@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from aim_adapters.backbones._attention import (
     require_plain_multi_head,
 )
 from aim_adapters.backbones._parts import plain_parts
-from aim_adapters.backbones._torchvision import STATISTICS, build, labels
+from aim_adapters.backbones._torchvision import STATISTICS, build, classifier, labels, names
 from aim_adapters.backbones.descriptor import Backbone
 
 
@@ -99,4 +100,6 @@ BACKBONE = Backbone(
     read=read,
     build=build,
     labels=labels,
+    names=partial(names, "vit_"),
+    classifier=classifier,
 )

@@ -13,6 +13,7 @@ from aim_adapters.backbones._transformers import (
     block_anatomy,
     build,
     call,
+    classifier,
     hub_id,
     labels,
     read_tower,
@@ -82,4 +83,5 @@ BACKBONE = Backbone(
     hub_id=hub_id,
     call=call,
     labels=labels,
+    classifier=classifier,
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pickle
 import re
 import stat
 from collections.abc import Mapping
@@ -12,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from aim_adapters.arguments import require_flags, require_path, shown
-from aim_adapters.backbones import BaseRequest, build_base, read_anatomy
+from aim_adapters.backbones import BaseRequest, build_base, build_failures, read_anatomy
 from aim_adapters.checkpoint.agreement import OtherBase, require_same_shapes
 from aim_adapters.checkpoint.format import open_checkpoint
 from aim_adapters.checkpoint.loading import wrap_and_load
@@ -25,21 +23,6 @@ from aim_adapters.storage import HubOptions, file_mode, locate, quotes_token, re
 
 # An entry of a registry or a repository on the Hub, with a tag in libraries that have tags. Never a path or a URL.
 _NAME = re.compile(r"(?!local-dir:)(hf-hub:)?\w[\w.-]*(/\w[\w.-]*)?(:\w[\w.-]*)?", re.ASCII)
-
-# The errors that libraries raise for unknown names and unreadable files.
-_FAILURES: tuple[type[Exception], ...] = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    SafetensorError,
-    TypeError,
-    ValueError,
-    pickle.PickleError,
-)
 
 
 def load_video_model(
@@ -159,8 +142,6 @@ def _revision_in(config: Mapping[str, Any]) -> str | None:
 
 
 def _build(request: BaseRequest, config: Mapping[str, Any], source: str | os.PathLike[str]) -> nn.Module:
-    from huggingface_hub import errors
-
     library = config.get("base_model_library", "")
     others: list[CheckpointError] = []
 
@@ -176,7 +157,7 @@ def _build(request: BaseRequest, config: Mapping[str, Any], source: str | os.Pat
     try:
         with torch.device("cpu"):  # tensors from files are there, whatever the default device is
             return build_base(library, request)
-    except (*_FAILURES, getattr(errors, "StrictDataclassError", OSError)) as error:
+    except build_failures() as error:
         if error in others:  # it could be built, but is another one
             raise
         missing = isinstance(error, ModuleNotFoundError) and error.name == library
