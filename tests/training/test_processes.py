@@ -28,8 +28,10 @@ def join(rank: int, world: int, port: int) -> None:
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
+    if torch.accelerator.is_available():  # elsewhere it is found out
+        os.environ["ACCELERATE_USE_CPU"] = "true"
     dist.init_process_group("gloo", rank=rank, world_size=world)
 
 

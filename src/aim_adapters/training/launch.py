@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import torch.distributed as dist
 
 from aim_adapters.arguments import require_choice
@@ -58,7 +59,9 @@ def launch(*, sharding: str | None, accumulate: int | None, precision: str, log_
         raise ImportError("fit needs accelerate: pip install aim-adapters[train]") from error
     if log_with is not None and importlib.util.find_spec(log_with) is None:
         raise ImportError(f"log_with={log_with!r} needs {log_with}: pip install {log_with}")
-    accelerator = Accelerator(log_with=log_with, project_dir=out)
+    # torchrun says nothing of devices, and Accelerate then takes processes without a GPU for one each.
+    only_cpus = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=only_cpus, log_with=log_with, project_dir=out)
     kind = accelerator.distributed_type.value
     if kind in ("DEEPSPEED", "MEGATRON_LM", "XLA"):
         raise ConfigError(f"fit trains with DDP or FSDP2, and accelerate was told to use {kind}; choose FSDP or none")

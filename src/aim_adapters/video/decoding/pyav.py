@@ -121,7 +121,7 @@ class PyAVReader(VideoReader):
             source.seek(0)
         options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
         # Titles need not be text; from version 19 on PyAV takes them as they come.
-        lenient = {"metadata_errors": "replace"} if int(self._av.__version__.split(".")[0]) < 19 else {}
+        lenient: dict[str, Any] = {"metadata_errors": "replace"} if int(self._av.__version__.split(".")[0]) < 19 else {}
         self._container = self._av.open(source, options=options, **lenient)
         streams = [s for s in self._container.streams.video if "attached_pic" not in str(s.disposition)]
         best = self._container.streams.best("video")
