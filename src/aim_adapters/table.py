@@ -20,11 +20,19 @@ class Table(list[RowT]):
 
     def __repr__(self) -> str:
         """Return the table as text."""
+        return self.to_text(_WIDEST)
+
+    def to_text(self, columns: int) -> str:
+        """Return the table as text; row by row if it is wider than the screen.
+
+        Args:
+            columns: Width of the screen.
+        """
         if not self:
             return self._nothing()
         lines = [self._header(), *self._lines()]
         widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-        if sum(widths) + 2 * (len(widths) - 1) <= _WIDEST:
+        if sum(widths) + 2 * (len(widths) - 1) <= columns:
             return "\n".join(
                 "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
                 for line in lines

@@ -1,0 +1,19 @@
+"""The command line: ``aim-adapters train``, ``evaluate``, ``predict``, ``check``, ``recipes``, ``backbones``.
+
+Nothing here imports PyTorch before a command runs, so that help and completion answer at once.
+"""
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command that the process was started with, and end the process with its exit code."""
+    try:
+        from aim_adapters.cli.app import app
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] not in ("rich", "typer"):
+            raise
+        sys.exit(f"aim-adapters needs {error.name}; install it with: pip install 'aim-adapters[cli]'")
+    app()

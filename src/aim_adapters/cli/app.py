@@ -1,0 +1,39 @@
+"""The commands, and what they share: help, version, completion."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from aim_adapters.cli.check import check
+from aim_adapters.cli.evaluate import evaluate
+from aim_adapters.cli.lists import backbones, recipes
+from aim_adapters.cli.predict import predict
+from aim_adapters.cli.train import train
+from aim_adapters.version import __version__
+
+app = typer.Typer(
+    name="aim-adapters",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (train, evaluate, predict, check, recipes, backbones):
+    app.command()(command)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _all_commands(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train image transformers on videos with adapters, evaluate them, and use them."""

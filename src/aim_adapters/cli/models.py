@@ -1,0 +1,120 @@
+"""The model of a command: an image model by its name, or a trained one by its folder or repository."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aim_adapters.cli.choices import one_of, require_views
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# What a run's folder remembers of an image model that cannot be built from its published weights.
+_RECORD = "base_model.json"
+
+Source = Annotated[str, typer.Argument(help="Folder of a run, or user/name on the Hugging Face Hub.")]
+Views = Annotated[str, typer.Option(help="Clips in time x crops in space.", callback=require_views)]
+Device = Annotated[str | None, typer.Option(help="Such as cuda:1; by default a GPU if there is one.")]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="fp32, bf16, fp16 or fp8; by default fp32.", callback=one_of("fp32", "bf16", "fp16", "fp8")),
+]
+BaseModel = Annotated[
+    str | None, typer.Option(help="The image model, if not the one that the run names: a name, or a directory.")
+]
+
+
+def build_image_model(name: str, *, image_size: tuple[int, int] | None, pretrained: bool) -> nn.Module:
+    """Build the image model that ``--model`` names.
+
+    Args:
+        name: Library and name, or library and directory.
+        image_size: Height and width of frames, or None.
+        pretrained: False: random weights, the same each time.
+
+    Raises:
+        ConfigError: There is no such model.
+        CheckpointError: Its weights cannot be fetched or read.
+    """
+    import torch
+
+    from aim_adapters.backbones import build_classifier
+    from aim_adapters.errors import CheckpointError
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return build_classifier(name, image_size=image_size, pretrained=pretrained)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}. Where the weights cannot be fetched, give a directory with the model, --model "
+            f"{name.partition(':')[0]}:path/to/model; --no-pretrained tries a command out with random weights"
+        ) from error
+
+
+def record_image_model(out: Path, name: str, *, image_size: tuple[int, int] | None, pretrained: bool) -> None:
+    """Note in a run's folder how to build its image model, if the adapters' own config cannot tell.
+
+    Args:
+        out: Folder of the run.
+        name: Library and name, or library and directory.
+        image_size: Height and width of frames, or None.
+        pretrained: Whether it has published weights.
+    """
+    library, _, rest = name.partition(":")
+    is_folder = Path(rest).expanduser().is_dir()
+    if pretrained and not is_folder:
+        return
+    if is_folder:
+        name = f"{library}:{Path(rest).expanduser().resolve()}"
+    text = json.dumps({"model": name, "image_size": image_size, "pretrained": pretrained}, indent=2) + "\n"
+    (out / _RECORD).write_text(text, encoding="utf-8")
+
+
+def load_trained(source: str, base_model: str | None) -> nn.Module:
+    """Load the video model of a run or a repository.
+
+    Args:
+        source: Folder or ``user/name``.
+        base_model: The image model, if not the one that it names.
+
+    Raises:
+        CheckpointError: It cannot be loaded.
+        ConfigError: ``base_model`` is no name and no directory.
+    """
+    from aim_adapters.checkpoint import load_adapters, load_video_model
+    from aim_adapters.errors import CheckpointError
+    from aim_adapters.storage import read_json
+
+    folder = Path(source).expanduser()
+    if (folder / "checkpoints").is_dir() and not (folder / "adapter_config.json").is_file():
+        best = f", or take {folder / 'best'}" if (folder / "best").is_dir() else ""
+        raise CheckpointError(f"the run in {folder} has not ended: train it to its end{best}")
+    record = (folder.parent if folder.name == "best" else folder) / _RECORD
+    if base_model is not None or not record.is_file():
+        return load_video_model(folder if folder.is_dir() else source, base_model=base_model)
+    facts = read_json(record)
+    size = facts.get("image_size")
+    model = build_image_model(
+        str(facts.get("model")), image_size=size and tuple(size), pretrained=bool(facts.get("pretrained", True))
+    )
+    load_adapters(model, folder)
+    return model.eval()
+
+
+def default_device(device: str | None) -> str:
+    """Return the device to compute on: of several processes, each has its own.
+
+    Args:
+        device: The one that was asked for.
+    """
+    import torch
+
+    if device is not None:
+        return device
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"

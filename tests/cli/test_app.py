@@ -1,0 +1,94 @@
+"""The program: quick help, exit codes, and the page that describes it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import aim_adapters as aim
+from aim_adapters.cli.app import app
+from aim_adapters.cli.output import command
+from tests.cli.cases import run
+
+PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def start(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a new interpreter, as if it were the program."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_help_imports_no_pytorch() -> None:
+    code = "import sys; sys.argv = ['aim-adapters', 'train', '--help']\nfrom aim_adapters.cli import main\n"
+    result = start(f"{code}try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules")
+    assert result.returncode == 0, result.stderr
+    assert "--recipe" in result.stdout
+
+
+def test_without_the_extra_it_says_what_to_install() -> None:
+    code = "import sys; sys.modules['typer'] = None; sys.argv = ['aim-adapters', '--help']"
+    result = start(f"{code}\nfrom aim_adapters.cli import main\nmain()")
+    assert result.returncode == 1
+    assert "pip install 'aim-adapters[cli]'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_closed_pipe_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        with command(as_json=False, debug=False) as output:
+            output.result({}, "nobody reads this")
+            output.result({}, "nor this")
+
+
+@pytest.mark.parametrize(("no_color", "color"), [("", True), ("1", False)])
+def test_only_a_terminal_gets_color(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], no_color: str, color: bool
+) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+    with command(as_json=False, debug=False) as output:
+        output.note("error", "plain")
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        output.note("error", "text")
+    plain, text = capsys.readouterr().err.splitlines()
+    assert plain == "error: plain"
+    assert ("\x1b[" in text) is color
+
+
+def test_the_version_is_shown() -> None:
+    assert run("--version").stdout.strip() == aim.__version__
+
+
+def test_only_the_first_process_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    result = run("recipes", "k400")
+    assert (result.exit_code, result.output) == (1, "")
+    assert run("recipes").output == ""
+
+
+def test_the_page_has_every_command() -> None:
+    assert re.findall(r"^## aim-adapters (\w+)", PAGE, re.M) == list(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_page_has_every_option_of_a_command(name: str) -> None:
+    section = PAGE.partition(f"## aim-adapters {name}\n")[2].partition("\n## ")[0]
+    listed = re.findall(r"`([^`]+)`", "\n".join(re.findall(r"^\| (`.*?) \|", section, re.M)))
+    options = []
+    for parameter in COMMANDS[name].params:
+        if parameter.name in ("as_json", "debug"):
+            continue
+        is_option = parameter.param_type_name == "option"
+        options += [*parameter.opts, *parameter.secondary_opts] if is_option else [parameter.name.upper()]
+    assert sorted(listed) == sorted(options)
+    assert f"aim-adapters {name}" in section
