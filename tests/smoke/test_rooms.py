@@ -6,6 +6,7 @@ outlive moves inside the package. What a room promises in full is tested in the 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,8 @@ import aim_adapters as aim
 from aim_adapters.backbones import read_anatomy
 from aim_adapters.ops.spatial_attention import spatial_attention
 from aim_adapters.ops.temporal_attention import temporal_attention_packed
+from aim_adapters.recipes import get_recipe
+from aim_adapters.video import transform_for
 from tests.loopback_hub import LoopbackHub
 
 T, N, D, DEPTH, CLASSES = 4, 5, 32, 3, 3  # frames, tokens, width, blocks, classes
@@ -251,3 +254,13 @@ def test_convert_computes_what_the_reference_computes() -> None:
     assert not any(aim.load_official_checkpoint(model, file, head_width=16))
     video = clips(side=16).double()
     torch.testing.assert_close(outputs(model, video), run_vit(file, video, CLIP, scale=0.5)[1], rtol=1e-10, atol=1e-10)
+
+
+def test_recipes_wrap_and_transforms_feed_a_model() -> None:
+    assert {row.paper for row in aim.list_recipes()} >= {83.9, 70.6}
+    recipe = dataclasses.replace(get_recipe("ssv2-clip-vit-b16-8f").for_batch(8), frames=T)
+    model = aim.wrap_image_model(base(), **recipe.wrap_settings())
+    assert recipe.check_fits(aim.AIMConfig(**recipe.wrap_settings()), read_anatomy(base()))  # another image model
+    frames = torch.randint(0, 256, (T, 3, 60, 90), dtype=torch.uint8)
+    for transform in (transform_for(model), transform_for(model, train=True)):
+        assert outputs(model, transform(frames)[None]).shape == (1, CLASSES)
