@@ -36,13 +36,14 @@ def write(
     width: int = 64,
     pix_fmt: str = "yuv420p",
     options: dict[str, str] | None = None,
+    muxer: dict[str, str] | None = None,
     times: list[int] | None = None,
     rotation: int = 0,
     seed: int = 0,
 ) -> Path:
     """Write a video; ``times`` are those of frames, in milliseconds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=muxer or {}) as container:
         stream: Any = container.add_stream(codec, rate=25, options=options or {})
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         if times:

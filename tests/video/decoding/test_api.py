@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import io
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import aim_adapters as aim
 from aim_adapters.video import VideoError, open_video
+from aim_adapters.video.decoding import reader
 from tests.video.videos import pictures, write, write_audio
 
 
@@ -60,6 +64,11 @@ def named(name: str, content: bytes) -> Any:
     return make
 
 
+class Unreadable(io.BytesIO):
+    def read(self, size: int | None = -1) -> bytes:
+        raise OSError("the disk is gone")
+
+
 def folder_of_nothing(folder: Path) -> Path:
     (folder / "empty").mkdir()
     return folder / "empty"
@@ -76,8 +85,13 @@ def folder_of_nothing(folder: Path) -> Path:
         (folder_of_nothing, r"empty: is a folder without pictures"),
         (playlist, r"list\.m3u8: cannot be read"),
         (concat, r"list\.txt: cannot be read"),
-        (lambda folder: "http://localhost/a.mp4", r"^http://localhost/a\.mp4: is an address"),
-        (lambda folder: "concat:a.mp4|b.mp4", "is an address"),
+        (lambda folder: "http://localhost/a.mp4", r"^http://localhost/a\.mp4: there is no such file, and addresses"),
+        (lambda folder: "concat:a.mp4|b.mp4", r"^concat:a\.mp4\|b\.mp4: there is no such file, and addresses"),
+        (lambda folder: "", "^'': is an empty name"),
+        (lambda folder: folder / ("a" * 5000), "cannot be read: .*too long"),
+        (lambda folder: "/dev/null", "^/dev/null: is neither a file nor a folder"),
+        (lambda folder: b"", "^<0 bytes>: is empty"),
+        (lambda folder: Unreadable(), "^<Unreadable>: cannot be read: the disk is gone"),
         (lambda folder: "a\0b", "cannot be read"),
     ],
 )
@@ -90,6 +104,8 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
     for source in (None, 3, ["a.mp4"]):
         with pytest.raises(TypeError, match="source must be a path"):
             open_video(source)  # type: ignore[arg-type]
+    with pytest.raises(aim.ConfigError, match="threads must be an integer >= 0"):
+        open_video(tmp_path, threads=-1)
     with pytest.raises(aim.ConfigError, match="backend must be one of"):
         open_video(tmp_path, backend="decord")  # type: ignore[arg-type]
     with (tmp_path / "t").open("w+") as text, pytest.raises(TypeError, match="open for reading bytes"):
@@ -100,3 +116,33 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
                 video.get_frames(indices)  # type: ignore[arg-type]
         with pytest.raises(aim.ConfigError, match="short_side"):
             video.get_frames([0], short_side=0)
+
+
+def test_gray_of_16_bits_is_not_cut_off(tmp_path: Path) -> None:
+    Image.fromarray(np.full((20, 20), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    assert open_video(tmp_path).get_frames([0]).unique().tolist() == [40_000 // 256]
+
+
+def test_a_reader_is_of_the_process_that_opened_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_video(write(tmp_path / "a.mp4", count=3)) as video:
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        with pytest.raises(aim.StateError, match=r"a\.mp4: was opened by another process"):
+            video.get_frames([0])
+
+
+def test_frames_that_are_far_too_large_are_refused_before_they_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(1)[0].save(tmp_path / "a.png")
+    monkeypatch.setattr(reader, "MOST_PIXELS", 1000)
+    for source in (write(tmp_path / "a.mp4", count=2), tmp_path / "a.png", tmp_path):
+        with pytest.raises(VideoError, match="has frames of 64 x 48 pixels; expected 1 to 1000"):
+            open_video(source)
+
+
+@pytest.mark.parametrize("name", ["é ü.mp4", "a%03d.mp4", "-i.mp4", "c:d.mp4", "http:.mp4"])
+def test_any_name_of_a_file_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    write(tmp_path / "plain.mp4", count=2).rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    with open_video(name) as video:
+        assert len(video) == 2 and video.name == name

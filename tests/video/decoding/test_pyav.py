@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import pickle
 import random
@@ -33,6 +34,9 @@ FILES: dict[str, dict[str, Any]] = {
     "hidden.webm": {"codec": "libvpx", "options": {"g": "12", "lag-in-frames": "16", "auto-alt-ref": "1"}},
     "mpeg4.avi": {"codec": "mpeg4", "options": {"g": "12"}},
     "packed.avi": {"codec": "mpeg4", "options": {"g": "12", "bf": "2"}},
+    "program.mpg": {"codec": "mpeg2video", "options": {"g": "12", "bf": "2"}},
+    "refreshed.ts": {"options": {"x264-params": "keyint=10:intra-refresh=1"}},
+    "interlaced.mp4": {"options": {"g": "12", "x264-params": "tff=1"}},
     "motion-jpeg.avi": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
 }
 if "libsvtav1" in av.codecs_available:
@@ -85,24 +89,29 @@ def test_frames_are_turned_as_the_file_says(tmp_path: Path, rotation: int) -> No
 
 @pytest.mark.parametrize("matrix", [5, 1])  # BT.601, BT.709
 @pytest.mark.parametrize("full_range", [1, 2])  # limited, full
-def test_colors_follow_the_matrix_and_the_range_of_the_file(tmp_path: Path, matrix: int, full_range: int) -> None:
+@pytest.mark.parametrize("bits", [8, 10])
+def test_colors_follow_the_matrix_and_the_range_of_the_file(
+    tmp_path: Path, matrix: int, full_range: int, bits: int
+) -> None:
     colors = np.array([(200, 30, 40), (20, 180, 60), (40, 60, 220), (240, 240, 20), (128, 128, 128), (10, 10, 10)])
     red, green, blue = (colors / 255).T
     k_red, k_blue = (0.299, 0.114) if matrix == 5 else (0.2126, 0.0722)
     luma = k_red * red + (1 - k_red - k_blue) * green + k_blue * blue
     chroma = (blue - luma) / (2 * (1 - k_blue)), (red - luma) / (2 * (1 - k_red))
     scale, offset, spread = (255, 0, 255) if full_range == 2 else (219, 16, 224)
-    planes = [(offset + scale * luma).round(), *((128 + spread * each).round().clip(0, 255) for each in chroma)]
+    deeper, pix_fmt, number = (4, "yuv444p10le", np.uint16) if bits == 10 else (1, "yuv444p", np.uint8)
+    values = offset + scale * luma, *((128 + spread * each).clip(0, 255) for each in chroma)
+    planes = [(deeper * each).round() for each in values]
     path = tmp_path / "colors.mp4"
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("libx264", rate=25, options={"qp": "0"})
-        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv444p"
+        stream.width, stream.height, stream.pix_fmt = 96, 64, pix_fmt
         stream.codec_context.colorspace, stream.codec_context.color_range = matrix, full_range
-        frame = av.VideoFrame(96, 64, "yuv444p")
+        frame = av.VideoFrame(96, 64, pix_fmt)
         frame.colorspace, frame.color_range = matrix, full_range
-        for plane, values in zip(frame.planes, planes, strict=True):
-            row = np.zeros(plane.line_size, np.uint8)
-            row[:96] = np.repeat(values, 16)
+        for plane, values_of_plane in zip(frame.planes, planes, strict=True):
+            row = np.zeros(plane.line_size // np.dtype(number).itemsize, number)
+            row[:96] = np.repeat(values_of_plane, 16)
             plane.update(np.tile(row, 64).tobytes())
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -146,17 +155,77 @@ def test_a_damaged_end_leaves_the_frames_before_it(tmp_path: Path) -> None:
         open_video(broken, backend="pyav")
 
 
-def test_cover_art_is_not_the_video(tmp_path: Path) -> None:
-    cover = tmp_path / "cover.png"
-    pictures(1, height=100, width=100)[0].save(cover)
-    path = tmp_path / "song.mkv"
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        container.mux(stream.encode(av.VideoFrame.from_image(pictures(1)[0])))
-        container.mux(stream.encode(None))
+def test_a_file_that_was_cut_off_has_the_frames_that_it_still_holds(tmp_path: Path) -> None:
+    content = write(tmp_path / "a.mp4", options={"g": "6"}, muxer={"movflags": "faststart"}).read_bytes()
+    expected = decode_all(tmp_path / "a.mp4")
+    with open_video(content[: len(content) * 2 // 3], backend="pyav") as video:
+        assert 10 < len(video) < 30
+        assert same(video.get_frames([9])[0], expected[9])
+        video.get_frames([len(video) - 1])
+
+
+def test_damage_in_the_middle_costs_the_frames_that_it_hit(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mkv", options={"g": "10", "bf": "0"})
+    expected, content = decode_all(path), bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packet = next(itertools.islice(container.demux(video=0), 14, None))
+        start = content.index(bytes(packet))
+        content[start : start + packet.size] = b"\xff" * packet.size
+    with open_video(bytes(content), backend="pyav") as video:
+        assert len(video) == 30
+        with pytest.raises(VideoError, match=r"frame 14 of 30 cannot be decoded: Invalid data"):
+            video.get_frames([14])
+        for indices in ([13, 25], [25, 13], [12], [21]):
+            for frame, index in zip(video.get_frames(indices), indices, strict=True):
+                assert same(frame, expected[index]), indices
+
+
+def test_joined_files_are_read_in_the_order_of_their_frames(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.ts", options={"g": "12", "bf": "2"})
+    path.write_bytes(path.read_bytes() * 2)  # the times start again
+    expected = decode_all(path)
     with open_video(path, backend="pyav") as video:
-        assert video.frame_size == (48, 64)
+        assert len(video) == len(expected) == 60
+        for index in (59, 3, 33):
+            assert same(video.get_frames([index])[0], expected[index])
+
+
+def test_an_avi_is_as_long_as_its_frames_whatever_its_header_says(tmp_path: Path) -> None:
+    content = bytearray(write(tmp_path / "a.avi", "mpeg4", options={"g": "12"}).read_bytes())
+    for name, offset in ((b"avih", 16), (b"strh", 32)):
+        at = content.index(name) + 8 + offset
+        assert content[at : at + 4] == (30).to_bytes(4, "little")
+        content[at : at + 4] = (999).to_bytes(4, "little")
+    with open_video(bytes(content), backend="pyav") as video:
+        assert len(video) == 30
+        assert video.key_frames == [0, 12, 24]  # of MPEG-4 without B-frames packets tell all
+        assert same(video.get_frames([29])[0], decode_all(tmp_path / "a.avi")[29])
+
+
+def write_streams(path: Path, *, cover: bool, frames: int) -> Path:
+    """Write a stream of pictures of 100 x 100, cover art or a video, and ``frames`` frames of 64 x 48."""
+    with av.open(str(path), "w") as container:
+        streams: list[Any] = [container.add_stream("mjpeg", rate=25)]
+        if frames:
+            streams.append(container.add_stream("libx264", rate=25))
+        for stream, size, pix_fmt in zip(streams, ((100, 100), (64, 48)), ("yuvj420p", "yuv420p"), strict=False):
+            (stream.width, stream.height), stream.pix_fmt = size, pix_fmt
+        if cover:
+            streams[0].disposition = av.stream.Disposition.attached_pic
+        for stream, count in zip(streams, (1 if cover else 5, frames), strict=False):
+            for picture in pictures(count, height=stream.height, width=stream.width):
+                container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+            container.mux(stream.encode(None))
+    return path
+
+
+def test_cover_art_is_not_the_video(tmp_path: Path) -> None:
+    with open_video(write_streams(tmp_path / "clip.mp4", cover=True, frames=10), backend="pyav") as video:
+        assert video.frame_size == (48, 64) and len(video) == 10
+    with pytest.raises(VideoError, match=r"song\.mp4: has no video stream; it holds a cover picture"):
+        open_video(write_streams(tmp_path / "song.mp4", cover=True, frames=0), backend="pyav")
+    with open_video(write_streams(tmp_path / "two.mkv", cover=False, frames=10), backend="pyav") as video:
+        assert (video.frame_size, len(video)) in (((48, 64), 10), ((100, 100), 5))  # one of them
 
 
 def test_a_reader_stays_where_it_is(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from aim_adapters.video import VideoError, open_video
+from aim_adapters.video.decoding import api
 from aim_adapters.video.decoding.api import torchcodec_loads
 from tests.video.videos import write
 
@@ -28,4 +29,15 @@ def test_both_decoders_agree(tmp_path: Path) -> None:
             assert (a.float() - b.float()).abs().max() <= bound
         assert torch.equal(one.get_frames([5]), one.get_frames([4, 5])[1:])
     with pytest.raises(VideoError, match="cannot be read as a video"):
+        open_video(b"    ftyp" * 99, backend="torchcodec")
+    with pytest.raises(VideoError, match="torchcodec does not get it"):  # it could be a playlist
         open_video(b"no video" * 99, backend="torchcodec")
+
+
+def test_torchcodec_is_taken_where_it_alone_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.mp4", count=2)
+    with open_video(path) as video:
+        assert type(video).__name__ == "PyAVReader"
+    monkeypatch.setattr(api, "find_spec", lambda name: None)
+    with open_video(path) as video:
+        assert type(video).__name__ == ("TorchcodecReader" if torchcodec_loads() else "PyAVReader")

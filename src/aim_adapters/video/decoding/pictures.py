@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import re
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -18,7 +21,10 @@ from aim_adapters.errors import VideoError
 from aim_adapters.video.decoding.reader import PICTURE_EXTENSIONS, VideoReader, require_size
 
 # What Pillow raises for pictures that are damaged, or far too large.
-_FAILURES = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+_FAILURES = (
+    *(OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error),
+    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
 
 
 class FolderReader(VideoReader):
@@ -33,9 +39,13 @@ class FolderReader(VideoReader):
     """
 
     def __init__(self, folder: Path, name: str) -> None:
-        self.name, self.fps, self.codec = name, math.nan, "pictures"
-        found = (path for path in folder.iterdir() if path.suffix.lower() in PICTURE_EXTENSIONS and path.name[0] != ".")
-        self._files = sorted(found, key=natural_key)
+        super().__init__(name)
+        self.fps, self.codec = math.nan, "pictures"
+        try:
+            found = [path for path in folder.iterdir() if path.suffix.lower() in PICTURE_EXTENSIONS]
+        except OSError as error:
+            raise VideoError(f"{name}: cannot be read: {error}") from error
+        self._files = sorted((path for path in found if path.name[0] != "."), key=natural_key)
         if not self._files:
             raise VideoError(f"{name}: is a folder without pictures ({', '.join(sorted(PICTURE_EXTENSIONS))})")
         self.frame_size = _open(self._files[0], self.name)[1]
@@ -71,16 +81,19 @@ class AnimationReader(VideoReader):
     """
 
     def __init__(self, content: Path | bytes | IO[bytes], name: str) -> None:
-        self.name = name
-        try:
-            self._picture = Image.open(io.BytesIO(content) if isinstance(content, bytes) else content)
-            self._count = getattr(self._picture, "n_frames", 1)
-            width, height = self._picture.size
-            self.frame_size = require_size(name, height, width)
-            self.codec = str(self._picture.format).lower()
-            seconds = self._picture.info.get("duration", 0) / 1000
-        except _FAILURES as error:
-            raise VideoError(f"{name}: cannot be read as a picture: {error}") from error
+        super().__init__(name)
+        with contextlib.ExitStack() as opened:
+            try:
+                self._picture = Image.open(io.BytesIO(content) if isinstance(content, bytes) else content)
+                opened.callback(self._picture.close)
+                self._count = getattr(self._picture, "n_frames", 1)
+                width, height = self._picture.size
+                self.frame_size = require_size(name, height, width)
+                self.codec = str(self._picture.format).lower()
+                seconds = self._picture.info.get("duration", 0) / 1000
+            except _FAILURES as error:
+                raise VideoError(f"{name}: cannot be read as a picture: {error}") from error
+            opened.pop_all()  # it stays open
         self.fps = 1 / seconds if seconds else math.nan
 
     def __len__(self) -> int:
@@ -95,7 +108,7 @@ class AnimationReader(VideoReader):
         for index in indices:
             try:
                 self._picture.seek(index)
-                frames.append(_frame(self._picture.convert("RGB"), size))
+                frames.append(_frame(_rgb(self._picture), size))
             except _FAILURES as error:
                 raise VideoError(f"{self.name}: frame {index} cannot be decoded: {error}") from error
         return frames
@@ -117,14 +130,21 @@ def _open(path: Path, name: str) -> tuple[Image.Image, tuple[int, int]]:
         with Image.open(path) as opened:
             width, height = opened.size
             require_size(f"{name}: {path.name}", height, width)
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
+            picture = _rgb(ImageOps.exif_transpose(opened))
     except _FAILURES as error:
         raise VideoError(f"{name}: its picture {path.name} cannot be read: {error}") from error
     return picture, (picture.height, picture.width)
 
 
+def _rgb(picture: Image.Image) -> Image.Image:
+    """Return a picture in RGB; Pillow would cut gray of 16 bits off at 255."""
+    if picture.mode.startswith("I"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
+    return picture.convert("RGB")
+
+
 def _frame(picture: Image.Image, size: tuple[int, int]) -> Tensor:
     height, width = size
     if (picture.height, picture.width) != size:
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(picture))  # [H, W, 3]

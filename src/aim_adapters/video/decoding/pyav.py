@@ -1,17 +1,19 @@
 """Videos decoded by PyAV, whose wheels carry FFmpeg.
 
-A frame is known by the time at which it is shown. The times are read from the packets, without decoding; to reach a
-frame the file is entered at the last key frame before it. Where packets do not tell which frames come out, as a packet
-may hold none or has no time, the video is decoded once to see.
+A frame is known by the time at which it is shown. To reach it the file is entered at the last key frame before it, and
+what follows is decoded up to it. Where the packets of a file do not tell which frames come out, as a packet may hold
+none or has no time, the video is decoded once to count them, and read from its start.
+
+Damage: a packet that cannot be decoded is left out, and decoding goes on behind it.
 """
 
 from __future__ import annotations
 
-import bisect
 import io
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -21,38 +23,20 @@ import torch
 from torch import Tensor
 
 from aim_adapters.errors import VideoError
-from aim_adapters.video.decoding.reader import VideoReader, require_size
+from aim_adapters.video.decoding.index import Entry, FrameIndex, index_packets
+from aim_adapters.video.decoding.reader import MOST_PIXELS, VideoReader, require_size
 
 # No demuxer that opens other files or addresses: a playlist may come from anybody.
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,av1,obu,ivf,m4v,mjpeg,"
     "mxf,nut,wtv,rm,dv,y4m,yuv4mpegpipe,apng,nsv,swf,vob,live_flv"
 )
-# Of these a packet may hold no frame that is shown, or two.
-_UNEVEN = frozenset({"mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "vp6", "vp6f", "vp8"})
+# av.video.reformatter.ColorRange
+_LIMITED, _FULL = 1, 2
+# av.stream.Disposition
+_ATTACHED_PIC = 1024
 # A seek costs as much as decoding so many frames.
 _SEEK = 3
-
-
-class _Packet(NamedTuple):
-    pts: int
-    dts: int
-    key: bool
-    discard: bool
-
-
-class _Times(NamedTuple):
-    """When frames are shown, and how to reach them.
-
-    Attributes:
-        frames: Time of each frame, ascending.
-        keys: Times of key frames, ascending, with the times at which they are decoded.
-        known: Whether every frame has a time of its own; if not, frames are counted from the start.
-    """
-
-    frames: list[int]
-    keys: list[tuple[int, int]]
-    known: bool
 
 
 class PyAVReader(VideoReader):
@@ -69,188 +53,220 @@ class PyAVReader(VideoReader):
     """
 
     def __init__(self, content: Path | bytes | IO[bytes], name: str, *, threads: int = 1) -> None:
+        super().__init__(name)
         try:
             import av
+            from av.video.reformatter import VideoReformatter
         except ImportError as error:
             raise ImportError("reading videos needs PyAV; install aim-adapters[video]") from error
-        self._av, self.name, self._threads = av, name, threads
+        self._av, self._threads = av, threads
         self._source: Any = io.BytesIO(content) if isinstance(content, bytes) else content
         self._container: Any = None
-        self._running: Iterator[Any] | None = None
+        self._damage: str | None = None  # the last error while decoding
+        self._needed: Collection[int] | None = None  # times of the frames that are asked for; None: all
+        self._reformatter: Any = VideoReformatter()
+        self._modern = int(av.__version__.partition(".")[0]) >= 17
         try:
             self._open()
-            self._times = self._from_packets() or self._from_frames()
-            first = self._first_frame()
-        except (av.FFmpegError, OSError, ValueError) as error:
+            self._index = self._indexed()
+            first = self._first()
+            height, width = require_size(name, first.height, first.width)
+        except (av.FFmpegError, IndexError, OSError, ValueError) as error:  # IndexError: a stream that came later
             self.close()
             raise VideoError(f"{name}: cannot be read as a video: {_reason(error)}") from error
         except VideoError:
             self.close()
             raise
-        if first is None or not self._times.frames:
-            self.close()
-            raise VideoError(f"{name}: has no frame that can be decoded ({self.codec})")
-        height, width = require_size(name, first.height, first.width)
         self._turn = _turn(first)
         self.frame_size = (width, height) if self._turn.transposes else (height, width)
-        # What precedes the first frame that the decoder gives cannot be decoded: it refers to frames that are cut away.
-        if self._times.known and first.pts is not None:
-            start = bisect.bisect_left(self._times.frames, first.pts)
-            self._times = self._times._replace(frames=self._times.frames[start:])
         rate = self._stream.average_rate or self._stream.guessed_rate
         self.fps = float(rate) if rate else math.nan
-        if self._times.known:
-            frames = self._times.frames
-            self.key_frames = sorted({bisect.bisect_left(frames, time) for time, _ in self._times.keys} - {len(frames)})
+        if self._index.entries:
+            places = {self._index.place(entry) for entry in range(len(self._index.entries))}
+            self.key_frames = sorted(places - {len(self)})
 
     def __len__(self) -> int:
-        return len(self._times.frames)
+        return len(self._index.frames)
 
     def close(self) -> None:
         """Close the file; one that the caller opened stays open."""
         container, self._container = self._container, None
-        self._running = None
+        self._running: Iterator[Any] = iter(())
         if container is not None:
             container.close()
 
     def _open(self) -> None:
+        """Open the file at its start."""
+        self.close()
         source = self._source
         if isinstance(source, Path):
-            source = "file:" + str(source)
+            source = "file:" + os.fspath(source)
         else:
             source.seek(0)
+        # Not `options`: before PyAV 17 those crash where streams are found while reading, as in MPEG-PS.
         options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
         # Titles need not be text; from version 19 on PyAV takes them as they come.
         lenient: dict[str, Any] = {"metadata_errors": "replace"} if int(self._av.__version__.split(".")[0]) < 19 else {}
-        self._container = self._av.open(source, options=options, **lenient)
-        streams = [s for s in self._container.streams.video if "attached_pic" not in str(s.disposition)]
-        best = self._container.streams.best("video")
-        if not streams:
-            held = sorted({stream.type for stream in self._container.streams}) or ["nothing"]
-            raise VideoError(f"{self.name}: has no video stream; it holds {', '.join(held)}")
-        self._stream = best if best in streams else streams[0]
+        self._container = self._av.open(source, container_options=options, **lenient)
+        self._stream = self._chosen()
         context = self._stream.codec_context
-        if context is None:
-            raise VideoError(f"{self.name}: its video is in a codec that this FFmpeg does not have")
-        self.codec = context.name
+        # "av1", whatever decodes it; older PyAV knows the decoder alone.
+        self.codec = getattr(context.codec, "canonical_name", context.name)
+        if context.width and context.height:
+            require_size(self.name, context.height, context.width)
         context.thread_count, context.thread_type = self._threads, "AUTO" if self._threads != 1 else "NONE"
-        self._running = None
-        self._at = -1  # index of the last frame that came out
+        context.options = {"max_pixels": str(MOST_PIXELS)}
+        self._running = self._frames()
+        self._at = -1  # index of the last frame that came out of it
 
-    def _from_packets(self) -> _Times | None:
-        """Return the times that packets state, or None if they do not tell which frames come out."""
-        packets, known = [], self.codec not in _UNEVEN
-        for packet in self._container.demux(self._stream):
-            if packet.pts is None:
-                known = known and not packet.size  # the last one is empty
-            else:
-                dts = packet.pts if packet.dts is None else packet.dts
-                packets.append(_Packet(packet.pts, dts, packet.is_keyframe, packet.is_discard))
-        if self._container.format.name == "avi":  # which states when frames are decoded, not when they are shown
-            known = known and all(packet.key for packet in packets)
-        frames = sorted(packet.pts for packet in packets if not packet.discard)
-        if not known or not frames or len(set(frames)) < len(frames):
-            self._rewind()
-            return None
-        # The frames that a key frame lets one decode are those which are shown after it; those that are decoded after
-        # it and shown before it refer to earlier ones. A key frame of earlier time that is decoded later is none.
-        keys: list[tuple[int, int]] = []
-        for packet in packets:
-            if packet.key and (not keys or packet.pts > keys[-1][0]):
-                keys.append((packet.pts, packet.dts))
-        return _Times(frames, keys, known=True)
+    def _chosen(self) -> Any:
+        """Return the stream that is read."""
+        streams = self._container.streams
+        # PyAV before 14.2 does not tell cover art; since then it is a flag, which on some versions is an integer.
+        videos = [s for s in streams.video if not getattr(getattr(s, "disposition", None), "value", 0) & _ATTACHED_PIC]
+        if not videos:
+            held = {"a cover picture" if stream.type == "video" else stream.type for stream in streams}
+            raise VideoError(f"{self.name}: has no video stream; it holds {', '.join(sorted(held)) or 'nothing'}")
+        best = streams.best("video")
+        stream = best if best in videos else videos[0]
+        if stream.codec_context is None:
+            raise VideoError(f"{self.name}: its video is in a codec that this FFmpeg does not have")
+        return stream
 
-    def _from_frames(self) -> _Times:
-        """Return the times of the frames that come out when all is decoded."""
-        times, keys = [], []
-        for frame in self._frames():
-            times.append(frame.pts)
-            if frame.key_frame and frame.pts is not None:
-                keys.append((frame.pts, frame.pts if frame.dts is None else frame.dts))
-        known = None not in times and all(before < after for before, after in itertools.pairwise(times))
-        return _Times(times if known else list(range(len(times))), keys if known else [], known)
+    def _indexed(self) -> FrameIndex:
+        """Return when frames are shown."""
+        index = index_packets(self._packets(), container=self._container.format.name, codec=self.codec)
+        return self._counted() if index is None or self._damage else index
 
-    def _first_frame(self) -> Any:
-        """Return the first frame that can be decoded, or None."""
-        if self._times.keys:
-            pts, dts = self._times.keys[0]
-            self._container.seek(dts, stream=self._stream, backward=True, any_frame=False)
-            first = next(self._frames(), None)
-            if first is not None and first.pts is not None and first.pts <= max(pts, self._times.frames[0]):
-                return first
-        self._rewind()
-        return next(self._frames(), None)
-
-    def _rewind(self) -> None:
-        """Return to the start of the file."""
-        self._container.close()
+    def _counted(self) -> FrameIndex:
+        """Decode all, and number the frames that come out."""
         self._open()
+        count = sum(1 for _ in self._running)
+        if not count:
+            raise VideoError(f"{self.name}: has no frame that can be decoded ({self._damage or self.codec})")
+        return FrameIndex(list(range(count)), [])
 
-    def _frames(self) -> Iterator[Any]:
-        """Decode from where the file stands. A damaged end of the file ends the frames."""
-        return iter(self._container.decode(self._stream))
+    def _first(self) -> Any:
+        """Return the first frame, and make the index begin with it."""
+        if self._index.entries:
+            self._enter(0)
+            first = next(self._running, None)
+            # What precedes it cannot be decoded: it refers to frames that are cut away.
+            frames = list(itertools.dropwhile(lambda pts: first is None or pts != first.pts, self._index.frames))
+            if frames:
+                self._index, self._at = self._index._replace(frames=frames), 0
+                return first
+            self._index = self._counted()  # packets tell other times than frames
+        self._open()
+        return self._count_to(0)
+
+    def _packets(self) -> Iterator[Any]:
+        """Read from where the file stands; damage of the file itself ends it."""
+        try:
+            yield from self._container.demux(self._stream)
+        except self._av.InvalidDataError as error:
+            self._damage = _reason(error)
+            flush = self._av.Packet()
+            flush.stream = self._stream
+            yield flush
+
+    def _frames(self, start: Entry | None = None) -> Iterator[Any]:
+        """Decode from where the file stands; what comes before the packet of ``start`` is left out."""
+        context = self._stream.codec_context
+        context.skip_frame = "DEFAULT"
+        for packet in self._packets():
+            if start is not None:
+                if packet.pts != start.pts or not packet.is_keyframe:
+                    if packet.dts is not None and packet.dts > start.dts:
+                        return  # the container led behind it
+                    continue
+                start = None
+            if self.codec == "h264":  # frames that no other refers to are decoded only if they are asked for
+                skipped = self._needed is not None and packet.pts is not None and packet.pts not in self._needed
+                context.skip_frame = "NONREF" if skipped else "DEFAULT"
+            try:
+                frames = packet.decode()
+            except self._av.FFmpegError as error:
+                self._damage = _reason(error)
+                continue
+            yield from frames
+
+    def _enter(self, entry: int) -> None:
+        """Go to a key frame."""
+        start = self._index.entries[entry]
+        try:
+            self._container.seek(start.dts, stream=self._stream, backward=True, any_frame=False)
+        except self._av.FFmpegError:  # some files cannot be entered
+            self._open()
+        self._running = self._frames(start)
 
     def _read(self, indices: Sequence[int], size: tuple[int, int]) -> Sequence[Tensor]:
         if self._container is None:
             raise VideoError(f"{self.name}: is closed")
+        self._damage = None
+        find = self._reach if self._index.entries else self._count_to
+        if self._index.entries:
+            self._needed = {self._index.frames[index] for index in indices}
         try:
-            return [self._convert(self._reach(index), size) for index in indices]
-        except (self._av.FFmpegError, OSError, ValueError) as error:
-            self._rewind()
+            return [self._convert(find(index), size) for index in indices]
+        except (self._av.FFmpegError, IndexError, OSError, ValueError) as error:
             raise VideoError(f"{self.name}: cannot be decoded: {_reason(error)}") from error
+        finally:
+            self._needed = None
 
     def _reach(self, index: int) -> Any:
         """Return a frame; the file is left behind it."""
-        times = self._times
-        if not times.known:
-            return self._count_to(index)
-        wanted = times.frames[index]
-        key = bisect.bisect_right(times.keys, (wanted, math.inf)) - 1
-        from_key = index - bisect.bisect_left(times.frames, times.keys[key][0]) if key >= 0 else index
-        running = self._running is not None and self._at < index
-        frames = None
-        if running and index - self._at <= from_key + _SEEK:
-            frames = self._go_on(wanted)
-        # The entry before is tried where a container does not lead to the one that was meant.
-        while frames is None and key >= 0:
-            self._container.seek(times.keys[key][1], stream=self._stream, backward=True, any_frame=False)
-            self._running = self._frames()
-            frames, key = self._go_on(wanted), key - 1
-        if frames is None:
-            self._rewind()
-            self._running = self._frames()
-            frames = self._go_on(wanted)
-        if frames is None:
-            raise VideoError(f"{self.name}: frame {index} of {len(self)} cannot be decoded")
+        pts, needed = self._index.frames[index], self._needed
+        entry = max(self._index.entry_before(pts), 0)
+        frame = None
+        if self._at < index and self._index.place(entry) <= self._at + _SEEK:
+            frame = self._go_on(pts)
+        # Then from the key frame; should it not do, from the one before it and from the start, decoding all.
+        for start in (entry, max(entry - 1, 0), 0):
+            if frame is None:
+                self._enter(start)
+                frame = self._go_on(pts)
+                self._needed = None
+        self._needed = needed
+        if frame is None:
+            raise self._lost(index)
         self._at = index
-        return frames
+        return frame
 
-    def _go_on(self, wanted: int) -> Any:
+    def _go_on(self, pts: int) -> Any:
         """Return the frame of a time, or None if it does not come."""
-        assert self._running is not None
         for frame in self._running:
-            if frame.pts == wanted:
+            if frame.pts == pts:
                 return frame
-            if frame.pts is not None and frame.pts > wanted:
+            if frame.pts is not None and frame.pts > pts:
                 break
-        self._running = None
+        self._running = iter(())
         return None
 
     def _count_to(self, index: int) -> Any:
-        if self._running is None or self._at >= index:
-            self._rewind()
-            self._running = self._frames()
-        assert self._running is not None
+        """Return a frame, counted from the start of the file."""
+        if self._at >= index:
+            self._open()
         for frame in self._running:
             self._at += 1
             if self._at == index:
                 return frame
-        raise VideoError(f"{self.name}: frame {index} of {len(self)} cannot be decoded")
+        self._at = len(self)  # the file has to be opened again
+        raise self._lost(index)
+
+    def _lost(self, index: int) -> VideoError:
+        reason = f": {self._damage}" if self._damage else ""
+        return VideoError(f"{self.name}: frame {index} of {len(self)} cannot be decoded{reason}")
 
     def _convert(self, frame: Any, size: tuple[int, int]) -> Tensor:
         """Return a frame as ``uint8 [H, W, 3]``."""
         height, width = size[::-1] if self._turn.transposes else size
-        rgb = frame.reformat(width=width, height=height, format="rgb24", src_color_range=frame.color_range, threads=1)
+        full = frame.color_range == _FULL
+        if self._modern:
+            options = {"src_color_range": frame.color_range, "threads": 1}
+        else:  # which ignores the matrix of the file where both ranges are the same
+            options = {"src_color_range": _FULL if full else _LIMITED, "dst_color_range": _LIMITED if full else _FULL}
+        rgb = self._reformatter.reformat(frame, width, height, "rgb24", **options)
         return torch.from_numpy(self._turn(rgb.to_ndarray()))
 
 
@@ -272,12 +288,18 @@ class _Turn(NamedTuple):
 
 def _turn(frame: Any) -> _Turn:
     """Read the display matrix of a frame: x' = a x + c y, y' = b x + d y, with y downwards."""
-    if not frame.rotation:  # PyAV loses memory with each look at side data
+    # A look at side data keeps the frame until garbage is collected. PyAV before 14.2 has no other way.
+    if not getattr(frame, "rotation", True):
         return _Turn()
-    data = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
-    if data is None:
+    held = frame.side_data
+    for item in held:  # from PyAV 19 on the types of what is held, before that what is held itself
+        kind = getattr(item, "type", item)
+        if kind.name == "DISPLAYMATRIX":
+            matrix = bytes(held[item] if kind is item else item)
+            break
+    else:
         return _Turn()
-    a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
     if abs(b) > abs(a):
         return _Turn(True, flips_rows=b < 0, flips_columns=c < 0)
     return _Turn(False, flips_rows=d < 0, flips_columns=a < 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import TracebackType
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from aim_adapters.arguments import read_items, require_integer, shown
-from aim_adapters.errors import ConfigError, VideoError
+from aim_adapters.errors import ConfigError, StateError, VideoError
 
 # Of the frames in a folder.
 PICTURE_EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -25,7 +26,7 @@ class VideoReader(ABC):
 
     Attributes:
         name: Name of the video, with which errors begin.
-        fps: Mean number of frames in a second; NaN where nothing says it.
+        fps: Mean number of frames in a second; of an animated picture, as its first frame says; NaN where nothing does.
         frame_size: Height and width of a frame in pixels, as it is shown.
         codec: Short name of the codec, such as ``"h264"``.
         key_frames: Indices of frames that decoding can start at, ascending; None where it is not known.
@@ -36,6 +37,9 @@ class VideoReader(ABC):
     frame_size: tuple[int, int]
     codec: str
     key_frames: Sequence[int] | None = None
+
+    def __init__(self, name: str) -> None:
+        self.name, self._process = name, os.getpid()
 
     @abstractmethod
     def __len__(self) -> int:
@@ -54,8 +58,8 @@ class VideoReader(ABC):
 
         Args:
             indices: Which frames, from 0 to ``len() - 1``, in any order, also twice.
-            short_side: Frames are made smaller while they are decoded, so that their shorter side has so many pixels.
-                They are never made larger.
+            short_side: Frames are made smaller while they are decoded, so that their shorter side has so many pixels,
+                by a bilinear filter as wide as the reduction (no aliasing). They are never made larger.
 
         Returns:
             ``uint8 [T, 3, H, W]`` on the CPU, RGB, a row for each index.
@@ -63,7 +67,10 @@ class VideoReader(ABC):
         Raises:
             ConfigError: An index is no integer or out of range, or ``short_side`` is not an integer >= 1.
             VideoError: A frame cannot be decoded.
+            StateError: The reader was opened by another process, such as the one that started this worker.
         """
+        if os.getpid() != self._process:  # both would move the one file
+            raise StateError(f"{self.name}: was opened by another process; open it in the process that reads it")
         wanted = [
             require_integer("each of indices", index, low=0)
             for index in read_items(indices, "indices must be a list of integers")

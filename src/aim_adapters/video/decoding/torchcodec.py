@@ -13,21 +13,26 @@ from torch import Tensor
 from aim_adapters.errors import VideoError
 from aim_adapters.video.decoding.reader import VideoReader, require_size
 
+# How a file begins: the boxes of MP4 and QuickTime, EBML.
+_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp", b"pnot"})
+_MATROSKA = b"\x1a\x45\xdf\xa3"
+
 
 class TorchcodecReader(VideoReader):
-    """A video that torchcodec decodes, by exact index.
+    """A video that torchcodec decodes.
 
     Args:
         content: Path, bytes or file object.
         name: Name for errors.
         threads: Threads that decode it; 0 lets FFmpeg choose.
+        head: Its first bytes.
 
     Raises:
         ImportError: torchcodec is not installed, or finds no FFmpeg.
         VideoError: There is no video, or it cannot be decoded.
     """
 
-    def __init__(self, content: Path | bytes | IO[bytes], name: str, *, threads: int = 1) -> None:
+    def __init__(self, content: Path | bytes | IO[bytes], name: str, *, threads: int, head: bytes) -> None:
         try:
             from torchcodec.decoders import VideoDecoder
         except (ImportError, OSError, RuntimeError) as error:
@@ -35,7 +40,13 @@ class TorchcodecReader(VideoReader):
                 "backend='torchcodec' needs torchcodec and an FFmpeg that it was built for; install both, or leave "
                 f"backend='auto': {error!s:.300}"
             ) from error
-        self.name = name
+        super().__init__(name)
+        # torchcodec has no list of demuxers to keep FFmpeg from following a playlist to other files and addresses.
+        if not (head[4:8] in _BOXES or head.startswith(_MATROSKA) or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")):
+            raise VideoError(
+                f"{name}: is no MP4, QuickTime, Matroska, WebM or AVI file, so torchcodec does not get it; "
+                "backend='pyav' reads more"
+            )
         self._content, self._make, self._threads = content, VideoDecoder, threads
         self._decoder: Any = None
         self._size: tuple[int, int] | None = None
@@ -61,7 +72,7 @@ class TorchcodecReader(VideoReader):
     def _open(self, size: tuple[int, int] | None) -> Any:
         source: Any = self._content
         if isinstance(source, Path):
-            source = str(source)
+            source = "file:" + str(source)  # not an address, whatever the name
         elif not isinstance(source, bytes):
             source.seek(0)
         options: dict[str, Any] = {"dimension_order": "NHWC", "num_ffmpeg_threads": self._threads}
