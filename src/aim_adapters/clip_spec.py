@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -62,40 +62,58 @@ class ClipSpec:
         put(self, "labels", None if self.labels is None else tuple(facts["labels"]))
 
 
+class ClipFacts(NamedTuple):
+    """What is known of a model's clips; the fields are those of `ClipSpec`, None where nobody has said them.
+
+    A module that is not wrapped tells `clip_spec` what it reads by an attribute ``clip_facts``.
+    """
+
+    frames: int
+    stride: int | None
+    image_size: tuple[int, int] | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    labels: Sequence[str] | None
+
+
 def clip_spec(model: nn.Module) -> ClipSpec:
-    """Return what a clip is to a wrapped model.
+    """Return what a clip is to a wrapped model, or to a baseline.
 
     Frames, stride, mean, std and labels are those of the checkpoint that was loaded, or that wrapping or training has
     set; else those of the image model and of its library. The image size is the one that the model was built for.
 
     Args:
-        model: A wrapped model.
+        model: A wrapped model, or one of `aim_adapters.training.build_baseline`.
 
     Raises:
         TypeError: ``model`` is not a module.
         StateError: The model is not wrapped, or holds several wrapped models.
         ConfigError: The library does not say for what image size or normalization the image model was made.
     """
-    wrapped = only_root(model)
-    state, clip = wrapped.state, wrapped.state.clip
-    anatomy = state.anatomy
-    mean, std = clip.get("mean") or anatomy.image_mean, clip.get("std") or anatomy.image_std
-    unknown = [
-        name for name, value in {"mean": mean, "std": std, "image_size": anatomy.image_size}.items() if not value
-    ]
-    if unknown or mean is None or std is None or anatomy.image_size is None:
+    facts = getattr(model, "clip_facts", None)
+    if not isinstance(facts, ClipFacts):
+        facts = _facts_of(only_root(model))
+    mean, std, size = facts.mean, facts.std, facts.image_size
+    unknown = [name for name, value in {"mean": mean, "std": std, "image_size": size}.items() if not value]
+    if unknown or mean is None or std is None or size is None:
         raise ConfigError(
-            f"this {type(wrapped.root).__name__} does not say its {', '.join(unknown)}; build an "
+            f"this {type(model).__name__} does not say its {', '.join(unknown)}; build an "
             "aim.ClipSpec(frames, stride, image_size, mean, std) and pass it as spec="
         )
-    labels = known_labels(wrapped, wrapped.find(None), anatomy.model_name)
-    return ClipSpec(
+    labels = None if facts.labels is None else tuple(facts.labels)
+    return ClipSpec(facts.frames, facts.stride, size, tuple(mean), tuple(std), labels)
+
+
+def _facts_of(wrapped: WrappedModel) -> ClipFacts:
+    state, clip = wrapped.state, wrapped.state.clip
+    anatomy = state.anatomy
+    return ClipFacts(
         frames=state.config.num_frames,
         stride=clip.get("stride"),
         image_size=anatomy.image_size,
-        mean=tuple(mean),
-        std=tuple(std),
-        labels=None if labels is None else tuple(labels),
+        mean=clip.get("mean") or anatomy.image_mean,
+        std=clip.get("std") or anatomy.image_std,
+        labels=known_labels(wrapped, wrapped.find(None), anatomy.model_name),
     )
 
 

@@ -17,7 +17,7 @@ from aim_adapters.core.base_values import (
     warn_untrained,
     within_rounding,
 )
-from aim_adapters.core.build import build_adapter, place_of
+from aim_adapters.core.build import build_adapter, place_of, require_place_for_head
 from aim_adapters.core.foreign import (
     DISTRIBUTED_CLASSES,
     canonical_path,
@@ -27,7 +27,14 @@ from aim_adapters.core.foreign import (
     tuned_parameters,
 )
 from aim_adapters.core.fusion import ByModules, fp8_missing, fused_branches
-from aim_adapters.core.guards import enough_memory, require_bare, require_local, require_memory, require_wrappable
+from aim_adapters.core.guards import (
+    can_train,
+    enough_memory,
+    require_bare,
+    require_local,
+    require_memory,
+    require_wrappable,
+)
 from aim_adapters.core.install import fill_adapter, install_adapter, remove, withdraw_adapter
 from aim_adapters.core.lookup import FoundAdapter, WrappedModel, find_roots, is_wrapped, only_root
 from aim_adapters.core.mixins import WholeModel
@@ -57,6 +64,7 @@ __all__ = [
     "WrappedModel",
     "build_adapter",
     "by_modules",
+    "can_train",
     "canonical_path",
     "enough_memory",
     "fill_adapter",
@@ -83,6 +91,7 @@ __all__ = [
     "require_local",
     "require_memory",
     "require_parts",
+    "require_place_for_head",
     "require_saveable",
     "require_wrappable",
     "sample_weights",

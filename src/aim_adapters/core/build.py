@@ -65,7 +65,7 @@ def build_adapter(
         UnsupportedModelError: The model cannot be adapted exactly.
     """
     anatomy = record.anatomy
-    _require_place_for_head(anatomy, config, owner=type(owner or root).__name__)
+    require_place_for_head(anatomy, config, owner=type(owner or root).__name__)
     adapted = config.adapted_blocks(len(anatomy.blocks)) if config.components else ()
     if len({id(root.get_submodule(path)) for path, _ in anatomy.blocks}) != len(anatomy.blocks):
         raise UnsupportedModelError("the model runs one block at several depths; shared blocks cannot be adapted")
@@ -221,7 +221,17 @@ def place_of(module: nn.Module) -> _Place:
     return {"device": chosen.device, "dtype": chosen.dtype}
 
 
-def _require_place_for_head(anatomy: BackboneAnatomy, config: AIMConfig, *, owner: str) -> None:
+def require_place_for_head(anatomy: BackboneAnatomy, config: AIMConfig, *, owner: str) -> None:
+    """Refuse a new classification layer where the image model has no place for one.
+
+    Args:
+        anatomy: Its anatomy.
+        config: The settings.
+        owner: Class of the model, for messages.
+
+    Raises:
+        ConfigError: There is none.
+    """
     if anatomy.whole_model and config.num_classes is not None:
         raise ConfigError(
             f"num_classes={config.num_classes} would replace the image features that this {owner} compares with text; "

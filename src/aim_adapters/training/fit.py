@@ -19,6 +19,7 @@ from aim_adapters.core import DISTRIBUTED_CLASSES, is_wrapped, only_root, requir
 from aim_adapters.errors import ConfigError
 from aim_adapters.execution import set_execution
 from aim_adapters.recipes import Recipe, get_recipe
+from aim_adapters.training.baseline_models import Baseline
 from aim_adapters.training.failures import Interruption
 from aim_adapters.training.feeding import DummyFeed, Feed, reader_for
 from aim_adapters.training.launch import launch, require_agreement, require_writable
@@ -74,7 +75,8 @@ def fit(
     checkpoints. A run that was interrupted, also by SIGTERM or in mid-epoch, goes on where its last checkpoint is.
 
     Args:
-        model: A wrapped model; or a baseline, any module that maps ``[B, T, C, H, W]`` to ``[B, K]``, with ``spec``.
+        model: A wrapped model; a baseline (`build_baseline`); or any other module that maps ``[B, T, C, H, W]`` to
+            ``[B, K]``, with ``spec``.
         train: Training videos. A transform or stride that they were made with is used; else the recipe says.
         test: Videos to evaluate on, with the same classes.
         out: Folder of the run, on a disk that all processes see.
@@ -138,8 +140,8 @@ def fit(
     spec = dataclasses.replace(spec, labels=agree_on_labels(spec, train, test))
     if is_wrapped(model):
         _require_fit(recipe, model)
-        # The recipe's distance between frames, unless the dataset was made with one, or a trained model has its own.
-        spec = dataclasses.replace(spec, stride=train.reader.stride or spec.stride or recipe.stride)
+    # The recipe's distance between frames, unless the dataset was made with one, or a trained model has its own.
+    spec = dataclasses.replace(spec, stride=train.reader.stride or spec.stride or recipe.stride)
     reader = reader_for(train, recipe, spec)
     accelerator, sharding, accumulate, precision = launch(
         sharding=sharding, accumulate=accumulate, precision=precision, log_with=log_with, out=folder
@@ -187,6 +189,8 @@ def fit(
             set_execution(model, frozen_precision="fp8")
         set_rates(model, drop_path=recipe.drop_path, head_dropout=recipe.head_dropout)
         record_clip(model, stride=spec.stride, mean=spec.mean, std=spec.std, labels=spec.labels)
+    elif isinstance(model, Baseline):
+        model.set_spec(spec)
     feed: Feed | DummyFeed
     if dummy_data:
         feed = DummyFeed(spec, settings, device)

@@ -41,10 +41,12 @@ def make_groups(model: nn.Module, *, rate: float, head_rate: float, weight_decay
     if is_wrapped(model):
         groups = adapter_param_groups(model, weight_decay)
     else:
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        # Positions and tokens are matrices too, but none of their names ends like this.
+        decayed = {name for name, parameter in trained if parameter.ndim > 1 and name.endswith("weight")}
         groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for name, p in trained if name in decayed], "weight_decay": weight_decay},
+            {"params": [p for name, p in trained if name not in decayed], "weight_decay": 0.0},
         ]
     heads = {id(parameter) for name, parameter in model.named_parameters() if _is_head(name)}
     split = []

@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from aim_adapters.arguments import require_path
 from aim_adapters.checkpoint import load_adapters, save_adapters
+from aim_adapters.clip_spec import ClipFacts
 from aim_adapters.core import is_wrapped
 from aim_adapters.errors import CheckpointError, ConfigError
-from aim_adapters.storage import CONFIG_NAME
+from aim_adapters.storage import CONFIG_NAME, explained_writing, write_weights
 
 FORMAT = 1
 _STATE, _OPTIMIZER = "state.json", "optimizer.safetensors"
@@ -141,8 +142,39 @@ def save_weights(
         return
     weights = gathered(parameters)
     if first:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(weights, folder / _WEIGHTS)
+        part = folder / f".{_WEIGHTS}"
+        with explained_writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_weights(part, weights, weights_metadata(model))
+            part.replace(folder / _WEIGHTS)
+
+
+def weights_metadata(model: nn.Module) -> dict[str, str]:
+    """Return what the file with the weights of a model that is not wrapped says about it.
+
+    Args:
+        model: The model.
+    """
+    facts = getattr(model, "clip_facts", None)
+    if not isinstance(facts, ClipFacts):
+        return {"format": "pt"}
+    return {"format": "pt", "baseline": json.dumps({"name": getattr(model, "baseline", None), **facts._asdict()})}
+
+
+def read_metadata(folder: Path) -> dict[str, str]:
+    """Return what the file with the weights of a model that is not wrapped says about it.
+
+    Args:
+        folder: Folder that holds it.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    try:
+        with safe_open(folder / _WEIGHTS, "pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / _WEIGHTS} cannot be read: {error!s:.300}") from error
 
 
 def latest_snapshot(folder: Path) -> Path | None:
