@@ -22,9 +22,8 @@ from benchmarks.timing.data_parallel import Plan
 from benchmarks.timing.peers import Size
 from benchmarks.timing.steps import StepEffort
 from benchmarks.timing.team import PeerError, Team
+from tests.benchmarks.tiny import TINY
 
-# Triton's interpreter multiplies bf16 wrongly.
-TINY = Size("test_vit", clips=2, frames=2, resolution=32, classes=3, dtype="float16")
 EFFORT = StepEffort(warmup=2, rounds=2, seconds=0, bounds=(2, 2))
 CHOSEN = ("aim/blocks", "plain/eager", "aim-low/eager", "aim/eager", "aim/eager+flat")
 HELD = ("aim/blocks", "aim/eager", "aim/eager+flat")
@@ -39,7 +38,7 @@ def fails_on_the_second(size: Size) -> nn.Module:
 def work(rank: int, plan: Plan, store: str) -> None:
     """Be a process in which some peers are broken; it is a fresh one, which knows nothing of the test's."""
     hold = benchmark.hold
-    peers.BACKEND = "aot_eager"
+    peers.BACKEND = "eager"
     peers.MODELS["plain"] = fails_on_the_second
     benchmark.hold = lambda model, peer: model if model.aim.execution.memory == "low" else hold(model, peer)
     benchmark.work(rank, plan, store)

@@ -14,20 +14,18 @@ from torch import Tensor
 from benchmarks.harness import Cpu
 from benchmarks.timing import inference as benchmark
 from benchmarks.timing import peers, step_command, steps
-from benchmarks.timing.peers import Size
 from benchmarks.timing.steps import Job, Run, StepEffort
+from tests.benchmarks.tiny import TINY
 
 pytest.importorskip("triton")
 # Raised while the compiler is imported.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-# Triton's interpreter multiplies bf16 wrongly.
-TINY = Size("test_vit", clips=2, frames=2, resolution=32, classes=3, dtype="float16")
 EFFORT = StepEffort(warmup=1, rounds=1, seconds=0, bounds=(2, 2))
 
 
 @pytest.fixture(autouse=True)
 def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "BACKEND", "aot_eager")
+    monkeypatch.setattr(peers, "BACKEND", "eager")
     torch.compiler.reset()
 
 
