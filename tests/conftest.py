@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 import torch
@@ -11,6 +12,10 @@ import torch
 if not torch.cuda.is_available():
     # Before Triton is imported for the first time: its own library of functions is made for one or the other.
     os.environ["TRITON_INTERPRET"] = "1"
+    with suppress(ImportError, AttributeError):  # without Triton, and where it names its parts otherwise
+        from tests.interpreter import patch_once_a_launch
+
+        patch_once_a_launch()
 
 
 @pytest.fixture
