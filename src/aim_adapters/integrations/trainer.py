@@ -14,6 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from aim_adapters.checkpoint import save_adapters
 from aim_adapters.core import is_own_name, is_sharded
 from aim_adapters.errors import StateError, warn
+from aim_adapters.integrations.decay import warn_decayed
 
 # Not in the checkpoint itself, where transformers would take the config of the adapters for one of peft.
 _FOLDER = "aim"
@@ -39,14 +40,12 @@ class AdapterCallback(TrainerCallback):
             control: The trainer's flow.
             **kwargs: What else the trainer hands over: of it, ``model`` and ``optimizer`` are read.
         """
-        groups = kwargs["optimizer"].param_groups
-        decayed = {id(parameter) for group in groups if group.get("weight_decay") for parameter in group["params"]}
-        for name, parameter in kwargs["model"].named_parameters():
-            if name.endswith("aim.temporal_embedding") and id(parameter) in decayed:
-                warn(
-                    "the trainer's own optimizer decays the temporal embedding, which it does not know; pass "
-                    "optimizers=(torch.optim.AdamW(aim.adapter_param_groups(model, weight_decay=...)), None)"
-                )
+        warn_decayed(
+            kwargs["model"],
+            [kwargs["optimizer"]],
+            whose="the trainer's own optimizer",
+            fix="pass optimizers=(torch.optim.AdamW(aim.adapter_param_groups(model, weight_decay=...)), None)",
+        )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Complete the checkpoint that was just written. If weights are sharded, every process must call.
