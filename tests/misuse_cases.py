@@ -21,6 +21,7 @@ from tests.oracle import holders
 from tests.oracle.reference import vit_file
 from tests.oracle.vit import random_weights
 from tests.tiny import base, trained, video
+from tests.video.videos import write
 
 
 class Evil:
@@ -129,7 +130,7 @@ class Stage:
         aim.add_adapter(self.fresh["model"], "other", aim.AIMConfig(4))
         self.file = vit_file(random_weights(WIDE), WIDE, 4)
         self.renew(self.fresh)
-        (self.folder / "0.mp4").touch()
+        write(self.folder / "0.mp4", count=4, height=16, width=16)
         labels = tuple("abcde")
         self.videos = VideoDataset([(self.folder / "0.mp4", 0)], 4, labels=labels)
         self.spec = aim.ClipSpec(4, None, (16, 16), (0.5,) * 3, (0.5,) * 3, labels)
@@ -187,6 +188,10 @@ CALLS: dict[str, Callable[[Stage], dict[str, Any]]] = {
     "disable_adapters": lambda on: {"model": on.model},
     "explain_attention": lambda on: {"model": on.model},
     "explain_execution": lambda on: {"model": on.model},
+    "evaluate": lambda on: {
+        "model": on.model, "dataset": on.videos, "views": "1x1", "batch_size": 1, "workers": 0, "device": "cpu",
+        "precision": "fp32", "spec": on.spec, "max_skipped": 0.5, "progress": False,
+    },
     "extract_features": lambda on: {"model": on.model, "video": video(1)[0], "stride": 4, "batch_size": 1},
     "fit": lambda on: {
         "model": on.model, "train": on.videos, "test": on.videos, "out": on.folder / "run", "recipe": "small-data",
@@ -212,6 +217,10 @@ CALLS: dict[str, Callable[[Stage], dict[str, Any]]] = {
     "load_video_model": lambda on: {
         "source": on.saved, "base_model": "x", "base_model_revision": None, "pretrained": False, "revision": None,
         "subfolder": None, "token": None, "cache_dir": None, "local_files_only": False, "force_download": False,
+    },
+    "predict": lambda on: {
+        "model": on.model, "source": on.folder / "0.mp4", "top": 1, "views": "1x1", "device": "cpu",
+        "precision": "fp32", "spec": on.spec,
     },
     "print_trainable_parameters": lambda on: {"model": on.model},
     "push_to_hub": lambda on: {

@@ -68,7 +68,7 @@ WORDS = {
     "model": "image transformer",
     "names": "named",
     "repo_id": "repository",
-    "source": "a directory|file|state dict|must be a tensor",
+    "source": "a directory|file|state dict|must be a tensor|cannot be read|is an empty name",
     "subfolder": "folder",
     "video": "frames",
 }

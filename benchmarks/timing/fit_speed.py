@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import ROOT, Target, command, path_of, record, write
+from benchmarks.harness import ROOT, Target, command, record, write
 
 NAME = "fit_speed"
 LINEAR = 0.95

@@ -22,7 +22,8 @@ def layers() -> list[list[str]]:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     found = re.search(r'type = "layers"\n.*?\nlayers = \[\n(.*?)\n\]', text, re.DOTALL)
     assert found is not None
-    return [line.split(" | ") for line in re.findall(r'"(.+)"', found.group(1))]
+    named = [line.split(" | ") for line in re.findall(r'"(.+)"', found.group(1))]
+    return [layer for layer in named if layer != ["__main__"]]  # the command as a module; no room
 
 
 @functools.cache

@@ -6,7 +6,11 @@ replaced by small random ones of the same kind; what a page calls ``loader`` is 
 
 from __future__ import annotations
 
+import atexit
+import functools
 import re
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ import torch
 import transformers as hf
 
 from tests.backbones.cases import scramble
+from tests.video.videos import write
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKDOWN = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -28,6 +33,19 @@ def blocks(page: Path) -> list[tuple[int, str]]:
     """Return the page's Python blocks, each with the number of its first line."""
     text = page.read_text(encoding="utf-8")
     return [(text.count("\n", 0, match.start(1)) + 1, match.group(1)) for match in BLOCK.finditer(text)]
+
+
+@functools.cache
+def _videos() -> Path:
+    """Write, once in a process, the folder of videos that pages read."""
+    root = Path(tempfile.mkdtemp(prefix="aim-snippets-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    for part, count in (("train", 4), ("test", 2)):
+        for place, label in enumerate(("zoom in", "zoom out")):
+            for index in range(count):
+                write(root / "data" / part / label / f"{index}.mp4", count=8, seed=10 * place + index)
+    write(root / "new.mp4", count=8)
+    return root
 
 
 @pytest.fixture
@@ -65,6 +83,7 @@ def test_python_blocks_run(
     page: Path, small_models: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(_videos(), tmp_path, dirs_exist_ok=True)
     torch.manual_seed(0)
     loader = [(torch.randn(2, 8, 3, 224, 224), torch.tensor([i, i + 1])) for i in range(2)]
     namespace: dict[str, Any] = {"__name__": "snippet", "loader": loader}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -68,12 +68,21 @@ def prepare_way(model: nn.Module, way: Way) -> nn.Module:
     """
     if way.name == "blocks":
         wrapped = only_root(model)
+        _allow_versions(2 * len(wrapped.state.anatomy.blocks) + 8)
         for path, _ in wrapped.state.anatomy.blocks:
             wrapped.root.get_submodule(path).compile(fullgraph=True)
     if way.name == "graphs":
         torch._dynamo.config.optimize_ddp = False  # it would cut the one graph in pieces
         return torch.compile(model, fullgraph=True, dynamic=False, mode="reduce-overhead")  # type: ignore[return-value]
     return model
+
+
+def _allow_versions(count: int) -> None:
+    """Let the compiler keep so many versions of a block: its rate of stochastic depth is a constant of each."""
+    config: Any = torch._dynamo.config
+    for name in ("recompile_limit", "cache_size_limit"):  # the second is the name in PyTorch 2.6
+        if hasattr(config, name):
+            setattr(config, name, max(getattr(config, name), count))
 
 
 def base_dtype(model: nn.Module) -> torch.dtype | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from aim_adapters.arguments import require_choice, require_string, shown
 from aim_adapters.clip_spec import ClipSpec, clip_spec
 from aim_adapters.core import is_wrapped, only_root
-from aim_adapters.errors import ConfigError, StateError
+from aim_adapters.errors import ConfigError, InputError, StateError
 from aim_adapters.video.normalization import Normalize
 
 # Clips of one pass. It is always the same number, so that products of the same shape compute each clip, whatever else
@@ -50,8 +50,16 @@ class Answerer:
         if self.device.type == "cuda":
             clips = clips.pin_memory()
         video = self.normalize(clips.to(self.device, non_blocking=True))  # [CLIPS, T, C, H, W]
-        with self._autocast():
-            output = self.model(video)
+        try:
+            with self._autocast():
+                output = self.model(video)
+        except (RuntimeError, TypeError, ValueError) as error:
+            if is_wrapped(self.model):
+                raise
+            raise InputError(
+                f"model, a {type(self.model).__name__}, cannot read videos {list(video.shape)}: {error!s:.300}; pass a "
+                "wrapped model, or one that maps [B, T, C, H, W] to [B, K]"
+            ) from error
         logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != CLIPS:
             got = list(logits.shape) if isinstance(logits, Tensor) else type(output).__name__
@@ -110,6 +118,24 @@ def device_of(model: nn.Module) -> torch.device:
     """
     parameter = next(model.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
+
+
+def place_on(model: nn.Module, device: str | torch.device | None) -> None:
+    """Move a model to a device.
+
+    Args:
+        model: The model.
+        device: The device; None: it stays where it is.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    if device is None:
+        return
+    try:
+        model.to(torch.device(device))
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # AssertionError: PyTorch has no CUDA
+        raise ConfigError(f"device must be one that is here, such as 'cpu' or 'cuda', got {shown(device)}") from error
 
 
 def parse_views(views: str) -> tuple[int, int]:

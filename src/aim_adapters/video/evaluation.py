@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Subset
 from aim_adapters.arguments import require_flags, require_integer, require_number, shown
 from aim_adapters.clip_spec import ClipSpec
 from aim_adapters.errors import ConfigError
-from aim_adapters.video.answers import CLIPS, Answerer, answering, device_of, parse_views, spec_of
+from aim_adapters.video.answers import CLIPS, Answerer, answering, device_of, parse_views, place_on, spec_of
 from aim_adapters.video.clips import ClipReader
 from aim_adapters.video.datasets import (
     SkippedVideo,
@@ -91,8 +91,7 @@ def evaluate(
     require_number("max_skipped", max_skipped, low=0.0)
     require_flags(progress=progress)
     _require_labels(spec, dataset)
-    if device is not None:
-        model.to(device)
+    place_on(model, device)
     data = dataset.with_reader(_reader(dataset.reader, spec, clips, crops))
     answerer = Answerer(model, spec, device=device_of(model), precision=precision)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aim_adapters.arguments import require_integer, shown
+from aim_adapters.arguments import require_integer, require_path, shown
 from aim_adapters.clip_spec import ClipSpec
 from aim_adapters.errors import InputError, VideoError, warn
-from aim_adapters.video.answers import CLIPS, Answerer, answering, device_of, parse_views, spec_of
+from aim_adapters.video.answers import CLIPS, Answerer, answering, device_of, parse_views, place_on, spec_of
 from aim_adapters.video.clips import ClipReader
 from aim_adapters.video.datasets import VIDEO_EXTENSIONS
 from aim_adapters.video.sampling import dense_indices, uniform_indices
@@ -60,8 +60,7 @@ def predict(
     spec = spec_of(model, spec)
     top = require_integer("top", top, low=1)
     clips, crops = parse_views(views)
-    if device is not None:
-        model.to(device)
+    place_on(model, device)
     answerer = Answerer(model, spec, device=device_of(model), precision=precision)
     transform = ClipTransform(spec.image_size, crops=crops)
     reader = ClipReader(spec.frames, stride=spec.stride, clips=clips, transform=transform)
@@ -100,18 +99,21 @@ def _videos_in(source: object) -> list[Path]:
     """Return the videos of a folder; none if it is one of pictures, or no folder."""
     if not isinstance(source, (str, os.PathLike)):
         return []
-    folder = Path(os.fsdecode(source))
-    if not folder.is_dir():
+    try:
+        folder = require_path("source", source)
+        if not folder.is_dir():
+            return []
+    except (OSError, ValueError):  # a name that no file can have: `open_video` says so
         return []
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in VIDEO_EXTENSIONS and not p.name.startswith("."))
 
 
 def _frames(source: Any) -> Tensor:
     """Return the frames of a video that was given as numbers, ``[S, 3, H, W]``."""
+    expected = "source must be a video, uint8 [S, 3, H, W] or [S, H, W, 3]"
+    if getattr(source, "is_meta", False) or str(source.dtype) not in ("uint8", "torch.uint8"):
+        raise InputError(f"{expected}, got {source.dtype}; predict normalizes by itself: pass the frames as decoded")
     video = torch.as_tensor(source) if isinstance(source, np.ndarray) else source.cpu()
-    expected = "a video must be uint8 [S, 3, H, W] or [S, H, W, 3]"
-    if video.dtype != torch.uint8:
-        raise InputError(f"{expected}, got {video.dtype}; predict normalizes by itself: pass the frames as decoded")
     if video.ndim != 4 or not len(video) or 3 not in (video.shape[1], video.shape[3]):
         raise InputError(f"{expected}, got {list(video.shape)} ({shown(type(source).__name__)})")
     return video if video.shape[1] == 3 else video.permute(0, 3, 1, 2)
