@@ -33,6 +33,9 @@ _FORMATS = (
 )
 # av.video.reformatter.ColorRange
 _LIMITED, _FULL = 1, 2
+# av.video.reformatter.Interpolation: BILINEAR | FULL_CHR_H_INT. Without the second, chroma is scaled to half the width,
+# and the table that then makes RGB darkens by a level.
+_SCALING = 0x2002
 # av.stream.Disposition
 _ATTACHED_PIC = 1024
 # A seek costs as much as decoding so many frames.
@@ -65,7 +68,7 @@ class PyAVReader(VideoReader):
         self._damage: str | None = None  # the last error while decoding
         self._needed: Collection[int] | None = None  # times of the frames that are asked for; None: all
         self._reformatter: Any = VideoReformatter()
-        self._modern = int(av.__version__.partition(".")[0]) >= 17
+        self._version = int(av.__version__.partition(".")[0])
         try:
             self._open()
             self._index = self._indexed()
@@ -262,10 +265,12 @@ class PyAVReader(VideoReader):
         """Return a frame as ``uint8 [H, W, 3]``."""
         height, width = size[::-1] if self._turn.transposes else size
         full = frame.color_range == _FULL
-        if self._modern:
+        if self._version >= 17:
             options = {"src_color_range": frame.color_range, "threads": 1}
         else:  # which ignores the matrix of the file where both ranges are the same
             options = {"src_color_range": _FULL if full else _LIMITED, "dst_color_range": _LIMITED if full else _FULL}
+        if (width, height) != (frame.width, frame.height) and self._version >= 14:  # 13 knows no pairs of flags
+            options["interpolation"] = _SCALING
         rgb = self._reformatter.reformat(frame, width, height, "rgb24", **options)
         return torch.from_numpy(self._turn(rgb.to_ndarray()))
 
