@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -52,7 +53,9 @@ def test_predict_classifies_the_others_if_one_is_broken(videos: Path, trained: P
     [
         (("predict", "{trained}", "nowhere.mp4"), "there is no file 'nowhere.mp4'"),
         (("predict", "{videos}", "{videos}"), "holds no adapter_model.safetensors"),
-        (("evaluate", "{trained}", "{videos}/zoom in"), "videos lie in it directly"),
+        (("evaluate", "{trained}", "{videos}/zoom in"), "has videos directly in it (2)"),
+        (("evaluate", "{trained}", "{videos}/zoom in/0.mp4"), "is one video"),
+        (("predict", "{trained}", "{videos}/zoom in/0.mp4", "--device", "gpu"), "--device gpu cannot be used"),
         (("check", "{videos}/nowhere"), "nowhere"),
         (("recipes", "k400"), "no recipe 'k400'"),
         (("backbones", "resnet"), "no image model is like 'resnet'"),
@@ -123,6 +126,10 @@ def test_recipes_fit_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(run("recipes").stdout.splitlines()) == len(rows) + 1
     monkeypatch.setenv("COLUMNS", "60")
     assert max(map(len, run("recipes").stdout.splitlines())) <= 60
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = run("recipes", "k400-clip-vit-b16-8f").stdout.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert re.fullmatch(r"name +k400-clip-vit-b16-8f", lines[0])
     assert json.loads(run("recipes", "small-data", "--json").stdout)["name"] == "small-data"
 
 

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import fnmatch
 import shutil
-from typing import Annotated, Any, NamedTuple
+import textwrap
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
 from aim_adapters.cli.output import Debug, Json, command
-from aim_adapters.table import Table
 
 
-class _Setting(NamedTuple):
-    setting: str
-    value: str | None
-
-
-def _shown(value: Any) -> str | None:
-    """Return a setting of a recipe in one line; None if there is nothing to show."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {item}" for name, item in value.items() if item not in (None, [])) or None
-    return None if value is None else str(value)
+def _lines(settings: Mapping[str, Any]) -> str:
+    """Return settings as lines that fit the screen."""
+    width = max(map(len, settings)) + 2
+    lines = []
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{part} {item}" for part, item in value.items() if item not in (None, []))
+        text = "-" if value in (None, "") else str(value)
+        lines += textwrap.wrap(text, _columns(), initial_indent=f"{name:<{width}}", subsequent_indent=" " * width)
+    return "\n".join(lines)
 
 
 def recipes(
@@ -35,10 +36,10 @@ def recipes(
 
         if name is not None:
             settings = get_recipe(name).to_dict()
-            output.result(settings, _text(Table(_Setting(name, _shown(value)) for name, value in settings.items())))
+            output.result(settings, _lines(settings))
             return
         rows = list_recipes()
-        output.result([row._asdict() for row in rows], _text(rows))
+        output.result([row._asdict() for row in rows], rows.to_text(_columns()))
 
 
 def backbones(
@@ -82,6 +83,6 @@ def _matches(name: str, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(part, pattern) for part in (name, name.partition(":")[2]))
 
 
-def _text(rows: Table[Any]) -> str:
-    """Return a table for the terminal; a file or another program gets whole lines."""
-    return rows.to_text(shutil.get_terminal_size((1000, 24)).columns)
+def _columns() -> int:
+    """Return the width of the screen; a file or another program gets whole lines."""
+    return shutil.get_terminal_size((1000, 24)).columns

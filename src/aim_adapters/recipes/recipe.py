@@ -6,9 +6,8 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aim_adapters.anatomy import BackboneAnatomy
 from aim_adapters.arguments import (
     read_items,
     require_integer,
@@ -20,6 +19,9 @@ from aim_adapters.arguments import (
 from aim_adapters.config import AIMConfig
 from aim_adapters.errors import ConfigError
 from aim_adapters.recipes.augmentation import Augmentation
+
+if TYPE_CHECKING:  # which needs PyTorch; recipes are listed without
+    from aim_adapters.anatomy import BackboneAnatomy
 
 
 class ExpectedModel(NamedTuple):
