@@ -33,6 +33,11 @@ def test_help_imports_no_pytorch() -> None:
     assert "--recipe" in result.stdout
 
 
+def test_recipes_need_no_pytorch() -> None:
+    result = start("import sys, aim_adapters.recipes\nassert 'torch' not in sys.modules")
+    assert result.returncode == 0, result.stderr
+
+
 def test_without_the_extra_it_says_what_to_install() -> None:
     code = "import sys; sys.modules['typer'] = None; sys.argv = ['aim-adapters', '--help']"
     result = start(f"{code}\nfrom aim_adapters.cli import main\nmain()")
@@ -69,11 +74,27 @@ def test_the_version_is_shown() -> None:
     assert run("--version").stdout.strip() == aim.__version__
 
 
+def test_a_name_that_the_terminal_cannot_show_is_escaped(
+    monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    with command(as_json=False, debug=False) as output:
+        output.result({}, "a\udcff.mp4 64×48")
+    assert capsysbinary.readouterr().out.strip() == rb"a\udcff.mp4 64\xd748".replace(rb"\xd7", "×".encode())
+
+
 def test_only_the_first_process_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
-    result = run("recipes", "k400")
-    assert (result.exit_code, result.output) == (1, "")
     assert run("recipes").output == ""
+
+
+def test_another_process_waits_with_its_error_as_the_first_one_may_have_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("time.sleep", waited.append)
+    result = run("recipes", "k400")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "error (process 1): no recipe 'k400'" in result.stderr
+    assert waited
 
 
 def test_the_page_has_every_command() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -43,4 +44,8 @@ def open_videos(
         return VideoFolder(path, frames, labels=labels, nested=nested, allow_empty=allow_empty)
     if not path.exists():
         raise ConfigError(f"there is no folder and no table of videos at {str(path)!r}")
+    if str(mimetypes.guess_type(path.name)[0]).startswith("video/"):
+        raise ConfigError(
+            f"{str(path)!r} is one video; expected a folder with a folder for each class, or a CSV of paths and labels"
+        )
     return VideoList(path, frames, labels=labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,11 +47,15 @@ def build_image_model(name: str, *, image_size: tuple[int, int] | None, pretrain
     from aim_adapters.backbones import build_classifier
     from aim_adapters.errors import CheckpointError
 
+    if not pretrained:
+        warnings.filterwarnings("ignore", "the image model looks untrained")  # as it was asked for
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return build_classifier(name, image_size=image_size, pretrained=pretrained)
     except CheckpointError as error:
+        if Path(name.partition(":")[2]).expanduser().is_dir():
+            raise
         raise CheckpointError(
             f"{error}. Where the weights cannot be fetched, give a directory with the model, --model "
             f"{name.partition(':')[0]}:path/to/model; --no-pretrained tries a command out with random weights"
@@ -112,9 +117,19 @@ def default_device(device: str | None) -> str:
 
     Args:
         device: The one that was asked for.
+
+    Raises:
+        ConfigError: It is none, or is not there.
     """
     import torch
 
+    from aim_adapters.errors import ConfigError
+
     if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (AssertionError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(f"--device {device} cannot be used: {reason}; leave it out, or take cpu") from error
         return device
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -13,9 +14,11 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from aim_adapters.errors import AIMError, CheckpointError, ConfigError
+from aim_adapters.cli.wording import in_options
+from aim_adapters.errors import AIMError
 
 FAILED, INTERRUPTED = 1, 130
+_PATIENCE = 5.0  # seconds that another process than the first waits with its error
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -72,18 +75,19 @@ class Output:
             error: The error.
             debug: Show its traceback.
         """
-        text = str(error) or type(error).__name__
+        text = in_options(str(error)) or type(error).__name__
         if isinstance(error, OSError) and not isinstance(error, AIMError) and error.strerror:
             text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         if not isinstance(error, (AIMError, ImportError, OSError)):
             text = f"{type(error).__name__}: {text}"
         if debug:
             _print("".join(traceback.format_exception(error)).rstrip(), sys.stderr)
-        # All processes find the same faults in the settings; other errors may be one process's alone.
-        if self.rank == 0 or not isinstance(error, (CheckpointError, ConfigError)):
-            process = f" (process {self.rank})" if self.rank else ""
-            hint = "" if debug or isinstance(error, AIMError) else " (--debug shows the traceback)"
-            _print(f"{_colored('error')}{process}: {text}{hint}", sys.stderr)
+        if self.rank:
+            # The first process meets most faults too. It has to report them before torchrun ends it as this one failed.
+            time.sleep(_PATIENCE)
+        process = f" (process {self.rank})" if self.rank else ""
+        hint = "" if debug or isinstance(error, AIMError) else " (--debug shows the traceback)"
+        _print(f"{_colored('error')}{process}: {text}{hint}", sys.stderr)
         if self.as_json:
             self.result({"error": text, "type": type(error).__name__}, "")
 
@@ -106,7 +110,7 @@ def command(*, as_json: bool, debug: bool) -> Iterator[Output]:
         said: set[str] = set()
 
         def show(message: Warning | str, *_: Any, **__: Any) -> None:
-            if (text := " ".join(str(message).split())) not in said:
+            if (text := in_options(" ".join(str(message).split()))) not in said:
                 said.add(text)
                 output.note("warning", text)
 
@@ -132,6 +136,9 @@ def _print(text: str, file: TextIO, end: str = "\n") -> None:
     """Print a text, unless nobody reads it: ``aim-adapters recipes | head -1`` is no error."""
     try:
         print(text, file=file, end=end, flush=True)
+    except UnicodeEncodeError:  # a file's name is no text, or the terminal has no × or ü
+        encoding = file.encoding or "ascii"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=file, end=end, flush=True)
     except BrokenPipeError:
         _drop(file)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -96,7 +95,6 @@ def train(
             output.note(
                 "warning", "--no-pretrained: the image model is random and stays so; accuracies will mean nothing"
             )
-            warnings.filterwarnings("ignore", "the image model looks untrained")  # which was just said
         network = build_image_model(model, image_size=size, pretrained=pretrained)
         wrap_image_model(network, **settings, bottleneck=bottleneck, layers=chosen_layers, labels=videos.labels)
         if memory is not None:
