@@ -12,6 +12,8 @@ import pytest
 import timm
 
 import aim_adapters as aim
+from aim_adapters.cli.baselines import BASELINES
+from aim_adapters.training import list_baselines
 from aim_adapters.training.progress import Progress
 from tests.cli.cases import MODEL, run
 
@@ -100,6 +102,42 @@ def test_a_directory_is_a_model_and_later_commands_find_it(videos: Path, tmp_pat
     assert result.exit_code == 0, result.stderr
     result = run("predict", out, videos / "zoom in" / "0.mp4", "--views", "1x1")
     assert result.exit_code == 0, result.stderr
+
+
+def test_a_baseline_is_trained_and_used_by_the_same_commands(videos: Path, tmp_path: Path) -> None:
+    options = [option for option in MODEL if option not in ("--layers", "11")]
+    out = tmp_path / "run"
+    result = run("train", videos, *options, "--baseline", "full", "--epochs", 1, "--test", videos, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    result = run("evaluate", out, videos, "--views", "1x1", "--workers", 0, "--json")
+    assert result.exit_code == 0, result.stderr
+    scores = json.loads((out / "run.json").read_text())["result"]["evaluation"]
+    assert json.loads(result.stdout)["confusion"] == scores["confusion"]
+    result = run("predict", out / "best", videos / "zoom in" / "0.mp4")
+    assert result.exit_code == 0, result.stderr
+
+
+def test_the_baselines_are_those_of_the_library() -> None:
+    assert [row.name for row in list_baselines()] == list(BASELINES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("full", "--layers", "11"), "leave out --bottleneck and --layers"),
+        (("full", "--memory", "low"), "the baseline full has no memory modes"),
+        (("video-swin", "--image-size", "32"), "leave out --model and --image-size"),
+        (("timesformer", "--model", "timm:vit_tiny_patch16_224"), "leave out --model and --image-size"),
+    ],
+)
+def test_what_a_baseline_has_not_is_refused(
+    videos: Path, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    model = MODEL[:5] if arguments[0] == "full" else MODEL[2:3]
+    result = run("train", videos, *model, "--baseline", *arguments, "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

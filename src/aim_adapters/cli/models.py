@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 # What a run's folder remembers of an image model that cannot be built from its published weights.
 _RECORD = "base_model.json"
+DEFAULT_MODEL = "timm:vit_base_patch16_clip_quickgelu_224.openai"
 
 Source = Annotated[str, typer.Argument(help="Folder of a run, or user/name on the Hugging Face Hub.")]
 Views = Annotated[str, typer.Option(help="Clips in time x crops in space.", callback=require_views)]
@@ -30,7 +32,7 @@ BaseModel = Annotated[
 ]
 
 
-def build_image_model(name: str, *, image_size: tuple[int, int] | None, pretrained: bool) -> nn.Module:
+def build_image_model(name: str, *, image_size: Sequence[int] | None, pretrained: bool) -> nn.Module:
     """Build the image model that ``--model`` names.
 
     Args:
@@ -52,7 +54,8 @@ def build_image_model(name: str, *, image_size: tuple[int, int] | None, pretrain
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return build_classifier(name, image_size=image_size, pretrained=pretrained)
+            size = None if image_size is None else (image_size[0], image_size[1])
+            return build_classifier(name, image_size=size, pretrained=pretrained)
     except CheckpointError as error:
         if Path(name.partition(":")[2]).expanduser().is_dir():
             raise
@@ -62,23 +65,31 @@ def build_image_model(name: str, *, image_size: tuple[int, int] | None, pretrain
         ) from error
 
 
-def record_image_model(out: Path, name: str, *, image_size: tuple[int, int] | None, pretrained: bool) -> None:
-    """Note in a run's folder how to build its image model, if the adapters' own config cannot tell.
+def record_model(
+    out: Path,
+    name: str | None,
+    *,
+    image_size: Sequence[int] | None,
+    pretrained: bool,
+    baseline: Mapping[str, Any] | None,
+) -> None:
+    """Note in a run's folder how to build its model, if the adapters' own config cannot tell.
 
     Args:
         out: Folder of the run.
-        name: Library and name, or library and directory.
+        name: The image model, library and name, or library and directory; None: the default.
         image_size: Height and width of frames, or None.
         pretrained: Whether it has published weights.
+        baseline: Name, recipe, frames and labels of the baseline, or None.
     """
-    library, _, rest = name.partition(":")
-    is_folder = Path(rest).expanduser().is_dir()
-    if pretrained and not is_folder:
+    library, _, rest = (name or "").partition(":")
+    is_folder = Path(rest).expanduser().is_dir() if rest else False
+    if pretrained and not is_folder and baseline is None:
         return
     if is_folder:
         name = f"{library}:{Path(rest).expanduser().resolve()}"
-    text = json.dumps({"model": name, "image_size": image_size, "pretrained": pretrained}, indent=2) + "\n"
-    (out / _RECORD).write_text(text, encoding="utf-8")
+    facts = {"model": name, "image_size": image_size, "pretrained": pretrained, "baseline": baseline}
+    (out / _RECORD).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def load_trained(source: str, base_model: str | None) -> nn.Module:
@@ -97,18 +108,29 @@ def load_trained(source: str, base_model: str | None) -> nn.Module:
     from aim_adapters.storage import read_json
 
     folder = Path(source).expanduser()
-    if (folder / "checkpoints").is_dir() and not (folder / "adapter_config.json").is_file():
+    ended = any((folder / name).is_file() for name in ("adapter_config.json", "trained.safetensors"))
+    if (folder / "checkpoints").is_dir() and not ended:
         best = f", or take {folder / 'best'}" if (folder / "best").is_dir() else ""
         raise CheckpointError(f"the run in {folder} has not ended: train it to its end{best}")
     record = (folder.parent if folder.name == "best" else folder) / _RECORD
     if base_model is not None or not record.is_file():
         return load_video_model(folder if folder.is_dir() else source, base_model=base_model)
     facts = read_json(record)
-    size = facts.get("image_size")
-    model = build_image_model(
-        str(facts.get("model")), image_size=size and tuple(size), pretrained=bool(facts.get("pretrained", True))
-    )
-    load_adapters(model, folder)
+    about: dict[str, Any] = {
+        "model": facts.get("model"),
+        "image_size": facts.get("image_size"),
+        "pretrained": bool(facts.get("pretrained", True)),
+    }
+    if baseline := facts.get("baseline"):
+        from aim_adapters.cli.baselines import build_named_baseline
+        from aim_adapters.training import load_baseline
+
+        model = build_named_baseline(**about, **baseline)
+        load_baseline(model, folder)
+    else:
+        name = about.pop("model") or DEFAULT_MODEL
+        model = build_image_model(name, **about)
+        load_adapters(model, folder)
     return model.eval()
 
 

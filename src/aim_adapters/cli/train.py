@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from aim_adapters.cli.baselines import BASELINES, build_named_baseline
 from aim_adapters.cli.choices import one_of, parse_layers, parse_size, require_layers, require_size
 from aim_adapters.cli.data import AllowEmpty, Data, MaxSkipped, Nested, Workers, open_videos
-from aim_adapters.cli.models import build_image_model, record_image_model
+from aim_adapters.cli.models import DEFAULT_MODEL, build_image_model, record_model
 from aim_adapters.cli.output import Debug, Json, Output, command
 
 if TYPE_CHECKING:
     from aim_adapters.recipes import Recipe
 
+_BOTTLENECK = 0.25
 _FRAMES = 8  # the paper's, where neither recipe nor user say
 
 
@@ -24,8 +27,12 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run: adapters, checkpoints, settings.")],
     test: Annotated[Path | None, typer.Option(help="Videos to evaluate on, with the same classes.")] = None,
     model: Annotated[
-        str, typer.Option(help="Image model, library:name or library:directory; `aim-adapters backbones` lists names.")
-    ] = "timm:vit_base_patch16_clip_quickgelu_224.openai",
+        str | None,
+        typer.Option(
+            help="Image model, library:name or library:directory; `aim-adapters backbones` lists names.",
+            show_default=DEFAULT_MODEL,
+        ),
+    ] = None,
     frames: Annotated[int | None, typer.Option(help="Frames of a clip; by default the recipe's, or 8.", min=1)] = None,
     recipe: Annotated[str, typer.Option(help="Recipe; `aim-adapters recipes` lists them.")] = "small-data",
     epochs: Annotated[int | None, typer.Option(help="Passes through the videos.", min=1)] = None,
@@ -39,10 +46,17 @@ def train(
         str | None,
         typer.Option(help="What a step keeps: fast, balanced or low.", callback=one_of("fast", "balanced", "low")),
     ] = None,
-    bottleneck: Annotated[float, typer.Option(help="Width of adapters, as a share of the model's.")] = 0.25,
+    bottleneck: Annotated[float, typer.Option(help="Width of adapters, as a share of the model's.")] = _BOTTLENECK,
     layers: Annotated[
         str, typer.Option(help="all, bottom_half, top_half, alternate, or blocks: 8,9,10,11.", callback=require_layers)
     ] = "all",
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Train something else, to compare adapters with: {', '.join(BASELINES[:-1])} or {BASELINES[-1]}.",
+            callback=one_of(*BASELINES),
+        ),
+    ] = None,
     workers: Workers = None,
     seed: Annotated[int, typer.Option(help="Seed of all that is random.", min=0)] = 0,
     resume: Annotated[
@@ -81,6 +95,8 @@ def train(
     """
     with command(as_json=as_json, debug=debug) as output:
         size, chosen_layers = parse_size(image_size), parse_layers(layers)
+        from aim_adapters.core import is_wrapped
+        from aim_adapters.errors import ConfigError
         from aim_adapters.execution import set_execution
         from aim_adapters.recipes import get_recipe
         from aim_adapters.training import fit
@@ -95,10 +111,26 @@ def train(
             output.note(
                 "warning", "--no-pretrained: the image model is random and stays so; accuracies will mean nothing"
             )
-        network = build_image_model(model, image_size=size, pretrained=pretrained)
-        wrap_image_model(network, **settings, bottleneck=bottleneck, layers=chosen_layers, labels=videos.labels)
+        about: dict[str, Any] = {"image_size": size, "pretrained": pretrained}
+        compared: dict[str, Any] | None = None
+        if baseline is not None:
+            compared = {"name": baseline, "recipe": plan.name, "frames": count, "labels": list(videos.labels)}
+            if bottleneck != _BOTTLENECK or layers != "all":
+                raise ConfigError("a --baseline has adapters of the paper or none; leave out --bottleneck and --layers")
+            network = build_named_baseline(**{**compared, "recipe": plan}, model=model, **about)
+        else:
+            network = build_image_model(model or DEFAULT_MODEL, **about)
+            wrap_image_model(network, **settings, bottleneck=bottleneck, layers=chosen_layers, labels=videos.labels)
         if memory is not None:
+            if not is_wrapped(network):
+                raise ConfigError(f"the baseline {baseline} has no memory modes; leave out --memory")
             set_execution(network, memory=memory)  # type: ignore[arg-type]  # which checks it
+
+        @functools.cache  # once, as soon as something is trained
+        def remember() -> None:
+            if output.rank == 0:
+                record_model(out.expanduser(), model, baseline=compared, **about)
+
         going_on: Literal["auto"] | bool = "auto" if resume is None else resume
         try:
             result = fit(
@@ -120,14 +152,11 @@ def train(
                 max_skipped=max_skipped,
                 dummy_data=dummy_data,
                 log_with=log_with,
+                callbacks=[lambda _: remember()],
             )
         except (KeyboardInterrupt, SystemExit) as stopped:
-            if output.rank == 0 and out.expanduser().is_dir():
-                record_image_model(out.expanduser(), model, image_size=size, pretrained=pretrained)
             output.result({"out": str(out), "stopped": True}, f"stopped; run the same command again to go on in {out}")
             raise stopped
-        if output.rank == 0:
-            record_image_model(result.out, model, image_size=size, pretrained=pretrained)
         output.result(result.to_dict(), str(result))
 
 

@@ -32,7 +32,7 @@ _ADVICE = (
 )
 
 # Not in a path, nor in what somebody else named so.
-_BEFORE, _AFTER = r"(?<![\w/.'\"=-])", r"(?![\w/'\"=-]|\.\w)"
+_BEFORE, _AFTER = r"(?<![\w/.'\"=-])", r"(?![\w/'\"=)-]|\.\w)"
 _GIVEN = re.compile(rf"{_BEFORE}({'|'.join(OPTIONS)})=('[^']*'|[\w.+-]*\w)")
 _NAMED = re.compile(rf"{_BEFORE}({'|'.join(name for name in OPTIONS if '_' in name)}){_AFTER}")
 _REFUSED = re.compile(rf"^({'|'.join(OPTIONS)})(?= must be )")
