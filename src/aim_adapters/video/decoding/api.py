@@ -93,7 +93,7 @@ def _content(source: Any) -> tuple[str, Path | bytes | IO[bytes]]:
         if not text:
             raise VideoError("'': is an empty name")
         if len(text) > 4096:  # longer than a system lets a path be
-            raise VideoError(f"{text[:200]}…: cannot be read: a name of {len(text)} characters")
+            raise VideoError(f"{text[:200]}…: cannot be read: a name of {len(text)} characters is too long")
         if _PROTOCOL.match(text) and not os.path.lexists(text):
             raise VideoError(f"{text}: there is no such file, and addresses are not opened; pass the bytes of the file")
         return text, Path(text)
