@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from aim_adapters.video import VideoError, open_video
+from aim_adapters.video.decoding import pyav
+from aim_adapters.video.decoding.index import FrameIndex, index_packets
 from tests.video.videos import decode_all, pictures, write
 
 VFR = [40 * i + 20 * (i % 2) for i in range(30)]
@@ -191,6 +193,27 @@ def test_joined_files_are_read_in_the_order_of_their_frames(tmp_path: Path) -> N
         assert len(video) == len(expected) == 60
         for index in (59, 3, 33):
             assert same(video.get_frames([index])[0], expected[index])
+
+
+def test_packets_that_are_not_frames_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fields(packets: Any, **names: str) -> FrameIndex:  # two packets for each frame
+        index = index_packets(packets, **names)
+        assert index is not None
+        return index._replace(frames=sorted([*index.frames, *(pts + 1 for pts in index.frames)]))
+
+    path = write(tmp_path / "a.mp4", options={"g": "12"})
+    monkeypatch.setattr(pyav, "index_packets", fields)
+    with open_video(path, backend="pyav") as video:
+        assert len(video) == 30 and same(video.get_frames([17])[0], decode_all(path)[17])
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_threads_change_no_frame(tmp_path: Path, threads: int) -> None:
+    path = write(tmp_path / "a.mp4", options={"g": "12", "bf": "3"})
+    expected = decode_all(path)
+    with open_video(path, backend="pyav", threads=threads) as video:
+        for frame, index in zip(video.get_frames([28, 3, 14]), [28, 3, 14], strict=True):
+            assert same(frame, expected[index])
 
 
 def test_an_avi_is_as_long_as_its_frames_whatever_its_header_says(tmp_path: Path) -> None:

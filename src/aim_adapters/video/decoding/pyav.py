@@ -109,7 +109,7 @@ class PyAVReader(VideoReader):
         # Not `options`: before PyAV 17 those crash where streams are found while reading, as in MPEG-PS.
         options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
         # Titles need not be text; from version 19 on PyAV takes them as they come.
-        lenient: dict[str, Any] = {"metadata_errors": "replace"} if int(self._av.__version__.split(".")[0]) < 19 else {}
+        lenient: dict[str, Any] = {"metadata_errors": "replace"} if self._version < 19 else {}
         self._container = self._av.open(source, container_options=options, **lenient)
         self._stream = self._chosen()
         context = self._stream.codec_context
@@ -153,13 +153,13 @@ class PyAVReader(VideoReader):
         """Return the first frame, and make the index begin with it."""
         if self._index.entries:
             self._enter(0)
-            first = next(self._running, None)
-            # What precedes it cannot be decoded: it refers to frames that are cut away.
-            frames = list(itertools.dropwhile(lambda pts: first is None or pts != first.pts, self._index.frames))
-            if frames:
-                self._index, self._at = self._index._replace(frames=frames), 0
-                return first
-            self._index = self._counted()  # packets tell other times than frames
+            came = list(itertools.islice(self._running, 2))
+            # What precedes the first frame cannot be decoded: it refers to frames that are cut away.
+            times = list(itertools.dropwhile(lambda pts: not came or pts != came[0].pts, self._index.frames))
+            if times and times[:2] == [frame.pts for frame in came]:
+                self._index, self._at = self._index._replace(frames=times), len(came) - 1
+                return came[0]
+            self._index = self._counted()  # packets are not frames: they may be fields, or tell other times
         self._open()
         return self._count_to(0)
 
