@@ -36,6 +36,7 @@ def test_an_image_tower_of_open_clip_runs_as_its_weights_were_trained() -> None:
     complete = partial(backbone.classifier, image_size=(32, 48))
     quick = {"part": "visual", "image_size": [32, 48], "quick_gelu": True}
     assert complete(BaseRequest("ViT-B-16:openai")).arguments == quick
+    assert complete(BaseRequest("ViT-B-16/openai")) == complete(BaseRequest("ViT-B-16:openai"))
     assert "quick_gelu" not in complete(BaseRequest("ViT-B-16:laion2b_s34b_b88k")).arguments
 
 
@@ -60,11 +61,25 @@ def test_a_directory_of_transformers_gives_its_classifier(kind: str, tmp_path: P
         ("keras:resnet", "libraries are open_clip, timm"),
         ("timm:", "libraries are open_clip, timm"),
         ("timm:/no/such/folder", "there is no directory"),
+        ("src", "put the library of this directory in front, as in 'timm:src'"),
     ],
 )
 def test_names_that_nobody_knows_are_refused_with_near_ones(name: str, said: str) -> None:
     with pytest.raises(aim.ConfigError, match=said):
         build_classifier(name, pretrained=False)
+
+
+@pytest.mark.parametrize("name", ["timm:resnet18", "torchvision:resnet18", "open_clip:RN50:openai"])
+def test_what_cannot_be_adapted_is_refused_before_weights_are_fetched(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetched(*_: object, **__: object) -> None:
+        raise AssertionError("asked for weights")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetched)
+    monkeypatch.setattr("torch.hub.download_url_to_file", fetched)
+    with pytest.raises(aim.UnsupportedModelError, match="is not an image transformer that can be adapted"):
+        build_classifier(name)
 
 
 def test_sizes_that_a_library_does_not_build_are_refused(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from torch import nn
 
 from aim_adapters.arguments import require_string
 from aim_adapters.backbones.descriptor import BaseRequest
-from aim_adapters.backbones.registry import LIBRARIES, backbones_of, build_base
-from aim_adapters.errors import AIMError, CheckpointError, ConfigError
+from aim_adapters.backbones.registry import LIBRARIES, backbones_of, build_base, read_anatomy
+from aim_adapters.errors import AIMError, CheckpointError, ConfigError, UnsupportedModelError
 from aim_adapters.storage import quotes_token
 
 
@@ -68,19 +68,27 @@ def build_classifier(
     Raises:
         ConfigError: The name is of another form, or the library does not know it.
         CheckpointError: The files cannot be fetched or read.
-        UnsupportedModelError: The backbone of an installed package cannot be imported.
+        UnsupportedModelError: The model cannot be adapted, or the backbone of an installed package cannot be imported.
     """
     expected = "a library and a name, such as 'timm:vit_base_patch16_clip_quickgelu_224.openai'"
     library, _, rest = require_string("model", name, expected=expected).partition(":")
     if not rest or not any(backbones_of(library)):
         near = _near(name.rpartition(":")[2])
         hint = f"near it: {', '.join(near)}" if near else f"libraries are {', '.join(LIBRARIES)}"
+        if Path(name).expanduser().is_dir():
+            hint = f"put the library of this directory in front, as in 'timm:{name:.200}'"
         raise ConfigError(f"model must be {expected}, got {name!r:.200}; {hint}")
     directory = Path(rest).expanduser()
     found = directory if directory.is_dir() else None
     if found is None and rest.startswith((".", "/", "~")):
         raise ConfigError(f"there is no directory {rest!r:.200} to read a model of {library} from")
-    request = BaseRequest("" if found else rest, found, pretrained=pretrained, local_files_only=local_files_only)
+    request = BaseRequest(
+        "" if found else rest,
+        found,
+        pretrained=pretrained,
+        local_files_only=local_files_only,
+        check=_require_adaptable,
+    )
     try:
         complete = next((backbone.classifier for backbone in backbones_of(library) if backbone.classifier), None)
         if complete is not None:
@@ -88,6 +96,8 @@ def build_classifier(
         elif image_size is not None:
             raise ConfigError(f"models of {library} are built for the frames that they were made for")
         return build_base(library, request)
+    except UnsupportedModelError:
+        raise
     except build_failures() as error:
         if isinstance(error, ModuleNotFoundError) and error.name == library:
             raise ConfigError(f"the model {name!r:.200} needs {library}: pip install {library}") from error
@@ -98,6 +108,11 @@ def build_classifier(
         hidden = quotes_token(error)
         reason = type(error).__name__ if hidden else error
         raise CheckpointError(f"cannot build the image model {name!r:.200}: {reason}") from (None if hidden else error)
+
+
+def _require_adaptable(draft: nn.Module) -> None:
+    """Refuse a model that cannot be adapted before its weights are fetched."""
+    read_anatomy(draft)
 
 
 def _near(name: str, library: str | None = None) -> list[str]:
@@ -117,4 +132,6 @@ def _near(name: str, library: str | None = None) -> list[str]:
         return []
     longer = [full for full, model in names.items() if wanted and model.startswith(wanted)]
     close = difflib.get_close_matches(wanted, list(names.values()), n=4, cutoff=0.6)
-    return (longer or [full for model in dict.fromkeys(close) for full in names if names[full] == model])[:4]
+    return (
+        sorted(longer, key=len) or [full for model in dict.fromkeys(close) for full in names if names[full] == model]
+    )[:4]

@@ -225,6 +225,8 @@ def _classifier(request: BaseRequest, image_size: tuple[int, int] | None) -> Bas
     arguments: dict[str, Any] = {"part": "visual"}
     if image_size is not None:
         arguments["image_size"] = list(image_size)
+    if tuple(request.name.split("/")) in open_clip.list_pretrained():  # people write name/tag, too
+        request = dataclasses.replace(request, name=request.name.replace("/", ":"))
     name, _, tag = request.name.partition(":")
     if tag and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"):
         arguments["quick_gelu"] = True
