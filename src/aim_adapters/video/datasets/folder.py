@@ -99,10 +99,9 @@ def _content(root: Path, extensions: frozenset[str]) -> dict[str, FolderContent]
         raise ConfigError(f"{str(root)!r} cannot be read as a folder of videos: {error.strerror or error}") from error
     if not found:
         videos = sum(extension(name) in extensions for name in files)
-        beside = f"{videos} videos lie in it directly" if videos else "it has no sub-folders"
+        beside = f"has videos directly in it ({videos})" if videos else "has no sub-folders"
         raise ConfigError(
-            f"{_LAYOUT}, but of {str(root)!r} {beside}; make a folder for each class, or list them in a CSV for "
-            "VideoList"
+            f"{_LAYOUT}, but {str(root)!r} {beside}; make a folder for each class, or list them in a CSV for VideoList"
         )
     found[""] = FolderContent(others=files)
     return found
