@@ -11,6 +11,7 @@ from torch import nn
 
 import aim_adapters as aim
 from aim_adapters.video import open_video
+from tests.tiny import base
 from tests.training.cases import CLASSES, folder, model, videos
 
 
@@ -79,3 +80,12 @@ def test_wrong_arguments_are_named(net: nn.Module) -> None:
         aim.predict("model", "a.mp4")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="spec"):
         aim.predict(net, "a.mp4", spec={})  # type: ignore[arg-type]
+
+
+def test_views_of_a_video_are_no_batch_in_the_wrong_order() -> None:
+    frames = torch.randint(256, (10, 3, 16, 16), dtype=torch.uint8)  # none alike, but their views are
+    net = aim.wrap_image_model(base("vit_tiny_patch16_224.test"), 8, labels=CLASSES)
+    assert len(aim.predict(net, frames, views="3x1")) == 3
+    clip = torch.randn(8, 3, 16, 16)
+    with pytest.warns(UserWarning, match=r"in the order \[T, B\]"):  # the caller's own first batch is looked at
+        net(torch.stack([clip + 0.01 * index for index in range(8)]))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from aim_adapters.arguments import require_choice, require_string, shown
 from aim_adapters.clip_spec import ClipSpec, clip_spec
-from aim_adapters.core import is_wrapped, only_root
+from aim_adapters.core import find_roots, is_wrapped, only_root
 from aim_adapters.errors import ConfigError, InputError, StateError
 from aim_adapters.video.normalization import Normalize
 
@@ -80,11 +80,18 @@ class Answerer:
 def answering(model: nn.Module) -> Iterator[None]:
     """Put a model in evaluation mode, without gradients, and put each part back into the mode that it was in."""
     training = [module for module in model.modules() if module.training]
+    # Layout and normalization are known here, and views of one video may look like frames in the wrong order.
+    states = [wrapped.state for wrapped in find_roots(model)] if is_wrapped(model) else []
+    unseen = [state.unseen for state in states]
+    for state in states:
+        state.unseen = False
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
+        for state, before in zip(states, unseen, strict=True):
+            state.unseen = before
         for module in training:
             module.training = True
 
