@@ -10,17 +10,16 @@ from torch import nn
 from aim_adapters.errors import warn
 
 
-def warn_decayed(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], *, whose: str, fix: str) -> None:
+def warn_decayed(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], message: str) -> None:
     """Warn if weight decay is applied to the temporal embedding, which is not what it is for.
 
     Args:
         model: A module that contains a wrapped model.
         optimizers: What trains it.
-        whose: Who made the optimizer, for the message.
-        fix: What to do.
+        message: What to warn with.
     """
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     decayed = {id(parameter) for group in groups if group.get("weight_decay") for parameter in group["params"]}
     for name, parameter in model.named_parameters():
         if name.endswith("aim.temporal_embedding") and id(parameter) in decayed:
-            warn(f"{whose} decays the temporal embedding, which it does not know; {fix}")
+            warn(message)

@@ -75,8 +75,8 @@ class LightningAdapterCallback(Callback):
         warn_decayed(
             pl_module,
             trainer.optimizers,
-            whose="the optimizer",
-            fix="make it in configure_optimizers from aim.adapter_param_groups(model, weight_decay=...)",
+            "the optimizer decays the temporal embedding; make it in configure_optimizers from "
+            "aim.adapter_param_groups(model, weight_decay=...)",
         )
 
 

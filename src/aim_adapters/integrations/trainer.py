@@ -43,8 +43,8 @@ class AdapterCallback(TrainerCallback):
         warn_decayed(
             kwargs["model"],
             [kwargs["optimizer"]],
-            whose="the trainer's own optimizer",
-            fix="pass optimizers=(torch.optim.AdamW(aim.adapter_param_groups(model, weight_decay=...)), None)",
+            "the trainer's own optimizer decays the temporal embedding, which it does not know; pass "
+            "optimizers=(torch.optim.AdamW(aim.adapter_param_groups(model, weight_decay=...)), None)",
         )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
