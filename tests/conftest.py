@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,6 +17,13 @@ if not torch.cuda.is_available():
         from tests.interpreter import patch_once_a_launch
 
         patch_once_a_launch()
+
+
+def pytest_collection_finish() -> None:
+    """Take all that was imported out of garbage collections, each of which looked at it for a third of a second."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 @pytest.fixture
