@@ -3,8 +3,9 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# pytest processes; each uses one thread.
+# pytest processes; each uses one thread, and takes tests in long runs: what those of a module share is made once.
 JOBS ?= 2
+PARALLEL = -n $(JOBS) --dist worksteal
 # Passed on to examples/quickstart.py, e.g. make quickstart ARGS="--help"
 ARGS ?=
 
@@ -44,11 +45,11 @@ types: $(DEV)  ## mypy, strict on src
 	$(BIN)/mypy
 
 unit: $(DEV)  ## pytest
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PARALLEL) $(ARGS)
 
 # Not a part of `make test`: before Python 3.14 tracing doubles the time that the tests take.
 coverage: $(DEV)  ## pytest, and how much of the source it runs; fails below the floor in pyproject.toml
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --cov -n $(JOBS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --cov $(PARALLEL) $(ARGS)
 
 docs: $(DEV)  ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
