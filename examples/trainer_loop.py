@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainingArguments, ViTForImageClassification
+from transformers import AutoImageProcessor, Trainer, TrainingArguments, ViTForImageClassification
 
 import aim_adapters as aim
 from aim_adapters.integrations import AdapterCallback
@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> Trainer:
     args = parser.parse_args(argv)
 
     labels = VideoFolder(args.train, args.frames).labels
+    AutoImageProcessor.from_pretrained(args.model)  # fetches the model's normalization
     model = ViTForImageClassification.from_pretrained(args.model)
     aim.wrap_image_model(model, args.frames, labels=labels, drop_path=0.2, head_dropout=0.5)
     train = VideoFolder(args.train, args.frames, transform=transform_for(model, train=True))
@@ -58,7 +59,6 @@ def main(argv: list[str] | None = None) -> Trainer:
             bf16=torch.cuda.is_available(),
             eval_strategy="epoch",
             save_strategy="epoch",
-            save_total_limit=2,
             load_best_model_at_end=True,
             metric_for_best_model="top1",
             report_to="none",

@@ -1,4 +1,4 @@
-"""Hold the README's table of parameters to the code."""
+"""Hold the tables of parameters and of gradients to the code."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import timm
+import torch
 
 import aim_adapters as aim
+from aim_adapters.training import build_baseline, gradient_bytes
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 ROW = re.compile(r"^\| `(\w+)` \| (?:`(\w+)=([^`]+)`[^|]*)?\s*\| ([\d,]+) \| ([\d,]+) \| ([\d.]+) % \|$", re.MULTILINE)
@@ -29,3 +31,21 @@ def test_row(name: str, setting: str, value: str, trainable: str, total: str, sh
     count = aim.count_parameters(model)
     assert (f"{count.trainable:,}", f"{count.total:,}") == (trainable, total)
     assert f"{100 * count.trainable / count.total:.1f}" == share
+
+
+DISTRIBUTED = (README.parent / "docs" / "distributed.md").read_text(encoding="utf-8")
+MODELS = {
+    "ViT-S/14": "vit_small_patch14_dinov2",
+    "ViT-B/16": "vit_base_patch16_clip_quickgelu_224",
+    "ViT-L/14": "vit_large_patch14_clip_quickgelu_224",
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_bytes_of_gradients(model: str) -> None:
+    with torch.device("meta"):
+        sent = [
+            gradient_bytes(build_baseline(name, model=timm.create_model(MODELS[model]), num_classes=400)) / 1e6
+            for name in ("joint", "full")
+        ]
+    assert f"| {model} | {sent[0]:,.1f} MB | {sent[1]:,.1f} MB |" in DISTRIBUTED

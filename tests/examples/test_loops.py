@@ -55,7 +55,7 @@ def test_trainer(arguments: list[str], tmp_path: Path) -> None:
     size: dict[str, Any] = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2}
     config = hf.ViTConfig(**size, num_attention_heads=2, intermediate_size=64)
     scramble(hf.ViTForImageClassification(config)).save_pretrained(tmp_path / "vit")
-    processor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    processor = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(processor))
     arguments += ["--model", str(tmp_path / "vit")]
     trainer_loop.main(arguments)
