@@ -42,10 +42,19 @@ def test_predict_gives_labels_as_the_library_does(videos: Path, trained: Path) -
 def test_predict_classifies_the_others_if_one_is_broken(videos: Path, trained: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video")
-    result = run("predict", trained, broken, videos / "zoom in", "--views", "1x1")
+    (tmp_path / "empty").mkdir()
+    options = (videos / "zoom in", tmp_path / "empty", "--views", "1x1")
+    result = run("predict", trained, broken, *options)
     assert result.exit_code == 1
     assert f"error: {broken}" in result.stderr
+    assert "nor are there videos directly in it" in result.stderr
     assert result.stdout.count("zoom in/") == 2
+    # The same in a folder.
+    result = run("predict", trained, tmp_path, *options, "--json")
+    assert result.exit_code == 1
+    answers = json.loads(result.stdout)
+    assert [row["file"] for row in answers["failed"]] == [str(broken), str(tmp_path / "empty")]
+    assert len(answers["predictions"]) == 2
 
 
 @pytest.mark.parametrize(

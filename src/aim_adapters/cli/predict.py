@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,20 +39,31 @@ def predict(
         model = load_trained(source, base_model).to(default_device(device))
         found: list[dict[str, Any]] = []
         failed: list[dict[str, str]] = []
-        for file in map(Path.expanduser, files):
+        for file in itertools.chain.from_iterable(map(_videos, files)):
             try:
                 answer = predict_video(model, file, top, views=views, precision=precision)
             except VideoError as error:
-                output.note("error", str(error))
-                failed.append({"file": str(file), "reason": str(error)})
+                reason = f"{error}; nor are there videos directly in it" if file.is_dir() else str(error)
+                output.note("error", reason)
+                failed.append({"file": str(file), "reason": reason})
                 continue
-            for name, classes in ({str(file): answer} if isinstance(answer, list) else answer).items():
-                path = name if isinstance(answer, list) else str(file / name)
-                found.append({"file": path, "classes": [{"label": label, "probability": p} for label, p in classes]})
-        if found or as_json:
-            output.result({"predictions": found, "failed": failed}, "\n".join(map(_lines, found)))
+            assert isinstance(answer, list)  # of one video
+            classes = [{"label": label, "probability": probability} for label, probability in answer]
+            found.append({"file": str(file), "classes": classes})
+            if not as_json:
+                output.result(None, _lines(found[-1]))
+        if as_json:
+            output.result({"predictions": found, "failed": failed}, "")
         if failed:
             raise typer.Exit(FAILED)
+
+
+def _videos(path: Path) -> list[Path]:
+    """Return the videos of a folder; a file, or a folder of pictures, is one video itself."""
+    from aim_adapters.video import list_videos
+
+    path = path.expanduser()
+    return list_videos(path) or [path]
 
 
 def _lines(row: dict[str, Any]) -> str:

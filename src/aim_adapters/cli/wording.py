@@ -28,6 +28,7 @@ _ADVICE = (
     (r"aim\.set_execution\(model, ([^()]*)\)", r"\1"),
     (r", or pass columns=\(…, …\)", ""),
     (r", or call aim\.set_num_frames\(model, [^)]*\)", ""),
+    (r"[;,] \.skipped lists them", ""),
     (", then with force_download=True", ""),
 )
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from aim_adapters.video.mixing import cutmix as cutmix
     from aim_adapters.video.mixing import mixup as mixup
     from aim_adapters.video.normalization import Normalize as Normalize
+    from aim_adapters.video.prediction import list_videos as list_videos
     from aim_adapters.video.prediction import predict as predict
     from aim_adapters.video.sampling import dense_indices as dense_indices
     from aim_adapters.video.sampling import uniform_indices as uniform_indices
@@ -93,6 +94,7 @@ _MODULES = {
     "dense_indices": "sampling",
     "evaluate": "evaluation",
     "extract_features": "features",
+    "list_videos": "prediction",
     "mirrored_classes": "datasets",
     "mixup": "mixing",
     "one_thread": "datasets",

@@ -77,7 +77,7 @@ def predict(
     with answering(model):
         if isinstance(source, (Tensor, np.ndarray)):
             return classify(_views_of(_frames(source), reader))
-        if videos := _videos_in(source):
+        if videos := list_videos(source):
             found = {}
             for path in videos:
                 try:
@@ -95,8 +95,12 @@ def _together(views: Tensor) -> Tensor:
     return views[None] if views.ndim == 4 else views
 
 
-def _videos_in(source: object) -> list[Path]:
-    """Return the videos of a folder; none if it is one of pictures, or no folder."""
+def list_videos(source: object) -> list[Path]:
+    """Return the videos of a folder; none if it is one of pictures, or no folder.
+
+    Args:
+        source: What `predict` takes.
+    """
     if not isinstance(source, (str, os.PathLike)):
         return []
     try:
