@@ -35,8 +35,18 @@ def test_predict_gives_labels_as_the_library_does(videos: Path, trained: Path) -
     [prediction] = json.loads(result.stdout)["predictions"]
     assert prediction["file"] == str(file)
     assert prediction["classes"][0]["label"] in CLASSES
-    again = run("predict", trained / "best", file)
-    assert f"{prediction['classes'][0]['probability']:6.1%}" in again.stdout
+    for folder in (trained / "best", trained / "checkpoints" / "step-0000001"):
+        again = run("predict", folder, file)
+        assert f"{prediction['classes'][0]['probability']:6.1%}" in again.stdout
+
+
+@pytest.mark.parametrize("text", ['{"image_size": "x"}', '{"model": 1}', '{"baseline": {"x": 1}}', "[]", "{"])
+def test_a_damaged_note_of_the_model_is_said(trained: Path, tmp_path: Path, text: str) -> None:
+    run_folder = shutil.copytree(trained, tmp_path / "run")
+    (run_folder / "base_model.json").write_text(text)
+    result = run("predict", run_folder, trained)
+    assert result.exit_code == 1
+    assert f"error: {run_folder / 'base_model.json'}" in result.stderr
 
 
 def test_predict_classifies_the_others_if_one_is_broken(videos: Path, trained: Path, tmp_path: Path) -> None:

@@ -105,23 +105,19 @@ def load_trained(source: str, base_model: str | None) -> nn.Module:
     """
     from aim_adapters.checkpoint import load_adapters, load_video_model
     from aim_adapters.errors import CheckpointError
-    from aim_adapters.storage import read_json
 
     folder = Path(source).expanduser()
     ended = any((folder / name).is_file() for name in ("adapter_config.json", "trained.safetensors"))
     if (folder / "checkpoints").is_dir() and not ended:
         best = f", or take {folder / 'best'}" if (folder / "best").is_dir() else ""
         raise CheckpointError(f"the run in {folder} has not ended: train it to its end{best}")
-    record = (folder.parent if folder.name == "best" else folder) / _RECORD
+    place = folder.resolve()
+    run = place.parent if place.name == "best" else place.parents[1] if place.parent.name == "checkpoints" else place
+    record = run / _RECORD
     if base_model is not None or not record.is_file():
         return load_video_model(folder if folder.is_dir() else source, base_model=base_model)
-    facts = read_json(record)
-    about: dict[str, Any] = {
-        "model": facts.get("model"),
-        "image_size": facts.get("image_size"),
-        "pretrained": bool(facts.get("pretrained", True)),
-    }
-    if baseline := facts.get("baseline"):
+    about, baseline = _read_record(record)
+    if baseline is not None:
         from aim_adapters.cli.baselines import build_named_baseline
         from aim_adapters.training import load_baseline
 
@@ -132,6 +128,27 @@ def load_trained(source: str, base_model: str | None) -> nn.Module:
         model = build_image_model(name, **about)
         load_adapters(model, folder)
     return model.eval()
+
+
+def _read_record(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return what `record_model` has written: arguments of `build_image_model`, and of a baseline besides.
+
+    Raises:
+        CheckpointError: It holds something else.
+    """
+    from aim_adapters.errors import CheckpointError
+    from aim_adapters.storage import read_json
+
+    facts = read_json(file)
+    model, size, baseline = (facts.get(name) for name in ("model", "image_size", "baseline"))
+    known = model is None or isinstance(model, str)
+    known &= size is None or (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size))
+    known &= baseline is None or (
+        isinstance(baseline, dict) and set(baseline) == {"name", "recipe", "frames", "labels"}
+    )
+    if not known:
+        raise CheckpointError(f"{file} does not say how the model was built; name the image model by --base-model")
+    return {"model": model, "image_size": size, "pretrained": facts.get("pretrained") is not False}, baseline
 
 
 def default_device(device: str | None) -> str:

@@ -28,6 +28,10 @@ _ADVICE = (
     (r"aim\.set_execution\(model, ([^()]*)\)", r"\1"),
     (r", or pass columns=\(…, …\)", ""),
     (r", or call aim\.set_num_frames\(model, [^)]*\)", ""),
+    (
+        r"Or build it yourself and call aim\.load_adapters\(model, [^)]*\)",
+        "--base-model takes a directory that holds it",
+    ),
     (r"[;,] \.skipped lists them", ""),
     (", then with force_download=True", ""),
 )
