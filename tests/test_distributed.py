@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
@@ -16,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import aim_adapters as aim
+from tests import processes
 from tests.backbones.cases import scramble, wake
 
 SIZE: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
@@ -90,9 +90,9 @@ if not hasattr(torch.cpu.Stream, "record_event"):  # as old as torch may be
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train in two processes, which take seconds to start, in one way after the other; return what each has saved."""
+    """Train in two processes, in one way after the other, and return what each has saved."""
     folder = tmp_path_factory.mktemp("distributed")
-    mp.spawn(worker, args=(HOLDERS, str(folder)), nprocs=WORLD, join=True)
+    processes.start(worker, args=(HOLDERS, str(folder)), nprocs=WORLD)
     return folder
 
 

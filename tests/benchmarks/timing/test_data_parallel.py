@@ -22,6 +22,7 @@ from benchmarks.timing.data_parallel import Plan
 from benchmarks.timing.peers import Size
 from benchmarks.timing.steps import StepEffort
 from benchmarks.timing.team import PeerError, Team
+from tests import processes
 from tests.benchmarks.tiny import TINY
 
 EFFORT = StepEffort(warmup=2, rounds=2, seconds=0, bounds=(2, 2))
@@ -50,6 +51,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "work", work)
+        patch.setattr(benchmark.mp, "spawn", processes.start)
         patch.setattr(benchmark, "EFFORT", EFFORT)
         patch.setitem(benchmark.SIZES, "cpu", TINY)
         status = benchmark.main(["--device", "cpu", "--peers", *CHOSEN, "--out", str(folder)])
