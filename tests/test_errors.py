@@ -14,8 +14,10 @@ PARENTS: dict[str, type[Exception]] = {
     "ConfigError": ValueError,
     "InputError": ValueError,
     "StateError": RuntimeError,
+    "TrainingError": RuntimeError,
     "UnsupportedKernelError": RuntimeError,
     "UnsupportedModelError": ValueError,
+    "VideoError": RuntimeError,
 }
 
 

@@ -142,6 +142,7 @@ def test_check_fails_if_a_video_is_broken(videos: Path, tmp_path: Path) -> None:
 def test_recipes_fit_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = aim.list_recipes()
     assert [row["name"] for row in json.loads(run("recipes", "--json").stdout)] == [row.name for row in rows]
+    monkeypatch.setenv("COLUMNS", "120")
     assert len(run("recipes").stdout.splitlines()) == len(rows) + 1
     monkeypatch.setenv("COLUMNS", "60")
     assert max(map(len, run("recipes").stdout.splitlines())) <= 60

@@ -204,6 +204,8 @@ def _load_into(wrapped: WrappedModel, loading: _Loading, *, name: str | None, re
         state.origin = {} if any(report) else dict(checkpoint.config)
     if not any(report):
         state.clip = clip_of(checkpoint.config)
+    elif state.clip and not state.origin:  # two checkpoints mixed: neither tells of the whole
+        state.clip = {}
     return report
 
 
