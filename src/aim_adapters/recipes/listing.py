@@ -19,7 +19,7 @@ _REFERENCE = "-reference"
 class RecipeRow(NamedTuple):
     """One recipe in the table of `list_recipes`.
 
-    Args:
+    Attributes:
         name: Name by which `get_recipe` finds it.
         dataset: What it was made for.
         backbone: The image model that it was made for.

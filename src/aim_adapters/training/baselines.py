@@ -56,7 +56,7 @@ TIMESFORMER = "facebook/timesformer-base-finetuned-k400"
 class BaselineRow(NamedTuple):
     """One baseline in the table of `list_baselines`.
 
-    Args:
+    Attributes:
         name: Name by which `build_baseline` builds it.
         model: What it is built around.
         trains: What trains.

@@ -13,7 +13,7 @@ import numpy as np
 class VideoSample(NamedTuple):
     """One video of a dataset.
 
-    Args:
+    Attributes:
         source: Its path.
         label: Index of its class.
         name: Its name in errors, predictions and reports: the path below the dataset's root.
@@ -27,7 +27,7 @@ class VideoSample(NamedTuple):
 class SkippedVideo(NamedTuple):
     """A file or an entry that a dataset leaves out.
 
-    Args:
+    Attributes:
         name: Name of the video, file or entry.
         reason: Why it is left out.
         counts: Whether it is a video that should be there, so that it counts toward ``max_skipped``; not so a file that
