@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import math
 import os
 from collections.abc import Sequence
@@ -13,10 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from aim_adapters.arguments import require_path
 from aim_adapters.errors import ConfigError
 from aim_adapters.table import Table
-from aim_adapters.video.datasets import SkippedVideo
+from aim_adapters.video.datasets import SkippedVideo, user_path
 
 
 class ClassScore(NamedTuple):
@@ -33,9 +33,17 @@ class ClassScore(NamedTuple):
     accuracy: float
 
 
-@dataclass(frozen=True)
+class _Line(NamedTuple):
+    """A class as a summary shows it."""
+
+    label: str
+    videos: int | str
+    accuracy: str
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
-    """Accuracy of a model on a test set; it prints as a summary.
+    """Accuracy of a model on a test set; it shows itself as a summary, in a terminal and in a notebook.
 
     Args:
         labels: Names of the classes.
@@ -56,7 +64,7 @@ class Evaluation:
     def __post_init__(self) -> None:
         """Refuse an evaluation of nothing."""
         if not len(self.targets):
-            raise ConfigError(f"no video was evaluated; {len(self.skipped)} could not be read")
+            raise ConfigError(f"no video of the dataset was evaluated; {len(self.skipped)} could not be read")
 
     @property
     def count(self) -> int:
@@ -133,45 +141,59 @@ class Evaluation:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the predictions: a row for each video with its name, label and answer, and a column for each class.
 
+        A file that is there is replaced when the new one is whole.
+
         Args:
-            path: A file that ends in ``.csv`` or ``.parquet``.
+            path: A file that ends in ``.csv`` or ``.parquet``; folders that do not exist are made.
 
         Raises:
+            TypeError: It is no path.
             ConfigError: It ends in something else.
             ImportError: A Parquet file needs pyarrow.
+            OSError: It cannot be written.
         """
-        file = require_path("path", path)
+        file = user_path("path", path)
+        write = _WRITERS.get(file.suffix.lower())
+        if write is None:
+            raise ConfigError(f"path must end in .csv or .parquet, got {str(file)!r}")
         columns: dict[str, Sequence[Any]] = {
-            "name": self.names,
+            # Names of files need not be UTF-8, and text is.
+            "name": [os.fsencode(name).decode(errors="replace") for name in self.names],
             "label": [self.labels[index] for index in self.targets.tolist()],
             "predicted": [self.labels[index] for index in self.answers.tolist()],
         }
         columns |= {
             f"probability of {label}": self.probabilities[:, index].tolist() for index, label in enumerate(self.labels)
         }
-        if file.suffix == ".csv":
-            with file.open("w", newline="", encoding="utf-8") as opened:
-                rows = csv.writer(opened)
-                rows.writerow(columns)
-                rows.writerows(zip(*columns.values(), strict=True))
-        elif file.suffix == ".parquet":
-            _write_parquet(file, columns)
-        else:
-            raise ConfigError(f"path must end in .csv or .parquet, got {str(file)!r}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        staged = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        try:
+            write(staged, columns)
+            staged.replace(file)
+        finally:
+            staged.unlink(missing_ok=True)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Return a summary."""
+        return f"{self._headline()}\n{self._classes()!r}"
+
+    def _repr_html_(self) -> str:
+        """Return a summary as HTML, which notebooks show."""
+        return f"<p>{html.escape(self._headline())}</p>{self._classes()._repr_html_()}"
+
+    def _headline(self) -> str:
         top5 = "" if self.top5 is None else f"top-5 {self.top5:.1%}, "
-        lines = [
+        skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
+        return (
             f"top-1 {self.top1:.1%}, {top5}mean of classes {self.mean_class:.1%} "
-            f"({self.count} videos, {self.views} views{f', {len(self.skipped)} skipped' if self.skipped else ''})"
-        ]
+            f"({self.count} videos, {self.views} views{skipped})"
+        )
+
+    def _classes(self) -> Table[_Line]:
+        """Return the classes that have videos, the worst first; of many the first and the last five."""
         scores = sorted((row for row in self.per_class if row.videos), key=lambda row: row.accuracy)
-        if len(scores) > 10:
-            lines += [_line("worst", scores[:5]), _line("best", scores[:-6:-1])]
-        else:
-            lines += [f"  {row.accuracy:6.1%}  {row.label} ({row.videos})" for row in scores]
-        return "\n".join(lines)
+        lines = [_Line(row.label, row.videos, f"{row.accuracy:.1%}") for row in scores]
+        return Table(lines if len(lines) <= 10 else [*lines[:5], _Line("…", "", ""), *lines[-5:]])
 
     def _ranked(self) -> Tensor:
         # A stable order: of equal probabilities the first class wins, on every machine.
@@ -182,8 +204,11 @@ class Evaluation:
         return int(hits.sum()) / self.count
 
 
-def _line(what: str, scores: Sequence[ClassScore]) -> str:
-    return f"  {what}: " + ", ".join(f"{row.label} {row.accuracy:.1%}" for row in scores)
+def _write_csv(file: Path, columns: dict[str, Sequence[Any]]) -> None:
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        rows = csv.writer(opened)
+        rows.writerow(columns)
+        rows.writerows(zip(*columns.values(), strict=True))
 
 
 def _write_parquet(file: Path, columns: dict[str, Sequence[Any]]) -> None:
@@ -193,3 +218,6 @@ def _write_parquet(file: Path, columns: dict[str, Sequence[Any]]) -> None:
     except ImportError as error:
         raise ImportError("writing .parquet needs pyarrow: pip install pyarrow; or write .csv") from error
     parquet.write_table(pyarrow.table(columns), file)
+
+
+_WRITERS = {".csv": _write_csv, ".parquet": _write_parquet}
