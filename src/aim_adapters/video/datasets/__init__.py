@@ -17,6 +17,7 @@ from aim_adapters.video.datasets.published import (
 from aim_adapters.video.datasets.sampler import ClipSampler, clip_seed
 from aim_adapters.video.datasets.samples import Samples, SkippedVideo, VideoSample
 from aim_adapters.video.datasets.shards import VideoShards, write_shards
+from aim_adapters.video.datasets.skipping import NotesSkipped
 from aim_adapters.video.datasets.streams import LitDataVideos, TrackedStream, VideoStream
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "KineticsList",
     "LitDataVideos",
     "LoadedClip",
+    "NotesSkipped",
     "Samples",
     "SkippedVideo",
     "SomethingSomethingList",

@@ -92,12 +92,14 @@ class LoadedClip:
         label: Its class.
         index: Index of the video that was read.
         skipped: Videos that could not be read on the way.
+        name: Name of the video that was read.
     """
 
     clip: Tensor | None
     label: int
     index: int
     skipped: tuple[SkippedVideo, ...]
+    name: str = ""
 
 
 class VideoDataset(NotesSkipped, Dataset[tuple[Tensor, int]]):
@@ -195,7 +197,7 @@ class VideoDataset(NotesSkipped, Dataset[tuple[Tensor, int]]):
                 if not self.reader.train:
                     return LoadedClip(None, sample.label, first, tuple(skipped))
             else:
-                return LoadedClip(clip, label, position % len(self), tuple(skipped))
+                return LoadedClip(clip, label, position % len(self), tuple(skipped), sample.name)
         raise VideoError(
             f"{skipped[0].name}: {skipped[0].reason}; none of the {len(skipped)} videos from here on can be read"
         )

@@ -24,13 +24,15 @@ class ClipBatch(TypedDict):
     Attributes:
         video: ``[B, T, C, H, W]``, or ``[B, V, T, C, H, W]`` for several views; ``[0]`` if no video could be read.
         label: int64 ``[B]``.
-        index: int64 ``[B]``, indices of the videos.
+        index: int64 ``[B]``, indices of the videos; -1 in a stream.
+        name: Names of the videos.
         skipped: Videos that could not be read.
     """
 
     video: Tensor
     label: Tensor
     index: Tensor
+    name: list[str]
     skipped: list[SkippedVideo]
 
 
@@ -74,6 +76,7 @@ def collate_clips(items: Sequence[LoadedClip]) -> ClipBatch:
         video=default_collate([item.clip for item in read]) if read else torch.empty(0, dtype=torch.uint8),
         label=torch.tensor([item.label for item in read], dtype=torch.int64),
         index=torch.tensor([item.index for item in read], dtype=torch.int64),
+        name=[item.name for item in read],
         skipped=[record for item in items for record in item.skipped],
     )
 

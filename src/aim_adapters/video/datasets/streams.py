@@ -167,7 +167,7 @@ class VideoStream(NotesSkipped, IterableDataset[tuple[Tensor, int]], ABC):
         except VideoError as error:
             reason = str(error).removeprefix(f"{video.name}: ")
             return LoadedClip(None, label, -1, (SkippedVideo(video.name, reason),))
-        return LoadedClip(clip, label, -1, ())
+        return LoadedClip(clip, label, -1, (), video.name)
 
     def _index(self, video: StoredVideo) -> int:
         if video.label not in self._indices:
