@@ -57,7 +57,7 @@ def test_predict_classifies_the_others_if_one_is_broken(videos: Path, trained: P
     result = run("predict", trained, broken, *options)
     assert result.exit_code == 1
     assert f"error: {broken}" in result.stderr
-    assert "nor are there videos directly in it" in result.stderr
+    assert "nor are there videos in it" in result.stderr
     assert result.stdout.count("zoom in/") == 2
     # The same in a folder.
     result = run("predict", trained, tmp_path, *options, "--json")

@@ -13,6 +13,7 @@ import aim_adapters as aim
 from aim_adapters.video import open_video
 from tests.tiny import base
 from tests.training.cases import CLASSES, folder, model, videos
+from tests.video.videos import pictures
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,10 @@ def test_every_kind_of_source_gives_what_an_evaluation_gives(net: nn.Module, tmp
         assert aim.predict(net, file) == answers
     with open_video(path) as video:
         frames = video.get_frames(range(len(video)))
-    for given in (frames, frames.permute(0, 2, 3, 1), frames.permute(0, 2, 3, 1).numpy()):
+    array = frames.permute(0, 2, 3, 1).contiguous().numpy()
+    fixed = array.copy()
+    fixed.setflags(write=False)
+    for given in (frames, frames.permute(0, 2, 3, 1), array, fixed, array[..., ::-1].copy()[..., ::-1]):
         near = dict(aim.predict(net, given))  # resized here, and not while it is decoded
         assert near == pytest.approx(dict(answers), abs=0.05)
 
@@ -53,6 +57,21 @@ def test_a_folder_of_videos_gives_an_answer_for_each(net: nn.Module, tmp_path: P
     assert found["1.mp4"] == aim.predict(net, tmp_path / "1.mp4")
 
 
+def test_folders_are_searched_through(net: nn.Module, tmp_path: Path) -> None:
+    found = aim.predict(net, videos() / "test", 1)
+    assert isinstance(found, dict) and len(found) == 9
+    assert found["up/0.mp4"] == aim.predict(net, videos() / "test" / "up" / "0.mp4", 1)
+    # A folder of pictures is one video, whatever pictures are below it.
+    for place in (tmp_path, tmp_path / "small"):
+        place.mkdir(exist_ok=True)
+        for index, picture in enumerate(pictures(6, height=24, width=32)):
+            picture.save(place / f"{index}.png")
+    assert isinstance(aim.predict(net, tmp_path), list)
+    shutil.copy(videos() / "test" / "up" / "0.mp4", tmp_path / "0.mp4")
+    found = aim.predict(net, tmp_path)
+    assert isinstance(found, dict) and list(found) == ["0.mp4", "small"]
+
+
 def test_classes_without_names_are_called_by_their_index() -> None:
     answers = aim.predict(model(labels=None, num_classes=3), videos() / "test" / "up" / "0.mp4", top=9)
     assert sorted(name for name, _ in answers) == ["0", "1", "2"]
@@ -64,6 +83,8 @@ def test_classes_without_names_are_called_by_their_index() -> None:
         (torch.rand(8, 3, 16, 16), aim.InputError, "uint8 .* got torch.float32"),
         (torch.zeros(8, 16, 16, dtype=torch.uint8), aim.InputError, r"got \[8, 16, 16\]"),
         (np.zeros((0, 16, 16, 3), np.uint8), aim.InputError, r"got \[0, 16, 16, 3\]"),
+        (np.zeros((8, 16, 16, 4), np.uint8), aim.InputError, r"got \[8, 16, 16, 4\]"),
+        (torch.zeros(3, 8, 16, 16, dtype=torch.uint8), aim.InputError, r"channels are first: .*transpose"),
         ("missing.mp4", aim.VideoError, r"missing\.mp4: there is no such file"),
         (None, TypeError, "source must be"),
     ],
@@ -76,6 +97,12 @@ def test_what_is_no_video_is_named(net: nn.Module, source: Any, kind: type[Excep
 def test_wrong_arguments_are_named(net: nn.Module) -> None:
     with pytest.raises(aim.ConfigError, match="top"):
         aim.predict(net, videos() / "test" / "up" / "0.mp4", top=0)
+    broken = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    spec = aim.ClipSpec(4, None, (16, 16), (0.5,) * 3, (0.5,) * 3)
+    broken(torch.zeros(1, 4, 3, 16, 16))
+    nn.init.constant_(broken[1].weight, float("nan"))
+    with pytest.raises(aim.StateError, match="not finite"):
+        aim.predict(broken, videos() / "test" / "up" / "0.mp4", spec=spec)
     with pytest.raises(TypeError, match="model must be"):
         aim.predict("model", "a.mp4")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="spec"):

@@ -25,7 +25,7 @@ Views = Annotated[str, typer.Option(help="Clips in time x crops in space.", call
 Device = Annotated[str | None, typer.Option(help="Such as cuda:1; by default a GPU if there is one.")]
 Precision = Annotated[
     str | None,
-    typer.Option(help="fp32, bf16, fp16 or fp8; by default fp32.", callback=one_of("fp32", "bf16", "fp16", "fp8")),
+    typer.Option(help="fp32, bf16 or fp16; by default fp32.", callback=one_of("fp32", "bf16", "fp16")),
 ]
 BaseModel = Annotated[
     str | None, typer.Option(help="The image model, if not the one that the run names: a name, or a directory.")

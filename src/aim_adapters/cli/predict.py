@@ -43,7 +43,7 @@ def predict(
             try:
                 answer = predict_video(model, file, top, views=views, precision=precision)
             except VideoError as error:
-                reason = f"{error}; nor are there videos directly in it" if file.is_dir() else str(error)
+                reason = f"{error}; nor are there videos in it" if file.is_dir() else str(error)
                 output.note("error", reason)
                 failed.append({"file": str(file), "reason": reason})
                 continue

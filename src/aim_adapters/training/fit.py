@@ -203,8 +203,9 @@ def fit(
     def assess(trained: nn.Module, chosen: str = "1x1") -> Evaluation:
         assert test is not None
         return evaluate(
-            trained, test, chosen, spec=spec, workers=workers, batch_size=settings.batch_size,
-            precision=settings.precision, max_skipped=max_skipped, progress=False,
+            trained, test, chosen, spec=spec, workers=workers, batch_size=settings.batch_size, max_skipped=max_skipped,
+            # Frozen products in FP8 are the model's own setting.
+            precision="bf16" if settings.precision == "fp8" else settings.precision, progress=False,
         )  # fmt: skip
 
     evaluation = None

@@ -20,24 +20,32 @@ def require_frames(frames: Any) -> None:
         InputError: They are of another kind, or have another layout.
     """
     require_uint8(frames)
+    if advice := advise_shape(frames):
+        raise InputError(f"frames of a clip must be [T, 3, h, w], got {list(frames.shape)}; {advice}")
+
+
+def advise_shape(frames: Tensor) -> str | None:
+    """Return what to do about frames that are not ``[T, 3, h, w]``, or None if they are.
+
+    Args:
+        frames: A tensor.
+    """
     shape = list(frames.shape)
     if frames.ndim == 4 and shape[1] == 3 and frames.numel():
-        return
+        return None
     if frames.ndim == 5:
-        advice = "transform each clip by itself"
-    elif frames.ndim == 3:
-        advice = "of a single frame, pass frame[None]"
-    elif frames.ndim == 4 and shape[3] == 3:
-        advice = "channels are last: pass frames.permute(0, 3, 1, 2)"
-    elif frames.ndim == 4 and shape[0] == 3:
-        advice = "channels are first: pass frames.transpose(0, 1)"
-    elif frames.ndim == 4 and shape[1] == 1:
-        advice = "of gray frames, repeat the channel: frames.expand(-1, 3, -1, -1)"
-    elif frames.ndim == 4 and shape[1] == 4:
-        advice = "leave out the alpha channel: frames[:, :3]"
-    else:
-        advice = "bring them to [T, 3, h, w]"
-    raise InputError(f"frames of a clip must be [T, 3, h, w], got {shape}; {advice}")
+        return "pass each clip by itself"
+    if frames.ndim == 3:
+        return "of a single frame, pass frame[None]"
+    if frames.ndim == 4 and shape[3] == 3 and frames.numel():
+        return "channels are last: pass frames.permute(0, 3, 1, 2)"
+    if frames.ndim == 4 and shape[0] == 3:
+        return "channels are first: pass frames.transpose(0, 1)"
+    if frames.ndim == 4 and shape[1] == 1:
+        return "of gray frames, repeat the channel: frames.expand(-1, 3, -1, -1)"
+    if frames.ndim == 4 and shape[1] == 4:
+        return "leave out the alpha channel: frames[:, :3]"
+    return "bring them to [T, 3, h, w]"
 
 
 def require_uint8(frames: Any) -> None:

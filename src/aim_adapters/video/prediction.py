@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aim_adapters.arguments import require_integer, require_path, shown
+from aim_adapters.arguments import require_integer
 from aim_adapters.clip_spec import ClipSpec
-from aim_adapters.errors import InputError, VideoError, warn
-from aim_adapters.video.answers import CLIPS, Answerer, answering, device_of, parse_views, place_on, spec_of
+from aim_adapters.errors import InputError, StateError, VideoError, warn
+from aim_adapters.video.answers import CLIPS, Answerer, answering, parse_views, spec_of
 from aim_adapters.video.clips import ClipReader
-from aim_adapters.video.datasets import VIDEO_EXTENSIONS
+from aim_adapters.video.datasets import content_of, user_path
+from aim_adapters.video.decoding import PICTURE_EXTENSIONS
+from aim_adapters.video.frames import advise_shape
 from aim_adapters.video.sampling import dense_indices, uniform_indices
 from aim_adapters.video.transforms import ClipTransform
 
@@ -38,36 +40,40 @@ def predict(
         model: A wrapped model, such as `load_video_model` returns; or another module that maps ``[B, T, C, H, W]`` to
             ``[B, K]``, with ``spec``. It is left in the mode that it was in.
         source: A video as `open_video` takes it: a path, bytes, a file object, or a folder of pictures; or all frames
-            of a video as a tensor or array, uint8 ``[S, 3, H, W]`` or ``[S, H, W, 3]``. Or a folder of videos.
+            of a video as a tensor or array, uint8 ``[S, 3, H, W]`` or ``[S, H, W, 3]``. Or a folder of videos, also in
+            folders of its own.
         top: How many classes.
-        views: Clips in time x crops in space.
+        views: Clips in time x crops in space; more see more of the video, and cost as much more.
         device: Where the model is moved before; by default it stays where it is.
         precision: As in `evaluate`.
         spec: What the model reads, if it does not say so itself.
 
     Returns:
         Names and probabilities of the classes, the most probable first; a class without a name is called by its index.
-        Of a folder of videos, a dictionary of these by the name of the file; videos that cannot be read are warned
+        Of a folder of videos, a dictionary of these by the path below the folder; videos that cannot be read are warned
         about and left out.
 
     Raises:
         TypeError: ``model`` is no module, or ``source`` is of another kind.
         ConfigError: A setting is invalid.
         InputError: A tensor or array is no video.
-        StateError: The model returns no classes.
+        StateError: The model returns no classes, others than have names, or values that are not finite.
         VideoError: The video cannot be read, or none of a folder can.
     """
     spec = spec_of(model, spec)
     top = require_integer("top", top, low=1)
     clips, crops = parse_views(views)
-    place_on(model, device)
-    answerer = Answerer(model, spec, device=device_of(model), precision=precision)
+    given = _frames(source) if isinstance(source, (Tensor, np.ndarray)) else None
+    videos = [] if given is not None else list_videos(source)
+    answerer = Answerer(model, spec, device=device, precision=precision)
     transform = ClipTransform(spec.image_size, crops=crops)
     reader = ClipReader(spec.frames, stride=spec.stride, clips=clips, transform=transform)
 
-    def classify(video: Tensor) -> Prediction:
+    def classify(video: Tensor, name: str) -> Prediction:
         parts = [answerer(part) for part in video.split(CLIPS)]
-        probabilities = torch.cat(parts).mean(0)
+        probabilities = torch.cat(parts).mean(0).cpu()
+        if not probabilities.isfinite().all():
+            raise StateError(f"the model returns values that are not finite for {name}")
         values, indices = probabilities.sort(descending=True, stable=True)
         names = spec.labels or tuple(map(str, range(len(probabilities))))
         return [
@@ -75,19 +81,22 @@ def predict(
         ]
 
     with answering(model):
-        if isinstance(source, (Tensor, np.ndarray)):
-            return classify(_views_of(_frames(source), reader))
-        if videos := list_videos(source):
-            found = {}
-            for path in videos:
-                try:
-                    found[path.name] = classify(_together(reader.read(path)))
-                except VideoError as error:
-                    warn(f"{error}; it is left out")
-            if not found:
-                raise VideoError(f"{source!s}: none of its {len(videos)} videos can be read")
-            return found
-        return classify(_together(reader.read(source)))
+        if given is not None:
+            return classify(_views_of(given, reader), "the video")
+        if not videos:
+            return classify(_together(reader.read(source)), "the video")
+        found = {}
+        for path in videos:
+            try:
+                views_read = _together(reader.read(path))
+            except VideoError as error:
+                warn(f"{error}; it is left out")
+            else:
+                name = path.relative_to(user_path("source", source)).as_posix()
+                found[name] = classify(views_read, name)
+        if not found:
+            raise VideoError(f"{source!s}: none of its {len(videos)} videos can be read")
+        return found
 
 
 def _together(views: Tensor) -> Tensor:
@@ -96,20 +105,25 @@ def _together(views: Tensor) -> Tensor:
 
 
 def list_videos(source: object) -> list[Path]:
-    """Return the videos of a folder; none if it is one of pictures, or no folder.
+    """Return the videos of a folder and of those below it; none if it is one of pictures, or no folder.
 
     Args:
         source: What `predict` takes.
     """
-    if not isinstance(source, (str, os.PathLike)):
+    if not isinstance(source, (str, os.PathLike)) or (isinstance(source, str) and not source):
         return []
     try:
-        folder = require_path("source", source)
+        folder = user_path("source", source)
         if not folder.is_dir():
             return []
-    except (OSError, ValueError):  # a name that no file can have: `open_video` says so
+        content = content_of(folder)
+    except (OSError, ValueError):  # `open_video` says what is wrong with it
         return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in VIDEO_EXTENSIONS and not p.name.startswith("."))
+    videos = [folder / name for name in content.videos + content.nested]
+    if any(Path(name).suffix.lower() in PICTURE_EXTENSIONS for name in content.others if "/" not in name):
+        # It is one video of pictures, whatever folders of pictures are below it, unless there are video files.
+        return videos if any(map(Path.is_file, videos)) else []
+    return videos
 
 
 def _frames(source: Any) -> Tensor:
@@ -117,10 +131,15 @@ def _frames(source: Any) -> Tensor:
     expected = "source must be a video, uint8 [S, 3, H, W] or [S, H, W, 3]"
     if getattr(source, "is_meta", False) or str(source.dtype) not in ("uint8", "torch.uint8"):
         raise InputError(f"{expected}, got {source.dtype}; predict normalizes by itself: pass the frames as decoded")
-    video = torch.as_tensor(source) if isinstance(source, np.ndarray) else source.cpu()
-    if video.ndim != 4 or not len(video) or 3 not in (video.shape[1], video.shape[3]):
-        raise InputError(f"{expected}, got {list(video.shape)} ({shown(type(source).__name__)})")
-    return video if video.shape[1] == 3 else video.permute(0, 3, 1, 2)
+    if isinstance(source, np.ndarray):
+        # A copy of what PyTorch cannot hold: views with channels reversed, arrays that cannot be written to.
+        source = torch.from_numpy(np.require(source, requirements=["C", "W"]))
+    video: Tensor = source.cpu()
+    if video.ndim == 4 and video.shape[1] != 3 and video.shape[3] == 3:
+        video = video.permute(0, 3, 1, 2)
+    if advice := advise_shape(video):
+        raise InputError(f"{expected}, got {list(source.shape)}; {advice}")
+    return video
 
 
 def _views_of(frames: Tensor, reader: ClipReader) -> Tensor:
