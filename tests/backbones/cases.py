@@ -115,7 +115,10 @@ def process_group(tmp_path: Any) -> Iterator[None]:
 
 
 def with_machinery(case: Case, names: tuple[str, ...]) -> Case:
-    """Let the members of these names run what takes seconds; the first compiles gradients too, others graphs alone."""
+    """Let the members of these names run what takes seconds; the first compiles gradients too, others graphs alone.
+
+    Most of them have two blocks, a first and a last one, where others have one between them: compilers trace each.
+    """
     return replace(case, machinery=case.name in names, compiler="aot_eager" if case.name == names[0] else "eager")
 
 

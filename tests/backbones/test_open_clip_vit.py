@@ -69,7 +69,7 @@ def encode_image(model: nn.Module, x: Tensor) -> Tensor:
 SIGLIP = {"pool": "map", "proj": "none", "global_pool": "map", "class_token": False}
 
 CASES = [
-    tower("class_token"),
+    tower("class_token", layers=2),
     tower("average_pool", pool_type="avg", final_ln_after_pool=True),
     tower("layer_scale_no_pre_norm", ls_init_value=0.1, no_ln_pre=True),
     tower("attentional_pool", attentional_pool=True, attn_pooler_queries=4, attn_pooler_heads=2),

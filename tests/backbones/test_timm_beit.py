@@ -38,7 +38,7 @@ def member(name: str, **kwargs: Any) -> Case:
 
 
 CASES = [
-    member("beit", use_rel_pos_bias=True, init_values=0.1, use_abs_pos_emb=False),
+    member("beit", depth=2, use_rel_pos_bias=True, init_values=0.1, use_abs_pos_emb=False),
     member("shared_bias", use_shared_rel_pos_bias=True, use_abs_pos_emb=False, global_pool="token", swiglu_mlp=True),
     member("no_bias", qkv_bias=False),
 ]

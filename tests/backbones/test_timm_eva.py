@@ -33,11 +33,13 @@ def member(name: str, **kwargs: Any) -> Case:
 
 CASES = [
     member("eva_layer_scale", init_values=0.1, global_pool="avg"),
-    member("eva02_rotary_swiglu_norms", use_rot_pos_emb=True, swiglu_mlp=True, scale_mlp=True, qkv_fused=False),
+    member(
+        "eva02_rotary_swiglu_norms", depth=2, use_rot_pos_emb=True, swiglu_mlp=True, scale_mlp=True, qkv_fused=False,
+    ),
     member("post_norm", use_post_norm=True),
     member(
-        "dinov3", use_rot_pos_emb=True, rope_type="dinov3", use_abs_pos_emb=False, qkv_bias=False, init_values=0.1,
-        num_reg_tokens=2, rope_rotate_half=True, global_pool="avg", use_fc_norm=False,
+        "dinov3", depth=2, use_rot_pos_emb=True, rope_type="dinov3", use_abs_pos_emb=False, qkv_bias=False,
+        init_values=0.1, num_reg_tokens=2, rope_rotate_half=True, global_pool="avg", use_fc_norm=False,
     ),
     member(
         "perception_encoder", attn_type="rope", use_rot_pos_emb=True, use_pre_transformer_norm=True, global_pool="map",

@@ -44,14 +44,21 @@ def member(name: str, cls: type[VisionTransformer] = VisionTransformer, image_si
 
 
 CASES = [
-    member("class_token"),
+    member("class_token", depth=2),
     member("features", num_classes=0),
     member("average_pool", global_pool="avg", class_token=False, fc_norm=True),
     member("average_pool_norm_first", global_pool="avg", fc_norm=False),
     member("attention_pool_siglip", global_pool="map", class_token=False),
     member("unpooled", global_pool="", num_classes=0),
     member("distilled_deit", cls=VisionTransformerDistilled),
-    member("registers_layer_scale_dinov2", reg_tokens=2, init_values=0.1, no_embed_class=True, mlp_layer=SwiGLUPacked),
+    member(
+        "registers_layer_scale_dinov2",
+        depth=2,
+        reg_tokens=2,
+        init_values=0.1,
+        no_embed_class=True,
+        mlp_layer=SwiGLUPacked,
+    ),
     member("pre_norm_quick_gelu_clip", pre_norm=True, act_layer="quick_gelu"),
     member("query_key_norm", qk_norm=True, scale_attn_norm=True),
     member("post_norm", block_fn=ResPostBlock),

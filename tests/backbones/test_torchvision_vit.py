@@ -22,12 +22,12 @@ SIZE: dict[str, Any] = {
 
 def member(name: str, **kwargs: Any) -> Case:
     def build(**more: Any) -> Callable[[], nn.Module]:
-        return lambda: VisionTransformer(**SIZE, **kwargs, **more)
+        return lambda: VisionTransformer(**{**SIZE, **kwargs, **more})
 
     return Case(name, build(), dropout=build(dropout=0.5, attention_dropout=0.5), checkpoints=False)
 
 
-CASES = [member("vit"), member("representation", representation_size=24)]
+CASES = [member("vit", num_layers=2), member("representation", representation_size=24)]
 
 
 MACHINERY = ("vit",)

@@ -80,14 +80,14 @@ def whole(cls: type[nn.Module], config: type, call: Any) -> Case:
 
 CASES = [
     member(hf.ViTModel, hf.ViTConfig, pooled, dropout=VIT_DROPOUT),
-    member(hf.ViTForImageClassification, hf.ViTConfig, logits, dropout=VIT_DROPOUT),
+    member(hf.ViTForImageClassification, hf.ViTConfig, logits, dropout=VIT_DROPOUT, num_hidden_layers=2),
     member(hf.DeiTModel, hf.DeiTConfig, pooled),
     member(hf.DeiTForImageClassification, hf.DeiTConfig, logits, dropout=VIT_DROPOUT),
     member(hf.DeiTForImageClassificationWithTeacher, hf.DeiTConfig, logits),
     member(hf.CLIPVisionModel, hf.CLIPVisionConfig, pooled, dropout={"attention_dropout": 0.5}),
     member(hf.CLIPVisionModelWithProjection, hf.CLIPVisionConfig, image_embeds),
     member(hf.SiglipVisionModel, hf.SiglipVisionConfig, pooled),
-    member(hf.Dinov2Model, hf.Dinov2Config, pooled, layerscale_value=0.1),
+    member(hf.Dinov2Model, hf.Dinov2Config, pooled, layerscale_value=0.1, num_hidden_layers=2),
     member(
         hf.Dinov2ForImageClassification, hf.Dinov2Config, logits, layerscale_value=0.1,
         dropout={**VIT_DROPOUT, "drop_path_rate": 0.5},
