@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import aim_adapters as aim
 from aim_adapters.integrations import LightningAdapterCallback
+from tests import processes
 from tests.tiny import base, video, wrapped
 
 pytestmark = [
@@ -182,15 +183,19 @@ def test_the_older_name_of_the_package_works_too(tmp_path: Path) -> None:
     assert same(state_of(other), state_of(net))
 
 
-@pytest.mark.filterwarnings("ignore:parameters beside the wrapped model train:UserWarning")
-def test_two_processes_write_one_checkpoint_and_go_on(tmp_path: Path) -> None:
+def fork_two(_: int, folder: Path) -> None:
     settings: dict[str, Any] = {"strategy": "ddp_fork", "devices": 2, "use_distributed_sampler": False}
     whole, rest = make_net(), make_net()
-    trainer(tmp_path, LightningAdapterCallback(), saver(tmp_path), max_epochs=2, **settings).fit(whole, data())
-    one = trainer(tmp_path / "other", LightningAdapterCallback(), max_epochs=2, **settings)
-    one.fit(rest, data(), ckpt_path=tmp_path / "epoch=0.ckpt")
+    trainer(folder, LightningAdapterCallback(), saver(folder), max_epochs=2, **settings).fit(whole, data())
+    one = trainer(folder / "other", LightningAdapterCallback(), max_epochs=2, **settings)
+    one.fit(rest, data(), ckpt_path=folder / "epoch=0.ckpt")
     assert same(state_of(rest), state_of(whole))  # a launcher that forks brings weights back through the callback too
-    assert (tmp_path / "epoch=1.aim" / "adapter_model.safetensors").is_file()
+    assert (folder / "epoch=1.aim" / "adapter_model.safetensors").is_file()
+
+
+def test_two_processes_write_one_checkpoint_and_go_on(tmp_path: Path) -> None:
+    """In a fresh process: none that has run a backward pass inside of another may fork and train."""
+    processes.start(fork_two, (tmp_path,), nprocs=1)
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
