@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers as hf
 
 import aim_adapters as aim
@@ -40,6 +42,29 @@ def test_each_adapter_has_labels_of_its_own() -> None:
     assert model(_video()).shape[1] == 2
     aim.set_adapter(model, "default")
     assert aim.clip_spec(model).labels == NAMES
+
+
+def test_an_average_keeps_what_all_its_adapters_say() -> None:
+    model = wrapped("tiny.x", labels=NAMES)
+    record_clip(model, stride=6)
+    for name, labels in (("same", NAMES), ("turned", NAMES[::-1])):
+        aim.add_adapter(model, name, aim.AIMConfig(4), labels=labels)
+        aim.average_adapters(model, ["default", name], into=f"with {name}")
+    aim.set_adapter(model, "with same")
+    assert (aim.clip_spec(model).labels, aim.clip_spec(model).stride) == (NAMES, None)
+    aim.set_adapter(model, "with turned")
+    assert aim.clip_spec(model).labels is None
+
+
+def test_what_is_put_around_a_model_changes_nothing() -> None:
+    model = trained("tiny.x", labels=NAMES)
+    spec = aim.clip_spec(model)
+    assert aim.clip_spec(torch.compile(model)) == aim.clip_spec(copy.deepcopy(model)) == spec
+    with aim.disable_adapters(model):
+        assert aim.clip_spec(model) == spec
+    with pytest.warns(UserWarning, match="interpolated"):
+        aim.set_num_frames(model, 8)
+    assert aim.clip_spec(model) == dataclasses.replace(spec, frames=8)
 
 
 def test_models_of_transformers_learn_the_names_too() -> None:

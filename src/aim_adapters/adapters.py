@@ -163,8 +163,11 @@ def average_adapters(
             target.copy_(torch.as_tensor(mean))
     if all(adapter.state.origin == first.origin for adapter in adapters):
         average.state.origin = first.origin  # they share a base model
-    if all(adapter.state.clip == first.clip for adapter in adapters):
-        average.state.clip = first.clip
+    average.state.clip = {
+        fact: value
+        for fact, value in first.clip.items()
+        if all(adapter.state.clip.get(fact) == value for adapter in adapters)
+    }
     wrapped.state.shelve(average)
 
 
