@@ -11,7 +11,7 @@ from aim_adapters.version import __version__ as __version__
 if TYPE_CHECKING:
     from aim_adapters import integrations as integrations
     from aim_adapters.adapters import add_adapter, average_adapters, delete_adapter, list_adapters, set_adapter
-    from aim_adapters.analysis import FlopCount, count_flops
+    from aim_adapters.analysis import AttentionMaps, FlopCount, attention_maps, count_flops
     from aim_adapters.backbones import Backbone, BaseRequest, list_backbones, register_backbone
     from aim_adapters.checkpoint import (
         LoadReport,
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "AIMConfig": "config",
     "AIMError": "errors",
+    "AttentionMaps": "analysis",
     "Backbone": "backbones",
     "BaseRequest": "backbones",
     "BlockAttention": "execution",
@@ -85,6 +86,7 @@ _LAZY = {
     "adapter_param_groups": "parameters",
     "adapter_state_dict": "checkpoint",
     "add_adapter": "adapters",
+    "attention_maps": "analysis",
     "average_adapters": "adapters",
     "clip_spec": "clip_spec",
     "convert_official_checkpoint": "convert",
@@ -124,6 +126,7 @@ _ROOMS = {module.name for module in iter_modules(__path__) if not module.name.st
 __all__ = [
     "AIMConfig",
     "AIMError",
+    "AttentionMaps",
     "Backbone",
     "BaseRequest",
     "BlockAttention",
@@ -145,6 +148,7 @@ __all__ = [
     "adapter_param_groups",
     "adapter_state_dict",
     "add_adapter",
+    "attention_maps",
     "average_adapters",
     "clip_spec",
     "convert_official_checkpoint",

@@ -20,6 +20,7 @@ ProjectPacked = Callable[[Any, Tensor], Tensor | None]
 ProjectOut = Callable[[Any, Tensor, Tensor], Tensor]
 Attend = Callable[..., Tensor]
 Parts = Callable[[Any, Any], "BlockParts"]
+Tiles = Callable[[Any, int, int], Tensor]
 Override = Callable[..., Any]
 
 
@@ -144,6 +145,9 @@ class BlockAnatomy:
         temporal: The block also attends over time (Swin: only where windows are not shifted).
         parts: ``(block, anatomy) -> BlockParts``: the weights of the block's branches, read at every call, so that a
             replaced layer is noticed. None: these blocks always run as modules.
+        tiles: ``(block, rows, columns) -> index``: the tokens of each window of a frame of ``rows`` times ``columns``
+            tokens, int64 ``[W, M]``, -1 where a window is padded (Swin). None: all tokens of a frame attend to one
+            another.
     """
 
     attention: str
@@ -161,6 +165,7 @@ class BlockAnatomy:
     fused_spatial: bool = False
     temporal: bool = True
     parts: Parts | None = None
+    tiles: Tiles | None = None
 
 
 @dataclass(frozen=True)
@@ -225,6 +230,7 @@ class BackboneAnatomy:
             number of classes of a new classification layer, or an earlier ``old`` to restore. None: the model records
             nothing.
         patch_conv: Path of the convolution that cuts an image into patches; None where it is not a single convolution.
+        class_token: The first of the prefix tokens, if there are any, is a [class] token.
         class_token_only: ``(root) -> bool``, asked at every call: whether the root's ``forward`` reads only the first
             token of the last block's output, frame by frame, so that the block need not compute the others. None:
             never.
@@ -263,6 +269,7 @@ class BackboneAnatomy:
     pooled_outputs: tuple[str, ...] = ()
     relabel: Callable[[Any, Any], Any] | None = None
     patch_conv: str | None = None
+    class_token: bool = True
     class_token_only: Callable[[Any], bool] | None = None
     whole_model: bool = False
     caution: str = ""

@@ -87,6 +87,28 @@ class ModelPromises:
                 assert packed.shape[3] == block_anatomy.heads(attention)
                 assert all(torch.equal(one, other) for one, other in zip(packed.unbind(2), separate, strict=True))
 
+    def test_attention_maps_are_of_what_it_computes(self, case: Case) -> None:
+        model = wake(aim.wrap_image_model(case.model(), FRAMES))
+        before, video = snapshot(model), case.video()
+        with torch.no_grad():
+            expected = case.call(model, video)
+            features = case.call(model, video.flip(1))
+        maps = aim.attention_maps(model, video)
+        assert_same(before, snapshot(model))
+        if case.exact:  # else what was called goes on behind the tower
+            assert_near(maps.logits, case.output(expected))
+        first, last = maps.grids[0], maps.grids[-1]
+        for block in maps.blocks:
+            found = maps.spatial(block)
+            assert found.shape == (2, FRAMES, *maps.grids[block]) and found.min() >= 0
+            assert found.flatten(2).sum(2).max() < 1 + 1e-5
+        for block in maps.temporal_blocks:
+            rows = maps.temporal_grid(block).sum(-1)
+            torch.testing.assert_close(rows, torch.ones(2, *maps.grids[block], FRAMES))
+        assert maps.rollout().shape == (2, FRAMES, *first) and len(maps.heads) == len(maps.grids)
+        assert maps.rollout(query=(last[0] - 1, 0)).flatten(2).sum(2).max() < 1 + 1e-5
+        assert torch.equal(case.call(model, video.flip(1)), features)  # it runs as it did
+
     # 2. The base is untouched
 
     def test_base_state_survives_wrapping_and_training(self, case: Case) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aim_adapters.anatomy import Attend, BlockAnatomy, Parts, require_called
+from aim_adapters.anatomy import Attend, BlockAnatomy, Parts, Tiles, require_called
 from aim_adapters.backbones._attention import num_heads, project_out, unit_scale
 
 
@@ -51,13 +51,39 @@ def _scale(attn: Any) -> float:
     return float((attn.qkv.out_features // 3 // attn.num_heads) ** -0.5)  # the width d of a head may be more than D/H
 
 
-def block_anatomy(version: int, attend: Attend, parts: Parts, *, shifted: bool, drops: tuple[str, str]) -> BlockAnatomy:
+def tile_frame(rows: int, columns: int, size: tuple[int, int], shift: tuple[int, int], *, pads_first: bool) -> Tensor:
+    """Return the tokens of each window of a frame, as windows lie in a batch.
+
+    Args:
+        rows: Height of the frame in tokens.
+        columns: Its width in tokens.
+        size: Height and width of a window.
+        shift: How far the windows are shifted down and to the right.
+        pads_first: The frame is padded to whole windows before it is rolled by the shift (torchvision); else behind.
+
+    Returns:
+        int64 ``[W, M]``, -1 in place of padding.
+    """
+    index = torch.arange(rows * columns).view(rows, columns)
+    padding = (0, -columns % size[1], 0, -rows % size[0])
+    if pads_first:
+        index = F.pad(index, padding, value=-1).roll((-shift[0], -shift[1]), (0, 1))
+    else:
+        index = F.pad(index.roll((-shift[0], -shift[1]), (0, 1)), padding, value=-1)
+    tiles: Tensor = index.unflatten(1, (-1, size[1])).unflatten(0, (-1, size[0])).transpose(1, 2)
+    return tiles.flatten(2).flatten(0, 1)  # [W, M]
+
+
+def block_anatomy(
+    version: int, attend: Attend, parts: Parts, tiles: Tiles, *, shifted: bool, drops: tuple[str, str]
+) -> BlockAnatomy:
     """Return the anatomy of a block.
 
     Args:
         version: 1 or 2.
         attend: The library's own windowed attention.
         parts: Reads the branches of a block of version 1.
+        tiles: Tells the windows of a block.
         shifted: Whether its windows are shifted (the odd blocks of a stage), so that it does not attend over time.
         drops: Attributes of the drop paths after attention and MLP.
     """
@@ -76,4 +102,5 @@ def block_anatomy(version: int, attend: Attend, parts: Parts, *, shifted: bool, 
         heads=num_heads,
         parts=parts if version == 1 else None,
         temporal=not shifted,
+        tiles=tiles,
     )

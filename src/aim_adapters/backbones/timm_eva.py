@@ -54,6 +54,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
         heads=(HeadAnatomy("head"),),
         output_width=model.embed_dim,
         prefix_tokens=model.num_prefix_tokens,
+        class_token=model.cls_token is not None,
         **common_fields(model),
     )
 

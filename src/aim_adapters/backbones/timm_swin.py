@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, BlockParts, HeadAnatomy, Windows, require_type
 from aim_adapters.backbones._parts import windowed_parts
-from aim_adapters.backbones._swin import block_anatomy
+from aim_adapters.backbones._swin import block_anatomy, tile_frame
 from aim_adapters.backbones._timm import build, classifier, common_fields, hub_id, names
 from aim_adapters.backbones.descriptor import Backbone
 
@@ -40,7 +40,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
             require_type(layer.blocks, str(index), (block_type,), where=f"layers.{stage}.blocks")
             require_type(block, "attn", (attention_type,), where=path)
             # Judged by the index: in a stage that one window covers, timm sets the shift of every block to 0.
-            blocks.append((path, block_anatomy(version, _attend, _parts, shifted=index % 2 == 1, drops=_DROPS)))
+            blocks.append((path, block_anatomy(version, _attend, _parts, _tiles, shifted=index % 2 == 1, drops=_DROPS)))
             widths.append(block.dim)
     return BackboneAnatomy(
         family="timm_swin",
@@ -72,6 +72,10 @@ def _windows(block: Any) -> Windows:
     # timm fixes the shift when it builds the block, whatever the size of the frame at a call.
     bias = block.attn._get_rel_pos_bias().squeeze(0)
     return Windows(tuple(block.window_size), tuple(block.shift_size), bias, always_shifted=True)
+
+
+def _tiles(block: Any, rows: int, columns: int) -> Tensor:
+    return tile_frame(rows, columns, block.window_size, block.shift_size, pads_first=False)
 
 
 BACKBONE = Backbone(

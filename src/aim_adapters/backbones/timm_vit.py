@@ -55,6 +55,7 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
         heads=tuple(HeadAnatomy(name, name) for name in ("head", "head_dist") if hasattr(model, name)),
         output_width=model.embed_dim,
         prefix_tokens=model.num_prefix_tokens,
+        class_token=model.cls_token is not None,
         class_token_only=reads_class_token if type(model) is VisionTransformer else None,
         **common_fields(model),
     )

@@ -17,7 +17,7 @@ from aim_adapters.anatomy import (
     require_type,
 )
 from aim_adapters.backbones._parts import windowed_parts
-from aim_adapters.backbones._swin import block_anatomy
+from aim_adapters.backbones._swin import block_anatomy, tile_frame
 from aim_adapters.backbones._torchvision import STATISTICS, build, classifier, labels, names
 from aim_adapters.backbones.descriptor import Backbone
 from aim_adapters.errors import UnsupportedModelError
@@ -50,7 +50,8 @@ def read(model: nn.Module) -> BackboneAnatomy | None:
             require_type(layer, str(index), tuple(versions), where=f"features.{stage}")
             version = versions[type(block)]
             require_type(block, "attn", (attention[version],), where=path)
-            blocks.append((path, block_anatomy(version, _attend, _parts, shifted=index % 2 == 1, drops=_DROPS)))
+            anatomy = block_anatomy(version, _attend, _parts, _tiles, shifted=index % 2 == 1, drops=_DROPS)
+            blocks.append((path, anatomy))
             widths.append(block.attn.qkv.in_features)
     if not blocks:
         raise UnsupportedModelError("this torchvision SwinTransformer has no blocks")
@@ -93,6 +94,13 @@ def _parts(block: Any, anatomy: BlockAnatomy) -> BlockParts:
 def _windows(block: Any) -> Windows:
     size, shift = block.attn.window_size, block.attn.shift_size
     return Windows((size[0], size[1]), (shift[0], shift[1]), block.attn.get_relative_position_bias().squeeze(0))
+
+
+def _tiles(block: Any, rows: int, columns: int) -> Tensor:
+    size, shift = block.attn.window_size, block.attn.shift_size
+    # A window as high or wide as the frame, padded, is not shifted.
+    moved = (0 if size[0] >= rows else shift[0], 0 if size[1] >= columns else shift[1])
+    return tile_frame(rows, columns, (size[0], size[1]), moved, pads_first=True)
 
 
 BACKBONE = Backbone(

@@ -18,6 +18,7 @@ from aim_adapters.core.base_values import (
     within_rounding,
 )
 from aim_adapters.core.build import build_adapter, place_of, require_place_for_head
+from aim_adapters.core.calls import evaluating, pooled_output
 from aim_adapters.core.foreign import (
     DISTRIBUTED_CLASSES,
     canonical_path,
@@ -35,6 +36,7 @@ from aim_adapters.core.guards import (
     require_memory,
     require_wrappable,
 )
+from aim_adapters.core.inspection import inspecting
 from aim_adapters.core.install import fill_adapter, install_adapter, remove, withdraw_adapter
 from aim_adapters.core.lookup import FoundAdapter, WrappedModel, find_roots, is_wrapped, only_root
 from aim_adapters.core.mixins import WholeModel
@@ -67,11 +69,13 @@ __all__ = [
     "can_train",
     "canonical_path",
     "enough_memory",
+    "evaluating",
     "fill_adapter",
     "find_changes",
     "find_roots",
     "fp8_missing",
     "fused_branches",
+    "inspecting",
     "install_adapter",
     "is_own_name",
     "is_sharded",
@@ -86,6 +90,7 @@ __all__ = [
     "patch",
     "place_of",
     "plain_values",
+    "pooled_output",
     "remove",
     "require_bare",
     "require_local",

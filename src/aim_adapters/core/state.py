@@ -278,9 +278,9 @@ class NormState(AIMState):
 
 @contextlib.contextmanager
 def by_modules(state: RootState) -> Iterator[None]:
-    """Run every branch as the image model's own modules for a while."""
+    """Run every branch as the image model's own modules for a while, and keep all that they compute."""
     before = state.execution
-    state.execution = replace(before, fused=False)
+    state.execution = replace(before, fused=False, memory="fast", frozen_precision="auto")
     try:
         yield
     finally:

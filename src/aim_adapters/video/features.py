@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy
 from aim_adapters.arguments import require_integer
-from aim_adapters.core import RootState, only_root, outermost_path, without_classifiers
+from aim_adapters.core import RootState, evaluating, only_root, outermost_path, pooled_output, without_classifiers
 from aim_adapters.errors import InputError, StateError, UnsupportedModelError
 from aim_adapters.layers import advise_dtype, advise_type
 
@@ -59,11 +58,11 @@ def extract_features(
     frames = _Frames(video, anatomy)
     called, device = model.get_submodule(outermost_path(path)), next(root.parameters()).device
     clips, features = _clips(frames, num_frames, stride, device), []
-    with _evaluating(called), torch.inference_mode(), without_classifiers(state):
+    with evaluating(called), torch.inference_mode(), without_classifiers(state):
         while batch := list(islice(clips, batch_size)):
             out = called(**{anatomy.input_name: torch.cat(batch)})
             # A copy: CUDA graphs write the next batch's output into the same memory.
-            features.append(_pooled(out, anatomy.pooled_outputs).clone())
+            features.append(pooled_output(out, anatomy.pooled_outputs).clone())
             del batch, out  # freed before the next frames are read
     return torch.cat(features)  # outside of inference mode, so that a probe can be trained on it
 
@@ -159,22 +158,6 @@ def _clips(frames: _Frames, num_frames: int, stride: int, device: torch.device) 
         del between, new
 
 
-def _pooled(out: Any, pooled_outputs: tuple[str, ...]) -> Tensor:
-    """Return the features among a model's outputs."""
-    if isinstance(out, tuple):
-        out = out[0]
-    if isinstance(out, Tensor):
-        return out
-    # First the mean over several classification layers, else the output that was pooled last.
-    for name in ("logits", *reversed(pooled_outputs)):
-        if isinstance(pooled := getattr(out, name, None), Tensor):
-            return pooled
-    raise UnsupportedModelError(
-        f"this model returns a {type(out).__name__} without {' or '.join(pooled_outputs)}: it pools nothing over "
-        "tokens; load it with its pooling layer"
-    )
-
-
 def _require_features(root: nn.Module, state: RootState) -> None:
     """Refuse a model that has no features, or would return something else instead."""
     anatomy = state.anatomy
@@ -192,15 +175,3 @@ def _require_features(root: nn.Module, state: RootState) -> None:
                 f"the classification layer {head.path!r} is a {type(layer).__name__}, not one linear layer, and runs "
                 "on each frame; wrap the model with num_classes=0 for features"
             )
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode inside the block, and restore the mode of each module after it."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module in training:
-            module.training = True

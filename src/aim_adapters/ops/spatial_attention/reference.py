@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange
+from einops import repeat
 from torch import Tensor
+
+
+def attention_weights(q: Tensor, k: Tensor, *, scale: float, bias: Tensor | None) -> Tensor:
+    """Return ``softmax(scale · q·kᵀ + bias)``.
+
+    Args:
+        q: Queries ``[F, N, H, d]``; F frames or windows.
+        k: Keys ``[F, M, H, d]``.
+        scale: Factor on the scores.
+        bias: Added to the scores, in any shape that broadcasts to ``[F, H, N, M]``, or None.
+
+    Returns:
+        ``[F, H, N, M]``; rows sum to 1.
+    """
+    scores = torch.einsum("fnhd,fmhd->fhnm", q * scale, k)
+    return (scores if bias is None else scores + bias.to(scores.dtype)).softmax(-1)
 
 
 def spatial_attention(qkv: Tensor, *, scale: float, bias: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -20,10 +36,8 @@ def spatial_attention(qkv: Tensor, *, scale: float, bias: Tensor | None, mask: T
         ``[F, N, H, d]``.
     """
     q, k, v = qkv.unbind(2)
-    scores = torch.einsum("fnhd,fmhd->fhnm", q * scale, k)
-    if bias is not None:
-        scores = scores + bias.to(scores.dtype)
+    added = bias
     if mask is not None:
-        windows = rearrange(scores, "(f w) h n m -> f w h n m", w=mask.shape[0])
-        scores = rearrange(windows + mask.to(scores.dtype)[:, None], "f w h n m -> (f w) h n m")
-    return torch.einsum("fhnm,fmhd->fnhd", scores.softmax(-1), v)
+        windows = repeat(mask, "w n m -> (f w) 1 n m", f=len(qkv) // len(mask))
+        added = windows if bias is None else windows + bias
+    return torch.einsum("fhnm,fmhd->fnhd", attention_weights(q, k, scale=scale, bias=added), v)
