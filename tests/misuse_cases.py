@@ -174,6 +174,9 @@ CALLS: dict[str, Callable[[Stage], dict[str, Any]]] = {
     "adapter_param_groups": lambda on: {"model": on.model, "weight_decay": 0.05, "others": False},
     "adapter_state_dict": lambda on: {"model": on.model, "name": "other"},
     "add_adapter": lambda on: {"model": on.model, "name": "new", "config": aim.AIMConfig(4)},
+    "attention_maps": lambda on: {
+        "model": on.model, "video": video(1), "blocks": [0], "components": ["temporal"], "target": 0,
+    },
     "average_adapters": lambda on: {
         "model": on.model, "names": ["default", "default"], "into": "mean", "weights": [1, 2],
     },

@@ -176,9 +176,9 @@ def test_modes_and_contexts_around_it() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"blocks": [3]}, "block must be one of 0 to 2"),
+        ({"blocks": [3]}, "blocks must be a list of indices from 0 to 2 .* got 3"),
         ({"blocks": "all"}, "blocks must be a list"),
-        ({"blocks": [True]}, "block must be one of 0 to 2"),
+        ({"blocks": [True]}, "blocks must be a list of indices from 0 to 2"),
         ({"components": ["time"]}, "components must be some of those that the model has.*got 'time'"),
         ({"components": "temporal"}, "components must be some of"),
         ({"target": 5}, "index of one of 5 classes"),

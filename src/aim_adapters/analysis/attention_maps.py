@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from aim_adapters.analysis.recording import AttentionRecorder, SpatialRecord
 from aim_adapters.analysis.targets import Target, target_indices
-from aim_adapters.arguments import read_items, shown
+from aim_adapters.arguments import read_items, require_texts, shown
 from aim_adapters.config import COMPONENTS
 from aim_adapters.core import RootState, evaluating, inspecting, only_root, outermost_path, pooled_output
 from aim_adapters.errors import ConfigError, InputError, StateError, UnsupportedModelError
@@ -184,10 +185,9 @@ class AttentionMaps:
         return index
 
     def _head(self, index: int, head: int) -> int:
-        count = self.heads[index]
-        if isinstance(head, bool) or not isinstance(head, int) or not -count <= head < count:
-            raise ConfigError(f"head must be one of 0 to {count - 1} of block {index}, or None, got {shown(head)}")
-        return head % count
+        return _place(
+            head, self.heads[index], f"head must be one of 0 to {self.heads[index] - 1} of block {index}, or None"
+        )
 
     def _patch(self, what: str, patch: Any, grid: tuple[int, int]) -> int:
         whole = isinstance(patch, (tuple, list)) and len(patch) == 2 and all(type(place) is int for place in patch)
@@ -326,16 +326,21 @@ def block_index(block: object, count: int) -> int:
     Raises:
         ConfigError: There is no such block.
     """
-    if isinstance(block, bool) or not isinstance(block, int) or not -count <= block < count:
-        raise ConfigError(f"block must be one of 0 to {count - 1} (or {-count} to -1), got {shown(block)}")
-    return block % count
+    return _place(block, count, f"block must be one of 0 to {count - 1} (or {-count} to -1)")
+
+
+def _place(value: object, count: int, refusal: str) -> int:
+    """Return an index below a count; a negative one counts from the end."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not -count <= int(value) < count:
+        raise ConfigError(f"{refusal}, got {shown(value)}")
+    return int(value) % count
 
 
 def _blocks(blocks: object, count: int) -> tuple[int, ...]:
     if blocks is None:
         return tuple(range(count))
-    items = read_items(blocks, "blocks must be a list of indices of blocks")
-    return tuple(sorted({block_index(item, count) for item in items}))
+    refusal = f"blocks must be a list of indices from 0 to {count - 1} (or {-count} to -1)"
+    return tuple(sorted({_place(item, count, refusal) for item in read_items(blocks, refusal)}))
 
 
 def _components(components: object, state: RootState) -> tuple[str, ...]:
@@ -349,7 +354,7 @@ def _components(components: object, state: RootState) -> tuple[str, ...]:
         )
     if components is None:
         return tuple(name for name in COMPONENTS if name in there)
-    asked = read_items(components, f"components must be some of {', '.join(map(repr, COMPONENTS))}")
+    asked = require_texts("components", components, expected=f"some of {', '.join(map(repr, COMPONENTS))} in a tuple")
     if unknown := [name for name in asked if name not in there]:
         raise ConfigError(
             f"components must be some of those that the model has, {', '.join(map(repr, there)) or 'none'}, "
