@@ -38,6 +38,32 @@ def test_recipes_need_no_pytorch() -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("ev", ["evaluate"]),
+        ("train --recipe small", ["small-data"]),
+        ("train --model t", ["timm:", "torchvision:", "transformers:"]),
+        ("train --memory ", ["fast", "balanced", "low"]),
+    ],
+)
+def test_the_shell_completes_without_pytorch(typed: str, completed: list[str]) -> None:
+    """As a module, too, whose name is none that a shell can call."""
+    words = f"aim-adapters {typed}"
+    asked = {"_AIM_ADAPTERS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    code = f"import os, sys; os.environ.update({asked}); sys.argv = ['python -m aim_adapters']\n"
+    result = start(
+        f"{code}from aim_adapters.cli import main\ntry:\n    main()\nfinally:\n    assert 'torch' not in sys.modules"
+    )
+    assert (result.returncode, result.stdout.split()) == (0, completed), result.stderr
+
+
+def test_an_unknown_command_says_what_is_near() -> None:
+    result = run("evalute")
+    assert result.exit_code == 2
+    assert "Did you mean 'evaluate'?" in result.stderr
+
+
 def test_without_the_extra_it_says_what_to_install() -> None:
     code = "import sys; sys.modules['typer'] = None; sys.argv = ['aim-adapters', '--help']"
     result = start(f"{code}\nfrom aim_adapters.cli import main\nmain()")

@@ -16,4 +16,4 @@ def main() -> None:
         if str(error.name).partition(".")[0] not in ("rich", "typer"):
             raise
         sys.exit(f"aim-adapters needs {error.name}; install it with: pip install 'aim-adapters[cli]'")
-    app()
+    app(prog_name="aim-adapters")  # also as `python -m aim_adapters`, whose name no shell can complete

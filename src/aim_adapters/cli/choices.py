@@ -5,10 +5,35 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import typer
 
-_LAYERS = ("all", "bottom_half", "top_half", "alternate")
+LAYERS = ("all", "bottom_half", "top_half", "alternate")
+
+
+def completed(*words: str) -> Callable[[str], list[str]]:
+    """Return a completion of a value that is one of several words.
+
+    Args:
+        *words: The words.
+    """
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Return the names of recipes that begin so.
+
+    Args:
+        incomplete: What was typed.
+    """
+    from aim_adapters.recipes import list_recipes
+
+    return [row.name for row in list_recipes() if row.name.startswith(incomplete)]
+
+
+# Not the names of models, as the libraries that know them take seconds to import.
+complete_model = completed("open_clip:", "timm:", "torchvision:", "transformers:")
 
 
 def one_of(*choices: str) -> Callable[[str | None], str | None]:
@@ -24,6 +49,16 @@ def one_of(*choices: str) -> Callable[[str | None], str | None]:
         return value
 
     return check
+
+
+def choice(help: str, *words: str) -> Any:
+    """Return an option that is one of several words, which the shell completes.
+
+    Args:
+        help: Its help.
+        *words: The words.
+    """
+    return typer.Option(help=help, callback=one_of(*words), autocompletion=completed(*words))
 
 
 def require_views(value: str) -> str:
@@ -90,10 +125,10 @@ def parse_layers(text: str) -> str | list[int]:
     Raises:
         typer.BadParameter: It is of another form.
     """
-    if text in _LAYERS:
+    if text in LAYERS:
         return text
     if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise typer.BadParameter(f"expected one of {', '.join(_LAYERS)}, or indices of blocks, 8,9,10; got {text!r}")
+        raise typer.BadParameter(f"expected one of {', '.join(LAYERS)}, or indices of blocks, 8,9,10; got {text!r}")
     return [int(part) for part in text.split(",")]
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from aim_adapters.cli.choices import complete_recipe, completed
 from aim_adapters.cli.output import Debug, Json, command
 
 
@@ -26,7 +27,9 @@ def _lines(settings: Mapping[str, Any]) -> str:
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="A recipe, to show all of its settings.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A recipe, to show all of its settings.", autocompletion=complete_recipe)
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -47,7 +50,11 @@ def backbones(
         str | None, typer.Argument(help="Part of a name, or a pattern with * and ?, such as '*clip*openai'.")
     ] = None,
     library: Annotated[
-        str | None, typer.Option(help="timm, open_clip or torchvision; by default all that are installed.")
+        str | None,
+        typer.Option(
+            help="timm, open_clip or torchvision; by default all that are installed.",
+            autocompletion=completed("open_clip", "timm", "torchvision", "transformers"),
+        ),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,

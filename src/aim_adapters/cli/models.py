@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aim_adapters.cli.choices import one_of, require_views
+from aim_adapters.cli.choices import choice, require_views
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,8 +25,9 @@ Views = Annotated[str, typer.Option(help="Clips in time x crops in space.", call
 Device = Annotated[str | None, typer.Option(help="Such as cuda:1; by default a GPU if there is one.")]
 Precision = Annotated[
     str | None,
-    typer.Option(help="fp32, bf16 or fp16; by default fp32.", callback=one_of("fp32", "bf16", "fp16")),
+    choice("fp32, bf16 or fp16; by default fp32.", "fp32", "bf16", "fp16"),
 ]
+Memory = Annotated[str | None, choice("What a step keeps: fast, balanced or low.", "fast", "balanced", "low")]
 BaseModel = Annotated[
     str | None, typer.Option(help="The image model, if not the one that the run names: a name, or a directory.")
 ]

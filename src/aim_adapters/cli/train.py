@@ -10,9 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from aim_adapters.cli.baselines import BASELINES, build_named_baseline
-from aim_adapters.cli.choices import one_of, parse_layers, parse_size, require_layers, require_size
+from aim_adapters.cli.choices import (
+    LAYERS,
+    choice,
+    complete_model,
+    complete_recipe,
+    completed,
+    parse_layers,
+    parse_size,
+    require_layers,
+    require_size,
+)
 from aim_adapters.cli.data import AllowEmpty, Data, MaxSkipped, Nested, Workers, open_videos
-from aim_adapters.cli.models import DEFAULT_MODEL, build_image_model, record_model
+from aim_adapters.cli.models import DEFAULT_MODEL, Memory, build_image_model, record_model
 from aim_adapters.cli.output import Debug, Json, Output, command
 
 if TYPE_CHECKING:
@@ -31,30 +41,33 @@ def train(
         typer.Option(
             help="Image model, library:name or library:directory; `aim-adapters backbones` lists names.",
             show_default=DEFAULT_MODEL,
+            autocompletion=complete_model,
         ),
     ] = None,
     frames: Annotated[int | None, typer.Option(help="Frames of a clip; by default the recipe's, or 8.", min=1)] = None,
-    recipe: Annotated[str, typer.Option(help="Recipe; `aim-adapters recipes` lists them.")] = "small-data",
+    recipe: Annotated[
+        str, typer.Option(help="Recipe; `aim-adapters recipes` lists them.", autocompletion=complete_recipe)
+    ] = "small-data",
     epochs: Annotated[int | None, typer.Option(help="Passes through the videos.", min=1)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Clips of a device in one pass.", min=1)] = None,
     accumulate: Annotated[int | None, typer.Option(help="Passes in a step of the optimizer.", min=1)] = None,
     learning_rate: Annotated[float | None, typer.Option(help="By default the recipe's, scaled to the batch.")] = None,
-    precision: Annotated[
-        str, typer.Option(help="auto, fp32, bf16, fp16 or fp8.", callback=one_of("auto", "fp32", "bf16", "fp16", "fp8"))
-    ] = "auto",
-    memory: Annotated[
-        str | None,
-        typer.Option(help="What a step keeps: fast, balanced or low.", callback=one_of("fast", "balanced", "low")),
-    ] = None,
+    precision: Annotated[str, choice("auto, fp32, bf16, fp16 or fp8.", "auto", "fp32", "bf16", "fp16", "fp8")] = "auto",
+    memory: Memory = None,
     bottleneck: Annotated[float, typer.Option(help="Width of adapters, as a share of the model's.")] = _BOTTLENECK,
     layers: Annotated[
-        str, typer.Option(help="all, bottom_half, top_half, alternate, or blocks: 8,9,10,11.", callback=require_layers)
+        str,
+        typer.Option(
+            help="all, bottom_half, top_half, alternate, or blocks: 8,9,10,11.",
+            callback=require_layers,
+            autocompletion=completed(*LAYERS),
+        ),
     ] = "all",
     baseline: Annotated[
         str | None,
-        typer.Option(
-            help=f"Train something else, to compare adapters with: {', '.join(BASELINES[:-1])} or {BASELINES[-1]}.",
-            callback=one_of(*BASELINES),
+        choice(
+            f"Train something else, to compare adapters with: {', '.join(BASELINES[:-1])} or {BASELINES[-1]}.",
+            *BASELINES,
         ),
     ] = None,
     workers: Workers = None,
@@ -74,13 +87,8 @@ def train(
         typer.Option("--pretrained/--no-pretrained", help="Published weights; or random ones, to try a command out."),
     ] = True,
     dummy_data: Annotated[bool, typer.Option("--dummy-data", help="Time training without decoding.")] = False,
-    sharding: Annotated[
-        str | None, typer.Option(help="Over several devices: ddp or fsdp2.", callback=one_of("ddp", "fsdp2"))
-    ] = None,
-    log_with: Annotated[
-        str | None,
-        typer.Option(help="tensorboard, wandb or trackio.", callback=one_of("tensorboard", "wandb", "trackio")),
-    ] = None,
+    sharding: Annotated[str | None, choice("Over several devices: ddp or fsdp2.", "ddp", "fsdp2")] = None,
+    log_with: Annotated[str | None, choice("tensorboard, wandb or trackio.", "tensorboard", "wandb", "trackio")] = None,
     nested: Nested = False,
     allow_empty: AllowEmpty = False,
     max_skipped: MaxSkipped = 0.05,
