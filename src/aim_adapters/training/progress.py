@@ -7,6 +7,8 @@ import time
 from collections import deque
 from typing import Any
 
+_FACTS = 80  # columns that steps, facts and the time that is left take
+
 
 class Progress:
     """A progress line: a bar on a terminal, a line now and then elsewhere, nothing if not asked for.
@@ -88,10 +90,19 @@ def _bar() -> Any:
     try:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
     except ImportError:
         return None
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
+    console = Console(stderr=True)
+    # On a narrow terminal the facts go over two lines. Steps and the time that is left are never cut.
+    columns: list[Any] = [
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[facts]}", table_column=Column()),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+    ]
+    if (room := console.width - _FACTS) >= 8:
+        columns.insert(0, BarColumn(bar_width=min(40, room)))
+    return Progress(*columns, console=console)
 
 
 def _duration(seconds: float) -> str:
