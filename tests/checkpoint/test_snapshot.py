@@ -210,6 +210,11 @@ def test_mean_and_std_are_those_of_the_image_processor_beside_the_model(tmp_path
         read = hf.ViTForImageClassification.from_pretrained(tmp_path / "model")
         clip = clip_of(aim.wrap_image_model(read, 2), tmp_path / "out")
         assert (clip["mean"], clip["std"]) == expected
+    # The processor of images and text beside it, whose part goes first.
+    both = {"image_processor": {"image_mean": [0.25] * 3, "image_std": [0.5] * 3}}
+    processor.with_name("processor_config.json").write_text(json.dumps(both), encoding="utf-8")
+    read = hf.ViTForImageClassification.from_pretrained(tmp_path / "model")
+    assert clip_of(aim.wrap_image_model(read, 2), tmp_path / "out")["mean"] == [0.25] * 3
 
 
 def test_torchvision_knows_pixels_always_and_classes_by_the_name_of_the_weights(tmp_path: Path) -> None:

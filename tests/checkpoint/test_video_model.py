@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import aim_adapters as aim
-from aim_adapters.backbones import BaseRequest, build_base, read_anatomy
+from aim_adapters.backbones import BaseRequest, build_base, build_classifier, read_anatomy
 from aim_adapters.checkpoint import video_model
 from aim_adapters.checkpoint.video_model import load_video_model
 from aim_adapters.core import only_root
@@ -358,6 +358,15 @@ def transformers_base_is_pinned_too(hub: LoopbackHub, tmp_path: Path) -> None:
     assert torch.equal(loaded(video).logits, image_model.eval()(video).logits)  # both are the pages of one file
 
 
+def transformers_base_by_name_knows_its_normalization(hub: LoopbackHub, tmp_path: Path) -> None:
+    config = transformers.ViTConfig(**TOWER, num_labels=5)
+    scramble(transformers.ViTForImageClassification(config)).save_pretrained(tmp_path / "base")
+    transformers.ViTImageProcessor(image_mean=[0.5, 0.25, 0.125]).save_pretrained(tmp_path / "base")
+    upload(hub, "me/hf-processed", tmp_path / "base")
+    model = build_classifier("transformers:me/hf-processed")
+    assert aim.clip_spec(aim.wrap_image_model(model, FRAMES)).mean == (0.5, 0.25, 0.125)
+
+
 def missing_base_says_so_and_keeps_the_token(hub: LoopbackHub, tmp_path: Path) -> None:
     model = train(timm.create_model(f"local-dir:{timm_folder(tmp_path / 'base', *TIMM['vit'])}", pretrained=True))
     aim.save_adapters(model, tmp_path / "out", base_model_name_or_path="me/missing-vit")
@@ -379,6 +388,7 @@ SCENARIOS = [
     base_and_adapter_come_from_the_hub,
     pinned_base_is_the_one_that_is_loaded,
     transformers_base_is_pinned_too,
+    transformers_base_by_name_knows_its_normalization,
     missing_base_says_so_and_keeps_the_token,
 ]
 

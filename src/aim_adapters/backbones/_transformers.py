@@ -194,21 +194,7 @@ def image_statistics(model: Any) -> dict[str, Any]:
     Args:
         model: The whole model.
     """
-    from huggingface_hub import try_to_load_from_cache
-
-    folder, found = model.name_or_path, None
-    if folder and Path(folder).is_dir():
-        found = Path(folder, _PROCESSOR)
-    elif folder:
-        with suppress(ValueError):  # it cannot be the id of a repository
-            cached = try_to_load_from_cache(folder, _PROCESSOR, revision=getattr(model.config, "_commit_hash", None))
-            found = Path(cached) if isinstance(cached, str) else None
-    if found is None or not found.is_file():
-        return {}
-    try:
-        config = read_json(found)
-    except CheckpointError:  # transformers refuses such a file as well
-        return {}
+    config = _image_processor(model)
     mean, std = (_numbers(config.get(key)) for key in ("image_mean", "image_std"))
     scaled = any(math.isclose(scale, 1 / 255) for scale in _numbers([config.get("rescale_factor", 1 / 255)]))
     channels = getattr(model.config, "vision_config", model.config).num_channels
@@ -219,7 +205,32 @@ def image_statistics(model: Any) -> dict[str, Any]:
     return {"image_mean": mean, "image_std": std}
 
 
-_PROCESSOR = "preprocessor_config.json"
+def _image_processor(model: Any) -> dict[str, Any]:
+    """Return the config of a model's image processor, or nothing."""
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = model.name_or_path
+    is_folder = bool(folder) and Path(folder).is_dir()
+    for name in _PROCESSORS if folder else ():
+        found = Path(folder, name) if is_folder else None
+        if not is_folder:
+            with suppress(ValueError):  # it cannot be the id of a repository
+                cached = try_to_load_from_cache(folder, name, revision=getattr(model.config, "_commit_hash", None))
+                found = Path(cached) if isinstance(cached, str) else None
+        if found is None or not found.is_file():
+            continue
+        try:
+            config = read_json(found)
+        except CheckpointError:  # transformers refuses such a file as well
+            return {}
+        own: Any = config.get("image_processor") if name == _PROCESSORS[0] else config
+        if isinstance(own, dict):
+            return own
+    return {}
+
+
+# Where the image processor's config is: inside that of a processor of images and text, which goes first, or alone.
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 
 
 def _numbers(values: Any) -> tuple[float, ...]:
@@ -333,7 +344,11 @@ def classifier(request: BaseRequest, image_size: tuple[int, int] | None) -> Base
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
     if request.directory is None:
-        file = fetch(request, hub_id(request.name), "config.json")
+        repo_id = hub_id(request.name)
+        file = fetch(request, repo_id, "config.json")
+        for name in _PROCESSORS:  # whose mean and std `image_statistics` reads from the cache
+            with suppress(CheckpointError):
+                fetch(request, repo_id, name)
     elif not (file := request.directory / "config.json").is_file():
         raise ConfigError(f"{request.directory} holds no config.json of transformers")
     config = read_json(file)

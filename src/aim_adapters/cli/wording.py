@@ -32,6 +32,10 @@ _ADVICE = (
         r"Or build it yourself and call aim\.load_adapters\(model, [^)]*\)",
         "--base-model takes a directory that holds it",
     ),
+    (
+        r"build an aim\.ClipSpec\([^)]*\) and pass it as spec=",
+        "take a --model that says it, or a directory of it with a preprocessor_config.json that does",
+    ),
     (r"[;,] \.skipped lists them", ""),
     (", then with force_download=True", ""),
 )
