@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from aim_adapters.cli.check import check
+from aim_adapters.cli.env import env
 from aim_adapters.cli.evaluate import evaluate
 from aim_adapters.cli.lists import backbones, recipes
 from aim_adapters.cli.predict import predict
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, evaluate, predict, check, recipes, backbones):
+for command in (train, evaluate, predict, check, recipes, backbones, env):
     app.command()(command)
 
 

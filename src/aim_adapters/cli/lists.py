@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-import shutil
-import textwrap
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from aim_adapters.cli.choices import complete_recipe, completed
-from aim_adapters.cli.output import Debug, Json, command
-
-
-def _lines(settings: Mapping[str, Any]) -> str:
-    """Return settings as lines that fit the screen."""
-    width = max(map(len, settings)) + 2
-    lines = []
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{part} {item}" for part, item in value.items() if item not in (None, []))
-        text = "-" if value in (None, "") else str(value)
-        lines += textwrap.wrap(text, _columns(), initial_indent=f"{name:<{width}}", subsequent_indent=" " * width)
-    return "\n".join(lines)
+from aim_adapters.cli.output import Debug, Json, as_lines, columns, command
 
 
 def recipes(
@@ -39,10 +24,10 @@ def recipes(
 
         if name is not None:
             settings = get_recipe(name).to_dict()
-            output.result(settings, _lines(settings))
+            output.result(settings, as_lines(settings))
             return
         rows = list_recipes()
-        output.result([row._asdict() for row in rows], rows.to_text(_columns()))
+        output.result([row._asdict() for row in rows], rows.to_text(columns()))
 
 
 def backbones(
@@ -88,8 +73,3 @@ def backbones(
 def _matches(name: str, pattern: str) -> bool:
     """Return whether a name is like a pattern, with its library or without."""
     return any(fnmatch.fnmatchcase(part, pattern) for part in (name, name.partition(":")[2]))
-
-
-def _columns() -> int:
-    """Return the width of the screen; a file or another program gets whole lines."""
-    return shutil.get_terminal_size((1000, 24)).columns

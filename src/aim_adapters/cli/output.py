@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
+import textwrap
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -130,6 +132,27 @@ def command(*, as_json: bool, debug: bool) -> Iterator[Output]:
         except Exception as error:  # here every error ends, in a line that says it and an exit code
             output.failure(error, debug=debug)
             raise typer.Exit(FAILED) from None
+
+
+def as_lines(facts: Mapping[str, Any]) -> str:
+    """Return facts as lines that fit the screen, each with its name in front.
+
+    Args:
+        facts: By name; of what is None or empty, a dash is shown.
+    """
+    width = max(map(len, facts)) + 2
+    lines = []
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{part} {item}" for part, item in value.items() if item not in (None, []))
+        text = "-" if value in (None, "") else str(value)
+        lines += textwrap.wrap(text, columns(), initial_indent=f"{name:<{width}}", subsequent_indent=" " * width)
+    return "\n".join(lines)
+
+
+def columns() -> int:
+    """Return the width of the screen; a file or another program gets whole lines."""
+    return shutil.get_terminal_size((1000, 24)).columns
 
 
 def _print(text: str, file: TextIO, end: str = "\n") -> None:
