@@ -32,7 +32,7 @@ class Row:
         printed: the paper's figure, as printed.
         value: ours, in the same unit.
         tolerance: greatest difference that still is the same number: one unit of the last printed digit for
-            parameters (the paper rounds in some rows and cuts off in others), one per cent for arithmetic.
+            parameters (the paper rounds in some rows and cuts off in others), one percent for arithmetic.
     """
 
     what: str

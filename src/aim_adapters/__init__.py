@@ -1,4 +1,4 @@
-"""Adapt any pre-trained image transformer to video by training a few per cent of its weights (AIM, ICLR 2023)."""
+"""Adapt any pre-trained image transformer to video by training a few percent of its weights (AIM, ICLR 2023)."""
 
 import sys
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Counted arithmetic equals the closed formula, and the paper's tables within one per cent."""
+"""Counted arithmetic equals the closed formula, and the paper's tables within one percent."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class RecipeRow(NamedTuple):
         backbone: The image model that it was made for.
         clip: Frames x stride, or frames of equal segments ("uniform").
         views: Clips in time x crops in space in testing.
-        paper: Top-1 accuracy in the paper, in per cent, or None.
+        paper: Top-1 accuracy in the paper, in percent, or None.
         users: What users of the reference measured with its released files: the least and the greatest, or None.
     """
 

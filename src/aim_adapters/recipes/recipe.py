@@ -62,7 +62,7 @@ class Recipe:
         label_smoothing: Share of the probability that is spread over all classes.
         augmentation: What is done at random to training clips.
         views: Clips in time x crops in space in testing, such as ``"3x1"``.
-        paper_top1: Top-1 accuracy in the paper, in per cent; None: not published.
+        paper_top1: Top-1 accuracy in the paper, in percent; None: not published.
         users_top1: Least and greatest top-1 accuracy that users of the reference measured with its released files, by
             which validation videos they could still get; None: unknown.
         reference: Settings that are others in the reference's configuration than in the paper; `as_reference` applies
