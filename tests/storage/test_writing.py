@@ -17,7 +17,7 @@ from torch import Tensor
 from aim_adapters.errors import CheckpointError
 from aim_adapters.storage import files, writing
 from aim_adapters.storage.files import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, open_weights
-from aim_adapters.storage.writing import write_checkpoint, write_weights
+from aim_adapters.storage.writing import replaced_when_whole, write_checkpoint, write_weights
 from tests.storage.cases import IN_ONE_DIRECTORY, NAME, POSIX, TEXT, as_bytes, read, tensors
 
 
@@ -142,3 +142,24 @@ def test_directory_of_that_name_stops_the_save(name: str, tmp_path: Path) -> Non
     with pytest.raises(CheckpointError, match=f"{name} is a directory; remove it"):
         checkpoint(tmp_path, 1, card="new")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_a_file_is_replaced_when_the_new_one_is_whole(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "report.html"
+    with replaced_when_whole(file) as staged:
+        staged.write_text("old")
+    with pytest.raises(ZeroDivisionError), replaced_when_whole(file) as staged:
+        staged.write_text("ha")
+        raise ZeroDivisionError
+    assert file.read_text() == "old"
+    assert [path.name for path in file.parent.iterdir()] == ["report.html"]
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "folder", tmp_path / "file" / "below"):
+        with pytest.raises(OSError) as caught, replaced_when_whole(path) as staged:
+            staged.write_text("new")
+        assert caught.value.filename in (str(path), str(path.parent))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]

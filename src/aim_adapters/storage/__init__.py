@@ -23,7 +23,7 @@ from aim_adapters.storage.sources import (
     require_token,
 )
 from aim_adapters.storage.torch_files import read_torch_file
-from aim_adapters.storage.writing import explained_writing, write_checkpoint, write_weights
+from aim_adapters.storage.writing import explained_writing, replaced_when_whole, write_checkpoint, write_weights
 
 __all__ = [
     "CARD_NAME",
@@ -46,6 +46,7 @@ __all__ = [
     "read_bytes",
     "read_json",
     "read_torch_file",
+    "replaced_when_whole",
     "require_inner_path",
     "require_repo_id",
     "require_token",

@@ -110,6 +110,30 @@ def explained_writing(path: Path) -> Iterator[None]:
         raise CheckpointError(f"cannot write {path!s:.500}, where nothing was changed: {error!s:.500}") from error
 
 
+@contextmanager
+def replaced_when_whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside a file; what is written there takes the file's name if nothing fails.
+
+    Args:
+        path: The file; folders that do not exist are made.
+
+    Raises:
+        OSError: It cannot be written; a file that was there is unchanged.
+    """
+    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield staged
+        staged.replace(path)
+    except OSError as error:
+        if error.errno is None or error.filename != str(staged):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # by the name that the caller knows
+    finally:
+        with suppress(OSError):
+            staged.unlink(missing_ok=True)
+
+
 def _write(path: Path, content: Iterable[bytes | memoryview]) -> None:
     """Write a file to the disk."""
     with path.open("wb") as file:

@@ -11,6 +11,7 @@ from aim_adapters.errors import VideoError as VideoError
 if TYPE_CHECKING:
     from aim_adapters.recipes import Augmentation as Augmentation
     from aim_adapters.video.answers import parse_views as parse_views
+    from aim_adapters.video.answers import spec_of as spec_of
     from aim_adapters.video.checking import CheckReport as CheckReport
     from aim_adapters.video.checking import VideoCheck as VideoCheck
     from aim_adapters.video.checking import check_videos as check_videos
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from aim_adapters.video.normalization import Normalize as Normalize
     from aim_adapters.video.prediction import list_videos as list_videos
     from aim_adapters.video.prediction import predict as predict
+    from aim_adapters.video.prediction import read_views as read_views
     from aim_adapters.video.sampling import dense_indices as dense_indices
     from aim_adapters.video.sampling import uniform_indices as uniform_indices
     from aim_adapters.video.scores import ClassScore as ClassScore
@@ -101,7 +103,9 @@ _MODULES = {
     "open_video": "decoding",
     "parse_views": "answers",
     "predict": "prediction",
+    "read_views": "prediction",
     "require_same_labels": "datasets",
+    "spec_of": "answers",
     "transform_for": "transforms",
     "uniform_indices": "sampling",
     "write_shards": "datasets",

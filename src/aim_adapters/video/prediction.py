@@ -63,8 +63,9 @@ def predict(
     spec = spec_of(model, spec)
     top = require_integer("top", top, low=1)
     clips, crops = parse_views(views)
-    given = _frames(source) if isinstance(source, (Tensor, np.ndarray)) else None
-    videos = [] if given is not None else list_videos(source)
+    if isinstance(source, (Tensor, np.ndarray)):
+        source = _frames(source)  # before the model is moved
+    videos = list_videos(source)
     answerer = Answerer(model, spec, device=device, precision=precision)
     transform = ClipTransform(spec.image_size, crops=crops)
     reader = ClipReader(spec.frames, stride=spec.stride, clips=clips, transform=transform)
@@ -81,14 +82,12 @@ def predict(
         ]
 
     with answering(model):
-        if given is not None:
-            return classify(_views_of(given, reader), "the video")
         if not videos:
-            return classify(_together(reader.read(source)), "the video")
+            return classify(read_views(source, reader), "the video")
         found = {}
         for path in videos:
             try:
-                views_read = _together(reader.read(path))
+                views_read = read_views(path, reader)
             except VideoError as error:
                 warn(f"{error}; it is left out")
             else:
@@ -97,6 +96,22 @@ def predict(
         if not found:
             raise VideoError(f"{source!s}: none of its {len(videos)} videos can be read")
         return found
+
+
+def read_views(source: Any, reader: ClipReader) -> Tensor:
+    """Return the views of one video, uint8 ``[V, T, 3, H, W]``.
+
+    Args:
+        source: A video, as `predict` takes it.
+        reader: How its views are read; with a transform that leaves them uint8.
+
+    Raises:
+        InputError: A tensor or array is no video.
+        VideoError: The video cannot be read.
+    """
+    if isinstance(source, (Tensor, np.ndarray)):
+        return _views_of(_frames(source), reader)
+    return _together(reader.read(source))
 
 
 def _together(views: Tensor) -> Tensor:

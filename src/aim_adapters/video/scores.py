@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from aim_adapters.errors import ConfigError
+from aim_adapters.storage import replaced_when_whole
 from aim_adapters.table import Table
 from aim_adapters.video.datasets import SkippedVideo, user_path
 
@@ -165,13 +166,8 @@ class Evaluation:
         columns |= {
             f"probability of {label}": self.probabilities[:, index].tolist() for index, label in enumerate(self.labels)
         }
-        file.parent.mkdir(parents=True, exist_ok=True)
-        staged = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        try:
+        with replaced_when_whole(file) as staged:
             write(staged, columns)
-            staged.replace(file)
-        finally:
-            staged.unlink(missing_ok=True)
 
     def __repr__(self) -> str:
         """Return a summary."""
