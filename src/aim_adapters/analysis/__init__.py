@@ -1,6 +1,22 @@
 """What a wrapped model costs, and what it looks at."""
 
+from aim_adapters.analysis.animation import save_gif, save_video
 from aim_adapters.analysis.attention_maps import AttentionMaps, attention_maps
 from aim_adapters.analysis.complexity import FlopCount, count_flops, count_root_flops
+from aim_adapters.analysis.pictures import film_strip, overlay
+from aim_adapters.analysis.variants import VARIANTS, compare_variants, variants_of
 
-__all__ = ["AttentionMaps", "FlopCount", "attention_maps", "count_flops", "count_root_flops"]
+__all__ = [
+    "VARIANTS",
+    "AttentionMaps",
+    "FlopCount",
+    "attention_maps",
+    "compare_variants",
+    "count_flops",
+    "count_root_flops",
+    "film_strip",
+    "overlay",
+    "save_gif",
+    "save_video",
+    "variants_of",
+]

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from aim_adapters.video.decoding import open_video as open_video
     from aim_adapters.video.evaluation import evaluate as evaluate
     from aim_adapters.video.features import extract_features as extract_features
+    from aim_adapters.video.frames import require_frames as require_frames
     from aim_adapters.video.mixing import cutmix as cutmix
     from aim_adapters.video.mixing import mixup as mixup
     from aim_adapters.video.normalization import Normalize as Normalize
@@ -104,6 +105,7 @@ _MODULES = {
     "parse_views": "answers",
     "predict": "prediction",
     "read_views": "prediction",
+    "require_frames": "frames",
     "require_same_labels": "datasets",
     "spec_of": "answers",
     "transform_for": "transforms",
