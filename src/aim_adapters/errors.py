@@ -37,7 +37,7 @@ class CheckpointError(AIMError, RuntimeError):
 
 
 class VideoError(AIMError, RuntimeError):
-    """A video that cannot be read; the message begins with its name."""
+    """A video that cannot be read or written; the message begins with its name."""
 
 
 class TrainingError(AIMError, RuntimeError):

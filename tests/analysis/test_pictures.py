@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -20,6 +20,7 @@ def frames(count: int = 4, height: int = 20, width: int = 30) -> Tensor:
     return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8)
 
 
+@settings(deadline=None)
 @given(
     maps=st.integers(1, 3),
     each=st.integers(1, 2),

@@ -3,18 +3,24 @@
 from aim_adapters.analysis.animation import save_gif, save_video
 from aim_adapters.analysis.attention_maps import AttentionMaps, attention_maps
 from aim_adapters.analysis.complexity import FlopCount, count_flops, count_root_flops
+from aim_adapters.analysis.faithfulness import DeletionCurves, deletion_curves
+from aim_adapters.analysis.ordering import FrameOrder, frame_order
 from aim_adapters.analysis.pictures import film_strip, overlay
 from aim_adapters.analysis.variants import VARIANTS, compare_variants, variants_of
 
 __all__ = [
     "VARIANTS",
     "AttentionMaps",
+    "DeletionCurves",
     "FlopCount",
+    "FrameOrder",
     "attention_maps",
     "compare_variants",
     "count_flops",
     "count_root_flops",
+    "deletion_curves",
     "film_strip",
+    "frame_order",
     "overlay",
     "save_gif",
     "save_video",

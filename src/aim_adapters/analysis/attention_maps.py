@@ -382,5 +382,6 @@ def _times(tokens: Tensor, weights: Tensor, tiles: Tensor) -> Tensor:
     """
     padded = F.pad(tokens, (0, 1))  # the last one takes what windows are padded with
     there = tiles.where(tiles >= 0, torch.tensor(tokens.shape[1]))
-    out = torch.einsum("fwm,fwmn->fwn", padded[:, there], weights)
+    with torch.autocast("cpu", enabled=False):  # methods may be called inside of the caller's
+        out = torch.einsum("fwm,fwmn->fwn", padded[:, there], weights)
     return torch.zeros_like(padded).index_add_(1, there.flatten(), out.flatten(1))[:, :-1]

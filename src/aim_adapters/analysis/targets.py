@@ -56,7 +56,8 @@ def require_classes(wrapped: WrappedModel, logits: Tensor) -> None:
     layers = {head.name: wrapped.root.get_submodule(head.path) for head in state.anatomy.heads if head.classifier}
     classifies = any(not isinstance(layer, nn.Identity) for layer in layers.values())
     classifies |= any(state.classifier(name) is not None for name in ("head", *layers))
-    if logits.ndim != 2 or not classifies:
+    # num_classes=0 takes the image model's own layer out of the call, and leaves it where it is.
+    if logits.ndim != 2 or not classifies or state.config.num_classes == 0:
         raise UnsupportedModelError(
             f"the model has no classes: it returns features {list(logits.shape)}; wrap it with num_classes or labels"
         )
