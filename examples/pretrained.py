@@ -60,11 +60,11 @@ class WeightsError(RuntimeError):
     """Tells that pre-trained weights could not be fetched, or are not what they should be."""
 
 
-def load_dinov2_small(img_size: int, *, cache: Path) -> nn.Module:
+def load_dinov2_small(img_size: int | tuple[int, int], *, cache: Path) -> nn.Module:
     """Load DINOv2 ViT-S/14 as a timm model without a head, and print where its weights come from.
 
     Args:
-        img_size: height and width of the images in pixels, a multiple of 14.
+        img_size: height and width of the images in pixels, each a multiple of 14; one number for both.
         cache: folder for converted weights, made when missing.
 
     Returns:

@@ -17,6 +17,7 @@ from aim_adapters.video import require_frames
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_FULL = 0.99  # of the values are below the one that has the full color
 _WIDEST = 2**16  # pixels of a film strip
 _LIGHT, _DARK = ("#ffffff", "#1d2433", "#5b6275"), ("#14181f", "#f2f4f8", "#a3abbd")  # paper, names, numbers
 
@@ -50,13 +51,11 @@ def overlay(
     require_frames(frames)
     _require_maps(maps, len(frames))
     values = maps.detach().to(frames.device, torch.float32)
-    dims = (0, 1, 2) if scale == "clip" else (1, 2)
-    tiny = torch.finfo(torch.float32).tiny  # a map that is the same everywhere shows nothing
-    if colormap == "difference":
-        strength = values / values.abs().amax(dims, keepdim=True).clamp_min(tiny)  # [M, rows, cols], from -1 to 1
-    else:
-        least = values.amin(dims, keepdim=True)
-        strength = (values - least) / (values.amax(dims, keepdim=True) - least).clamp_min(tiny)
+    flat = values.flatten()[None] if scale == "clip" else values.flatten(1)  # [1 or M, values of one scale]
+    least = torch.zeros_like(flat[:, :1]) if colormap == "difference" else flat.amin(1, keepdim=True)
+    # The few patches with by far the most attention, which many models have, would leave all others without color.
+    most = (flat - least).abs().quantile(_FULL, dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    strength = ((flat - least) / most).clamp(-1, 1).view_as(values)
     strength = F.interpolate(strength[:, None], frames.shape[2:], mode="bilinear", antialias=True)[:, 0].clamp(-1, 1)
     strength = strength.repeat_interleave(len(frames) // len(maps), dim=0)  # [T, H, W]
     painted = torch.empty_like(frames)
