@@ -1,6 +1,7 @@
 """Draws what a model looks at in a video: an animated picture with its attention over the clip, and a film strip.
 
-Without adapters it is the image model itself, DINOv2 ViT-S/14, frame by frame, before anything is trained.
+Of a trained model it also draws the frozen model beside it. Without adapters it is the image model itself, DINOv2
+ViT-S/14, frame by frame, before anything is trained.
 
     python examples/attention.py clip.mp4
     python examples/attention.py clip.mp4 --adapters out/my-model    # a folder or Hub id of your own
@@ -15,7 +16,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 import aim_adapters as aim
-from aim_adapters.analysis import film_strip, overlay, save_gif
+from aim_adapters.analysis import compare_variants, film_strip, overlay, save_gif
 from aim_adapters.video import ClipTransform, Normalize, open_video, uniform_indices
 from pretrained import load_dinov2_small
 
@@ -64,7 +65,9 @@ def main(
     save_gif(painted, args.out / "attention.webp", fps=args.fps)
     strip = film_strip({"Clip": frames, "Attention": painted}, columns=4, height=126)
     strip.quantize(128).save(args.out / "attention.png", optimize=True)  # a third of the bytes
-    print(f"{args.out / 'attention.webp'} and {args.out / 'attention.png'}: {maps}")
+    if args.adapters:
+        compare_variants(model, video, frames, block=args.block).save(args.out / "variants.png")
+    print(f"{', '.join(sorted(path.name for path in args.out.iterdir()))} in {args.out}: {maps}")
     return painted
 
 
