@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 import torch
@@ -66,11 +67,14 @@ class DeletionCurves:
         low, high = random.min().item(), random.max().item()
         numbers = f"area {most:.3f}; {len(random)} random orders: {low:.3f} to {high:.3f}"
         if most < low:
-            return f"The maps point at what the answer depends on: it falls faster than in random orders ({numbers})."
+            return (
+                "The maps point at what the answer depends on: the probability falls faster than in random orders "
+                f"({numbers})."
+            )
         if most > high:
             return (
-                "The maps do not point at what the answer depends on: it falls more slowly than in random orders "
-                f"({numbers})."
+                "The maps do not point at what the answer depends on: the probability falls more slowly than in random "
+                f"orders ({numbers})."
             )
         return f"The maps say no more about the answer than random orders do ({numbers})."
 
@@ -88,7 +92,9 @@ class DeletionCurves:
             values = (getattr(self, name)[:, place].mean().item() for name in names)
             lines.append(f"{fraction:>8.0%}" + "".join(f"{value:>9.3f}" for value in values))
         lines.append(f"{'area':>8}" + "".join(f"{area.mean().item():>9.3f}" for area in self.areas.values()))
-        return "\n".join([f"Probability of {class_of(self.names)}, patches removed first:", *lines, self.verdict])
+        return "\n".join(
+            [f"Probability of {class_of(self.names)}, patches removed first:", *lines, *wrap(self.verdict, 72)]
+        )
 
     def _area(self, curve: Tensor) -> Tensor:
         return torch.trapezoid(curve, self.fractions)

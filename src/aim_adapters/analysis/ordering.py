@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 import torch
@@ -73,7 +74,9 @@ class FrameOrder:
         for name in ("original", "reversed", "shuffled", "still"):
             share = f"{self.changed[name].double().mean().item():.0%}" if name in self.changed else ""
             lines.append(f"{name:10}{getattr(self, name).mean().item():>12.3f}{share:>16}".rstrip())
-        return "\n".join([f"Probability of {class_of(self.names)}, frames in another order:", *lines, self.verdict])
+        return "\n".join(
+            [f"Probability of {class_of(self.names)}, frames in another order:", *lines, *wrap(self.verdict, 72)]
+        )
 
 
 def frame_order(
