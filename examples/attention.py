@@ -64,7 +64,7 @@ def main(
     args.out.mkdir(parents=True, exist_ok=True)
     save_gif(painted, args.out / "attention.webp", fps=args.fps)
     strip = film_strip({"Clip": frames, "Attention": painted}, columns=4, height=126)
-    strip.quantize(128).save(args.out / "attention.png", optimize=True)  # a third of the bytes
+    strip.quantize(256, kmeans=3).save(args.out / "attention.png", optimize=True)  # a third of the bytes
     if args.adapters:
         compare_variants(model, video, frames, block=args.block).save(args.out / "variants.png")
     print(f"{', '.join(sorted(path.name for path in args.out.iterdir()))} in {args.out}: {maps}")
