@@ -123,6 +123,7 @@ def test_tubelets_and_autocast() -> None:
         ({"target": "cat"}, ConfigError, "name"),
         ({"video": video(frames=3)}, InputError, "4 frames"),
         ({"video": video().byte()}, InputError, "normalized"),
+        ({"video": video()[:0]}, InputError, "no clips"),
         ({"video": video() * torch.nan}, StateError, "not finite"),
     ],
 )

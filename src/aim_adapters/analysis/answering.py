@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from aim_adapters.analysis.targets import Target, require_classes, target_indices
 from aim_adapters.clip_spec import known_labels
 from aim_adapters.core import evaluating, only_root, outermost_path, pooled_output
-from aim_adapters.errors import StateError, UnsupportedModelError
+from aim_adapters.errors import InputError, StateError, UnsupportedModelError
 from aim_adapters.layers import flatten_video
 
 _CLIPS = 8  # of one call
@@ -58,6 +58,8 @@ class ChangedClips:
             mean=anatomy.image_mean,
             std=anatomy.image_std,
         )
+        if not len(flat):
+            raise InputError(f"video has no clips, got {list(video.shape)}")
         flat = flat.detach().to(next(wrapped.root.parameters()).device)
         self.clips: Tensor = flat.unflatten(0, (-1, state.config.num_frames))  # [B, T, C, H, W]
         self.probabilities = self.answer(self.clips)

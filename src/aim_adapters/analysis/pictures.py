@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,8 @@ def overlay(
     flat = values.flatten()[None] if scale == "clip" else values.flatten(1)  # [1 or M, values of one scale]
     least = torch.zeros_like(flat[:, :1]) if colormap == "difference" else flat.amin(1, keepdim=True)
     # The few patches with by far the most attention, which many models have, would leave all others without color.
-    most = (flat - least).abs().quantile(_FULL, dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    rank = math.ceil(_FULL * flat.shape[1])
+    most = (flat - least).abs().kthvalue(rank, dim=1, keepdim=True).values.clamp_min(torch.finfo(torch.float32).tiny)
     strength = ((flat - least) / most).clamp(-1, 1).view_as(values)
     strength = F.interpolate(strength[:, None], frames.shape[2:], mode="bilinear", antialias=True)[:, 0].clamp(-1, 1)
     strength = strength.repeat_interleave(len(frames) // len(maps), dim=0)  # [T, H, W]
