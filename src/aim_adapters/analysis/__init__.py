@@ -3,6 +3,7 @@
 from aim_adapters.analysis.animation import save_gif, save_video
 from aim_adapters.analysis.attention_maps import AttentionMaps, attention_maps
 from aim_adapters.analysis.complexity import FlopCount, count_flops, count_root_flops
+from aim_adapters.analysis.explanation import Explanation, explain
 from aim_adapters.analysis.faithfulness import DeletionCurves, deletion_curves
 from aim_adapters.analysis.ordering import FrameOrder, frame_order
 from aim_adapters.analysis.pictures import film_strip, overlay
@@ -12,6 +13,7 @@ __all__ = [
     "VARIANTS",
     "AttentionMaps",
     "DeletionCurves",
+    "Explanation",
     "FlopCount",
     "FrameOrder",
     "attention_maps",
@@ -19,6 +21,7 @@ __all__ = [
     "count_flops",
     "count_root_flops",
     "deletion_curves",
+    "explain",
     "film_strip",
     "frame_order",
     "overlay",
