@@ -9,6 +9,7 @@ import typer
 from aim_adapters.cli.check import check
 from aim_adapters.cli.env import env
 from aim_adapters.cli.evaluate import evaluate
+from aim_adapters.cli.explain import explain
 from aim_adapters.cli.lists import backbones, recipes
 from aim_adapters.cli.predict import predict
 from aim_adapters.cli.train import train
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, evaluate, predict, check, recipes, backbones, env):
+for command in (train, evaluate, predict, explain, check, recipes, backbones, env):
     app.command()(command)
 
 

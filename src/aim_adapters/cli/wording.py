@@ -10,7 +10,7 @@ OPTIONS = {
     for name in (
         "accumulate", "allow_empty", "base_model", "batch_size", "bottleneck", "device", "dummy_data", "ema", "epochs",
         "image_size", "layers", "learning_rate", "log_with", "max_skipped", "memory", "nested", "num_frames", "out",
-        "precision", "pretrained", "recipe", "resume", "seed", "sharding", "top", "views", "workers",
+        "precision", "pretrained", "recipe", "resume", "seed", "sharding", "target", "top", "views", "workers",
     )
 }  # fmt: skip
 
