@@ -64,7 +64,6 @@ function buildChecks() {
   if (scene.deletion) {
     $("deletion").hidden = false;
     $("deletion-text").textContent = scene.deletion.text;
-    plotDeletion(scene.deletion);
     const names = scene.deletion.curves.map((curve) => curve.name);
     row(add($("deletion-table"), "thead"), ["Removed", ...names], "col");
     const body = add($("deletion-table"), "tbody");
@@ -74,12 +73,15 @@ function buildChecks() {
   $("checks").hidden = !scene.order && !scene.deletion;
 }
 
-function plotDeletion({ shares, curves }) {
-  const left = 44, right = 452, top = 10, bottom = 150, classes = ["one", "two", "three"];
+// One unit is one pixel, so that the text has the size of the page's at every width.
+function plotDeletion() {
+  const width = $("deletion-plot").clientWidth, { shares, curves } = scene.deletion || {};
+  if (!curves || !width) return;
+  const left = 44, right = width - 20, top = 10, bottom = 150, classes = ["one", "two", "three"];
   const largest = Math.max(...curves.flatMap((curve) => curve.values));
   const limit = [0.02, 0.1, 0.2, 0.5, 1].find((value) => value >= largest) || 1;
   const x = (share) => left + share * (right - left), y = (value) => bottom - (value / limit) * (bottom - top);
-  const svg = shape("svg", { viewBox: "0 0 470 216", role: "img", "aria-labelledby": "deletion-heading" });
+  const svg = shape("svg", { viewBox: `0 0 ${width} 216`, role: "img", "aria-labelledby": "deletion-heading" });
   for (const part of [0, 0.5, 1]) {
     const high = y(part * limit);
     svg.append(shape("line", { class: "axis", x1: left, x2: right, y1: high, y2: high }));
@@ -90,11 +92,11 @@ function plotDeletion({ shares, curves }) {
   curves.forEach((curve, place) => {
     const path = curve.values.map((value, index) => `${index ? "L" : "M"}${x(shares[index]).toFixed(1)} ${y(value).toFixed(1)}`);
     svg.append(shape("path", { class: classes[place], d: path.join("") }));
-    const start = left + place * 140;
-    svg.append(shape("path", { class: classes[place], d: `M${start} 204h26` }));
-    svg.append(shape("text", { class: `${classes[place]}-text`, x: start + 32, y: 208 }, curve.name));
+    const start = 4 + (place * width) / 3;
+    svg.append(shape("path", { class: classes[place], d: `M${start} 204h22` }));
+    svg.append(shape("text", { class: `${classes[place]}-text`, x: start + 28, y: 208 }, curve.name));
   });
-  $("deletion-plot").append(svg);
+  $("deletion-plot").replaceChildren(svg);
 }
 
 async function start() {

@@ -97,9 +97,10 @@ function drawTime() {
   }
   const whose = time.patch ? `the patch at row ${time.patch[0]}, column ${time.patch[1]}` : patch
     ? "the mean over all patches (single patches were left out, see below)" : "the mean over all patches";
+  const each = scene.frames.length / scene.mapFrames, joined = each > 1 ? ` To the model, ${each} frames are one.` : "";
   const head = time.head === ALL ? "mean over heads" : `head ${time.head}`;
   $("time-text").textContent =
-    `How much frame ${framesText(mapFrame())} attends to each frame in block ${block}, ${head}: ${whose}. Dashed: all frames alike.`;
+    `How much frame ${framesText(mapFrame())} attends to each frame in block ${block}, ${head}: ${whose}. Dashed: all frames alike.${joined}`;
   drawMatrix($("matrix"), time, mapFrame());
   $("matrix").setAttribute("aria-label", `Attention between all ${time.frames} frames; the table below has the numbers.`);
   if ($("time-numbers").open) fillTimeTable(time);
@@ -236,7 +237,7 @@ function listen() {
     show((Math.min(row, scene.mapFrames - 1) * scene.frames.length) / scene.mapFrames);
   };
   document.addEventListener("keydown", press);
-  new ResizeObserver(() => draw(true)).observe($("report"));
+  new ResizeObserver(() => { draw(true); plotDeletion(); }).observe($("report"));
 }
 
 function press(event) {
