@@ -90,6 +90,7 @@ def test_fewer_maps_than_frames_with_tubelets() -> None:
         ({"target": 5}, ConfigError, "one of 5 classes"),
         ({"target": "jump"}, ConfigError, "'push', 'pull'"),
         ({"blocks": [3]}, ConfigError, "0 to 2"),
+        ({"blocks": []}, ConfigError, "at least one block"),
         ({"top": 0}, ConfigError, "top"),
         ({"variants": "no"}, ConfigError, "variants must be True or False"),
         ({"source": frames().float()}, InputError, "uint8"),
@@ -135,6 +136,9 @@ def test_a_page_is_saved_whole_and_shown_in_a_frame(tmp_path: Path) -> None:
         explanation.save(tmp_path / "new")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.html"]
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    for nothing in ("", "a\0b"):
+        with pytest.raises(ConfigError, match="name a file"):
+            explanation.save(nothing)
     shown = explanation._repr_html_()
     assert shown.startswith('<iframe sandbox="allow-scripts"')
     assert shown.count("<") == 2

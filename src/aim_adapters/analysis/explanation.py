@@ -27,7 +27,7 @@ from aim_adapters.analysis.viewer import (
     pack_maps,
     ranked,
 )
-from aim_adapters.arguments import require_flags, require_integer, require_path
+from aim_adapters.arguments import require_flags, require_integer, require_path, shown
 from aim_adapters.clip_spec import ClipSpec
 from aim_adapters.core import only_root
 from aim_adapters.errors import ConfigError, StateError
@@ -79,9 +79,13 @@ class Explanation:
 
         Raises:
             TypeError: It is no path.
+            ConfigError: It names no file.
             OSError: It cannot be written.
         """
-        with replaced_when_whole(require_path("path", path).expanduser()) as staged:
+        file = require_path("path", path).expanduser()
+        if not file.name or "\0" in str(file):
+            raise ConfigError(f"path must name a file, such as 'report.html', got {shown(path)}")
+        with replaced_when_whole(file) as staged:
             staged.write_text(self.to_html(), encoding="utf-8")
 
     def _repr_html_(self) -> str:
@@ -154,6 +158,8 @@ def explain(
     answers: dict[str, Tensor] = {}
     for name, components in chosen.items():
         maps = attention_maps(model, clip, blocks=blocks, components=components, target=index)
+        if not maps.blocks:
+            raise ConfigError("blocks must name at least one block, got none; leave it out for all")
         probabilities = maps.logits[0].double().softmax(0)
         if not probabilities.isfinite().all():
             raise StateError(f"the model returns values that are not finite for {_title(source)}")
