@@ -82,7 +82,7 @@ class Explanation:
             ConfigError: It names no file.
             OSError: It cannot be written.
         """
-        file = require_path("path", path).expanduser()
+        file = Path(os.path.expanduser(require_path("path", path)))  # noqa: PTH111 (Path's own may raise)
         if not file.name or "\0" in str(file):
             raise ConfigError(f"path must name a file, such as 'report.html', got {shown(path)}")
         with replaced_when_whole(file) as staged:
