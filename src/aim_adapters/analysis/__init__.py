@@ -1,10 +1,10 @@
 """What a wrapped model costs, and what it looks at."""
 
 from aim_adapters.analysis.animation import save_gif, save_video
-from aim_adapters.analysis.attention_maps import AttentionMaps, attention_maps
 from aim_adapters.analysis.complexity import FlopCount, count_flops, count_root_flops
 from aim_adapters.analysis.explanation import Explanation, explain
 from aim_adapters.analysis.faithfulness import DeletionCurves, deletion_curves
+from aim_adapters.analysis.maps import AttentionMaps, attention_maps
 from aim_adapters.analysis.ordering import FrameOrder, frame_order
 from aim_adapters.analysis.pictures import film_strip, overlay
 from aim_adapters.analysis.variants import VARIANTS, compare_variants, variants_of

@@ -11,8 +11,8 @@ from typing import IO, Any
 
 from torch import Tensor, nn
 
-from aim_adapters.analysis.attention_maps import AttentionMaps, attention_maps
 from aim_adapters.analysis.faithfulness import deletion_curves
+from aim_adapters.analysis.maps import AttentionMaps, attention_maps
 from aim_adapters.analysis.ordering import frame_order
 from aim_adapters.analysis.targets import target_indices
 from aim_adapters.analysis.variants import variants_of

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aim_adapters.analysis.answering import ChangedClips, class_of
-from aim_adapters.analysis.attention_maps import attention_maps
+from aim_adapters.analysis.maps import attention_maps
 from aim_adapters.analysis.targets import Target
 from aim_adapters.arguments import require_choice, require_integer, shown
 from aim_adapters.errors import InputError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from aim_adapters.analysis.attention_maps import Query, attention_maps
+from aim_adapters.analysis.maps import Query, attention_maps
 from aim_adapters.analysis.pictures import film_strip, overlay
 from aim_adapters.arguments import require_flags
 from aim_adapters.core import only_root

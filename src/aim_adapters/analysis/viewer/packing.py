@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aim_adapters.analysis.attention_maps import AttentionMaps
+from aim_adapters.analysis.maps import AttentionMaps
 
 # What a page can do without, the first first; `heads` are the maps of each head, `grid` those over time of each patch.
 _DISPENSABLE = (("grid", False), ("heads", False), ("time_heads", False), ("grid", True), ("heads", True))

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from aim_adapters.analysis.attention_maps import AttentionMaps
 from aim_adapters.analysis.faithfulness import DeletionCurves
+from aim_adapters.analysis.maps import AttentionMaps
 from aim_adapters.analysis.ordering import FrameOrder
 from aim_adapters.analysis.viewer.packing import round_to
 from aim_adapters.clip_spec import ClipSpec
