@@ -37,23 +37,27 @@ LEARNING_COLORS = {
 PART_COLORS = (
     "#1d4ed8", "#c2410c", "#f97316", "#047857", "#10b981", "#7c3aed", "#9ca3af", "#facc15", "#4b5563",
 )  # fmt: skip
+# Colors keep their hue where the reader's page is dark.
+DARK = "<style>@media (prefers-color-scheme: dark) {#figure_1 {filter: invert(0.88) hue-rotate(180deg)}}</style>"
 Points = Any
 
 
 @contextmanager
-def figure(path: Path, points: Points, *, size: tuple[float, float], panels: int = 1) -> Iterator[Any]:
-    """Yield the axes of a white figure, and save it when they are drawn."""
+def figure(path: Path, points: Points, *, height: float, panels: int = 1) -> Iterator[Any]:
+    """Yield the axes of a white figure, dark on dark pages, and save it when they are drawn: narrow, for phones."""
     import matplotlib
     from matplotlib.figure import Figure
 
     style = {"font.family": "DejaVu Sans", "font.size": 10, "svg.hashsalt": "aim", "svg.fonttype": "path"}
     with matplotlib.rc_context(style):
-        drawn = Figure(figsize=size, layout="constrained", facecolor="white")
-        axes = [drawn.add_subplot(1, panels, number + 1, facecolor="white") for number in range(panels)]
+        drawn = Figure(figsize=(5.6, height), layout="constrained", facecolor="white")
+        axes = [drawn.add_subplot(panels, 1, number + 1, facecolor="white") for number in range(panels)]
         for each in axes:
             each.spines[["top", "right"]].set_visible(False)
         yield axes[0] if panels == 1 else axes
         drawn.savefig(path, format="svg", metadata={"Date": None, "Description": json.dumps(points)})
+        svg = path.read_text(encoding="utf-8")
+        path.write_text(svg.replace(' <g id="figure_1">', f' {DARK}\n <g id="figure_1">', 1), encoding="utf-8")
 
 
 def name_at(axes: Any, text: str, end: tuple[float, float], *, color: str, offset: int = 0) -> None:
@@ -88,7 +92,7 @@ def attention_points(results: Results) -> Points:
 
 def draw_attention(results: Results, points: Points, path: Path) -> None:
     """Draw milliseconds against frames."""
-    with figure(path, points, size=(8, 4.6)) as axes:
+    with figure(path, points, height=4.6) as axes:
         for peer, (color, marker, offset) in STYLES.items():
             frames, times = zip(*points[peer], strict=True)
             width = 2.4 if peer == "triton" else 1.5
@@ -104,7 +108,7 @@ def draw_attention(results: Results, points: Points, path: Path) -> None:
         axes.set_ylim(0.15, 6)
         axes.set_xlabel("frames in a clip, T (256 frames in all)")
         axes.set_ylabel("milliseconds")
-        words = "Attention over time in one layer, forward and backward"
+        words = "Attention over time in one layer"
         axes.set_title(_title(words, [results["temporal_attention"]]))
 
 
@@ -124,7 +128,7 @@ def frames_points(results: Results) -> Points:
 
 def draw_frames(results: Results, points: Points, path: Path) -> None:
     """Draw the time of a frame against the frames in a clip."""
-    with figure(path, points, size=(8, 4.2)) as axes:
+    with figure(path, points, height=4.2) as axes:
         for peer, line in points.items():
             _line(axes, peer, line)
             name_at(axes, _words(peer), line[-1], color=axes.lines[-1].get_color())
@@ -149,7 +153,7 @@ def batch_points(results: Results) -> Points:
 
 def draw_batch(results: Results, points: Points, path: Path) -> None:
     """Draw throughput and memory against the number of clips."""
-    with figure(path, points, size=(11, 4.2), panels=2) as panels:
+    with figure(path, points, height=7.4, panels=2) as panels:
         for column, (axes, label) in enumerate(zip(panels, ("clips a second", "peak memory, GiB"), strict=True), 1):
             for peer, line in points.items():
                 if line:
@@ -175,7 +179,7 @@ def parts_points(results: Results) -> Points:
 
 def draw_parts(results: Results, points: Points, path: Path) -> None:
     """Draw a bar for each peer, made of its parts."""
-    with figure(path, points, size=(8, 1.8 + 0.6 * len(points))) as axes:
+    with figure(path, points, height=2.4 + 0.6 * len(points)) as axes:
         labels = list(points)
         left = [0.0] * len(labels)
         for part, color in zip(PARTS, PART_COLORS, strict=True):
@@ -185,7 +189,7 @@ def draw_parts(results: Results, points: Points, path: Path) -> None:
         axes.set_yticks(range(len(labels)), [_words(label) for label in labels])
         axes.invert_yaxis()
         axes.set_xlabel("milliseconds of kernels in a step")
-        axes.figure.legend(loc="outside lower center", ncols=3, frameon=False)
+        axes.figure.legend(loc="outside lower center", ncols=2, frameon=False)
         axes.set_title(_title("ViT-B/16, 8 frames, 32 clips", _steps(results)))
 
 
@@ -213,7 +217,7 @@ def learning_points(results: Results) -> Points:
 def draw_learning(results: Results, points: Points, path: Path) -> None:
     """Draw the loss against steps, with a band of one standard deviation to either side."""
     result = results["learning"]
-    with figure(path, points, size=(8, 4.2)) as axes:
+    with figure(path, points, height=4.2) as axes:
         for name, line in points.items():
             steps, means, deviations = zip(*line, strict=True)
             low, high = ([m + sign * sd for m, sd in zip(means, deviations, strict=True)] for sign in (-1, 1))
@@ -237,7 +241,8 @@ def _line(axes: Any, peer: str, line: list[tuple[float, float]], label: str | No
 
 def _words(peer: str) -> str:
     model, mode = peer.split("/")
-    return MODELS[model].replace("`", "") + ("" if mode == "eager" else ", compiled")
+    words = MODELS[model].replace("`", "").replace("layer by layer, ", "layer\nby layer, ")
+    return words + ("" if mode == "eager" else ", compiled")
 
 
 def _title(words: str, ran: Iterable[dict[str, Any]]) -> str:
