@@ -1,7 +1,7 @@
-"""Draw the results, and write the tables of docs/benchmarks.md.
+"""Draw the results, and write the tables of the pages that show them.
 
 python -m benchmarks.report.plots            # draws the pictures in docs/assets
-python -m benchmarks.report.plots --write    # also writes the tables between the page's markers
+python -m benchmarks.report.plots --write    # also writes the tables between the pages' markers
 
 Both come from ``benchmarks/results``; what is not there is left out.
 """
@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import RESULTS, ROOT
-from benchmarks.report import step_tables
+from benchmarks.report import step_tables, summary
 from benchmarks.report.pages import ATTENTION_PEERS, Results, measured, ms, spread, table, target_row, verdict
 from benchmarks.report.pictures import ASSETS, PICTURES
 
 PAGE = ROOT / "docs" / "benchmarks.md"
+PAGES = (PAGE, *(ROOT / name for name in ("README.md", "docs/index.md", "docs/choosing.md")))
 MARKED = re.compile(r"(?<=<!-- begin )(\w+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 ATTENTION = ("temporal_attention", "temporal_attention_sizes")
 WITHOUT_GPU = ("checkpoint_io", "load_video_model", "wrap_time", "import_time")
@@ -179,7 +180,20 @@ def ran_on(results: Results) -> str:
     return table(" result| machine|cores|load|torch|Triton|Python| commit| complete", rows)
 
 
-TABLES = (attention, shapes, host, start_up, *step_tables.TABLES, learning, targets, files, times, memory, ran_on)
+TABLES = (
+    attention,
+    shapes,
+    host,
+    start_up,
+    *step_tables.TABLES,
+    *summary.TABLES,
+    learning,
+    targets,
+    files,
+    times,
+    memory,
+    ran_on,
+)
 
 
 def fill(page: str, results: Results) -> str:
@@ -189,9 +203,9 @@ def fill(page: str, results: Results) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw, and write the page."""
+    """Draw, and write the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help=f"write the tables of {PAGE.name}")
+    parser.add_argument("--write", action="store_true", help="write the tables of the pages")
     arguments = parser.parse_args(argv)
     results = load()
     for name, (points_of, draw) in PICTURES.items():
@@ -200,8 +214,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             draw(results, points, ASSETS / name)
             print(f"wrote {ASSETS / name}")
     if arguments.write:
-        PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
-        print(f"wrote {PAGE}")
+        for page in PAGES:
+            page.write_text(fill(page.read_text(encoding="utf-8"), results), encoding="utf-8")
+            print(f"wrote {page}")
     return 0
 
 

@@ -14,9 +14,9 @@ import torch
 import aim_adapters as aim
 from aim_adapters.training import build_baseline, gradient_bytes
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 ROW = re.compile(r"^\| `(\w+)` \| (?:`(\w+)=([^`]+)`[^|]*)?\s*\| ([\d,]+) \| ([\d,]+) \| ([\d.]+) % \|$", re.MULTILINE)
-ROWS = ROW.findall(README.read_text(encoding="utf-8"))
+ROWS = ROW.findall((DOCS / "how-it-works.md").read_text(encoding="utf-8"))
 
 
 def test_the_table_is_found() -> None:
@@ -33,7 +33,7 @@ def test_row(name: str, setting: str, value: str, trainable: str, total: str, sh
     assert f"{100 * count.trainable / count.total:.1f}" == share
 
 
-DISTRIBUTED = (README.parent / "docs" / "distributed.md").read_text(encoding="utf-8")
+DISTRIBUTED = (DOCS / "distributed.md").read_text(encoding="utf-8")
 MODELS = {
     "ViT-S/14": "vit_small_patch14_dinov2",
     "ViT-B/16": "vit_base_patch16_clip_quickgelu_224",
