@@ -77,7 +77,7 @@ def ratios(results: Results) -> str:
             mine, other = peers["triton"]["median"], peers["sdpa"]["median"]
             what = f"attention over {frames} frames, one layer of ViT-B/16"
             rows.append((what, _time(mine), f"SDPA: {_time(other)}", f"{other / mine:.1f}×"))
-    return table(" what| AIM here| beside|times as fast", rows)
+    return table(" what| this library| compared with|times as fast", rows)
 
 
 def keeping(results: Results) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -28,7 +29,7 @@ def test_accuracy_by_frames(frames: int) -> None:
     assert [float(number) for number in row.groups()] == [PAPER[name] for name in names]
 
 
-def trained(text: str, classes: int, **settings: object) -> None:
+def trained(text: str, classes: int, **settings: Any) -> None:
     """Hold a number of millions, to as many digits as it has, to what a model of this library trains."""
     with torch.device("meta"):
         model = timm.create_model("vit_base_patch16_clip_quickgelu_224")
