@@ -189,6 +189,10 @@ CALLS: dict[str, Callable[[Stage], dict[str, Any]]] = {
     "count_parameters": lambda on: {"model": on.model},
     "delete_adapter": lambda on: {"model": on.model, "name": "other"},
     "disable_adapters": lambda on: {"model": on.model},
+    "explain": lambda on: {
+        "model": on.model, "source": on.folder / "0.mp4", "top": 1, "variants": False, "blocks": [0], "target": 0,
+        "checks": False, "spec": on.spec,
+    },
     "explain_attention": lambda on: {"model": on.model},
     "explain_execution": lambda on: {"model": on.model},
     "evaluate": lambda on: {

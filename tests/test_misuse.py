@@ -99,6 +99,8 @@ def test_wrong_value_is_named_and_changes_nothing(name: str, argument: str, stag
         if argument == "video" and "evil" in kind:
             continue  # what the caller's own decoder raises is the caller's
         value = make()
+        if argument == "progress" and callable(value):
+            continue  # so is what the caller's own function raises
         arguments = {**CALLS[name](stage), argument: value}
         try:
             with warnings.catch_warnings():

@@ -11,7 +11,7 @@ from aim_adapters.version import __version__ as __version__
 if TYPE_CHECKING:
     from aim_adapters import integrations as integrations
     from aim_adapters.adapters import add_adapter, average_adapters, delete_adapter, list_adapters, set_adapter
-    from aim_adapters.analysis import AttentionMaps, FlopCount, attention_maps, count_flops
+    from aim_adapters.analysis import AttentionMaps, Explanation, FlopCount, attention_maps, count_flops, explain
     from aim_adapters.backbones import Backbone, BaseRequest, list_backbones, register_backbone
     from aim_adapters.checkpoint import (
         LoadReport,
@@ -73,6 +73,7 @@ _LAZY = {
     "ClipSpec": "clip_spec",
     "ConfigError": "errors",
     "Evaluation": "video",
+    "Explanation": "analysis",
     "FitResult": "training",
     "FlopCount": "analysis",
     "InputError": "errors",
@@ -95,6 +96,7 @@ _LAZY = {
     "delete_adapter": "adapters",
     "disable_adapters": "wrapping",
     "evaluate": "video",
+    "explain": "analysis",
     "explain_attention": "execution",
     "explain_execution": "execution",
     "extract_features": "video",
@@ -135,6 +137,7 @@ __all__ = [
     "ClipSpec",
     "ConfigError",
     "Evaluation",
+    "Explanation",
     "FitResult",
     "FlopCount",
     "InputError",
@@ -157,6 +160,7 @@ __all__ = [
     "delete_adapter",
     "disable_adapters",
     "evaluate",
+    "explain",
     "explain_attention",
     "explain_execution",
     "extract_features",

@@ -135,6 +135,8 @@ def explain(
     wrapped = only_root(model)
     top = require_integer("top", top, low=1)
     require_flags(variants=variants, checks=checks)
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be a function of two numbers, or None, got {shown(progress)}")
     frames = _read(source, spec)
     clip = _normalized(frames, spec, model)
     chosen = variants_of(model)
