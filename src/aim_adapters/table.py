@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import textwrap
+from collections.abc import Mapping
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -89,3 +91,33 @@ class BlockTable(Table[RowT]):
             first, last = rows[0][0], rows[-1][0]
             lines.append([str(first) if first == last else f"{first}-{last}", *map(str, rows[0][1:])])
         return lines
+
+
+def fact_lines(facts: Mapping[str, Any], columns: int) -> str:
+    """Return facts as lines that fit the screen, each with its name in front.
+
+    Args:
+        facts: By name; of what is None or empty, a dash is shown.
+        columns: Width of the screen.
+    """
+    width = max(map(len, facts)) + 2
+    lines = []
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{part} {item}" for part, item in value.items() if item not in (None, []))
+        text = "-" if value in (None, "") else str(value)
+        lines += textwrap.wrap(text, columns, initial_indent=f"{name:<{width}}", subsequent_indent=" " * width)
+    return "\n".join(lines)
+
+
+def in_bytes(count: float) -> str:
+    """Return a number of bytes as people read it: ``"1.4 GB"``.
+
+    Args:
+        count: The number.
+    """
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} GB" if count < 1000 else f"{count:,.0f} GB"

@@ -46,6 +46,7 @@ _OTHERS = {
     "adapter_model.bin": "a pickled peft adapter; a pickle is never read, save it as safetensors with peft",
     "adapter.safetensors": "an adapter of the adapters library; load it with that",
     "pytorch_adapter.bin": "an adapter of the adapters library; load it with that",
+    "trained.safetensors": "a trained baseline; load it with aim_adapters.training.load_baseline",
     "model.safetensors": "a whole model; build it with its own library and load AIM adapters into it",
     "pytorch_model.bin": "a whole model; build it with its own library and load AIM adapters into it",
     "open_clip_model.safetensors": "a whole model; build it with open_clip and load AIM adapters into it",

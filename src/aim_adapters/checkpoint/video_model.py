@@ -89,9 +89,9 @@ def load_video_model(
         if base_directory is not None and base_model_revision is not None:
             raise ConfigError(f"base_model={str(base_model)!r} is a directory, which has no revision; leave it out")
         request = BaseRequest(
-            name or _name_in(config, checkpoint.directory, required=base_directory is None),
+            name or name_in(config, checkpoint.directory, required=base_directory is None),
             base_directory,
-            revision=base_model_revision if name else base_model_revision or _revision_in(config),
+            revision=base_model_revision if name else base_model_revision or revision_in(config),
             arguments=config.get("base_model_arguments", {}),
             pretrained=pretrained,
             cache_dir=cache_dir,
@@ -124,8 +124,17 @@ def _name_or_directory(base_model: str | os.PathLike[str] | None) -> tuple[str |
     raise ConfigError(f"base_model={shown(base_model)} is neither a directory nor the name of a model")
 
 
-def _name_in(config: Mapping[str, Any], where: Path, *, required: bool) -> str:
-    """Return the base model's name in a config that somebody else may have written: it must not be a local path."""
+def name_in(config: Mapping[str, Any], where: Path, *, required: bool) -> str:
+    """Return the base model's name in a config that somebody else may have written: it must not be a local path.
+
+    Args:
+        config: The config.
+        where: Its directory, for messages.
+        required: Whether it must have one; ``""`` is returned otherwise.
+
+    Raises:
+        CheckpointError: It has none, or a path.
+    """
     name: str = config.get("base_model_name_or_path") or ""
     if _NAME.fullmatch(name) and ".." not in name:
         return name
@@ -135,7 +144,15 @@ def _name_in(config: Mapping[str, Any], where: Path, *, required: bool) -> str:
     return ""
 
 
-def _revision_in(config: Mapping[str, Any]) -> str | None:
+def revision_in(config: Mapping[str, Any]) -> str | None:
+    """Return the revision of the base model in a config that somebody else may have written.
+
+    Args:
+        config: The config.
+
+    Raises:
+        CheckpointError: It is no name of a revision.
+    """
     revision: str | None = config.get("base_model_revision")
     require_inner_path("base_model_revision", revision)
     return revision

@@ -10,6 +10,7 @@ from aim_adapters.cli.check import check
 from aim_adapters.cli.env import env
 from aim_adapters.cli.evaluate import evaluate
 from aim_adapters.cli.explain import explain
+from aim_adapters.cli.inspect import inspect
 from aim_adapters.cli.lists import backbones, recipes
 from aim_adapters.cli.predict import predict
 from aim_adapters.cli.train import train
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, evaluate, predict, explain, check, recipes, backbones, env):
+for command in (train, evaluate, predict, explain, check, recipes, backbones, env, inspect):
     app.command()(command)
 
 

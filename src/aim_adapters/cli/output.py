@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import sys
-import textwrap
 import time
 import traceback
 import warnings
@@ -18,6 +17,7 @@ import typer
 
 from aim_adapters.cli.wording import in_options
 from aim_adapters.errors import AIMError
+from aim_adapters.table import fact_lines
 
 FAILED, INTERRUPTED = 1, 130
 _PATIENCE = 5.0  # seconds that another process than the first waits with its error
@@ -140,14 +140,7 @@ def as_lines(facts: Mapping[str, Any]) -> str:
     Args:
         facts: By name; of what is None or empty, a dash is shown.
     """
-    width = max(map(len, facts)) + 2
-    lines = []
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{part} {item}" for part, item in value.items() if item not in (None, []))
-        text = "-" if value in (None, "") else str(value)
-        lines += textwrap.wrap(text, columns(), initial_indent=f"{name:<{width}}", subsequent_indent=" " * width)
-    return "\n".join(lines)
+    return fact_lines(facts, columns())
 
 
 def columns() -> int:
