@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from aim_adapters.cli.check import check
+from aim_adapters.cli.convert import convert
 from aim_adapters.cli.env import env
 from aim_adapters.cli.evaluate import evaluate
 from aim_adapters.cli.explain import explain
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, evaluate, predict, explain, check, recipes, backbones, env, inspect):
+for command in (train, evaluate, predict, explain, check, recipes, backbones, env, inspect, convert):
     app.command()(command)
 
 

@@ -60,6 +60,15 @@ class Output:
         if self.rank == 0:
             _print(f"{_colored(kind)}: {text}" if kind else text, sys.stderr)
 
+    def step(self, text: str) -> None:
+        """Say on a terminal what a command begins, where it takes more than a moment.
+
+        Args:
+            text: Such as ``"building the image model"``.
+        """
+        if sys.stderr.isatty():
+            self.note("", f"{text} …")
+
     def progress(self, done: int, total: int) -> None:
         """Show on a terminal how far a command is.
 
