@@ -1,4 +1,4 @@
-"""What a wrapped model costs, and what it looks at."""
+"""What a wrapped model costs, what it looks at, and whether this machine computes it as it should."""
 
 from aim_adapters.analysis.animation import save_gif, save_video
 from aim_adapters.analysis.complexity import FlopCount, count_flops, count_root_flops
@@ -8,14 +8,17 @@ from aim_adapters.analysis.maps import AttentionMaps, attention_maps
 from aim_adapters.analysis.ordering import FrameOrder, frame_order
 from aim_adapters.analysis.pictures import film_strip, overlay
 from aim_adapters.analysis.variants import VARIANTS, compare_variants, variants_of
+from aim_adapters.analysis.verification import Check, Verification, verify
 
 __all__ = [
     "VARIANTS",
     "AttentionMaps",
+    "Check",
     "DeletionCurves",
     "Explanation",
     "FlopCount",
     "FrameOrder",
+    "Verification",
     "attention_maps",
     "compare_variants",
     "count_flops",
@@ -28,4 +31,5 @@ __all__ = [
     "save_gif",
     "save_video",
     "variants_of",
+    "verify",
 ]

@@ -15,6 +15,7 @@ from aim_adapters.cli.inspect import inspect
 from aim_adapters.cli.lists import backbones, recipes
 from aim_adapters.cli.predict import predict
 from aim_adapters.cli.train import train
+from aim_adapters.cli.verify import verify
 from aim_adapters.version import __version__
 
 app = typer.Typer(
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, evaluate, predict, explain, check, recipes, backbones, env, inspect, convert):
+for command in (train, evaluate, predict, explain, check, recipes, backbones, env, inspect, convert, verify):
     app.command()(command)
 
 
