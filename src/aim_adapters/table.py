@@ -43,7 +43,10 @@ class Table(list[RowT]):
         width = max(map(len, names))
         return "\n".join(
             "\n".join(
-                [f"{first} {key}", *(f"  {name:<{width}}  {cell}" for name, cell in zip(names, cells, strict=True))]
+                [
+                    f"{first} {key}",
+                    *(_wrapped(f"  {name:<{width}}  ", cell, columns) for name, cell in zip(names, cells, strict=True)),
+                ]
             )
             for key, *cells in lines[1:]
         )
@@ -93,6 +96,12 @@ class BlockTable(Table[RowT]):
         return lines
 
 
+def _wrapped(name: str, value: str, columns: int) -> str:
+    """Return a value with its name in front, on as many lines as the screen needs."""
+    lines = textwrap.wrap(value, columns, initial_indent=name, subsequent_indent=" " * len(name))
+    return "\n".join(lines) or name.rstrip()
+
+
 def fact_lines(facts: Mapping[str, Any], columns: int) -> str:
     """Return facts as lines that fit the screen, each with its name in front.
 
@@ -106,7 +115,7 @@ def fact_lines(facts: Mapping[str, Any], columns: int) -> str:
         if isinstance(value, Mapping):
             value = ", ".join(f"{part} {item}" for part, item in value.items() if item not in (None, []))
         text = "-" if value in (None, "") else str(value)
-        lines += textwrap.wrap(text, columns, initial_indent=f"{name:<{width}}", subsequent_indent=" " * width)
+        lines.append(_wrapped(f"{name:<{width}}", text, columns))
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ from aim_adapters.analysis.faithfulness import DeletionCurves, deletion_curves
 from aim_adapters.analysis.maps import AttentionMaps, attention_maps
 from aim_adapters.analysis.ordering import FrameOrder, frame_order
 from aim_adapters.analysis.pictures import film_strip, overlay
+from aim_adapters.analysis.profiling import Cost, Profile, profile_model
 from aim_adapters.analysis.variants import VARIANTS, compare_variants, variants_of
 from aim_adapters.analysis.verification import Check, Verification, verify
 
@@ -14,10 +15,12 @@ __all__ = [
     "VARIANTS",
     "AttentionMaps",
     "Check",
+    "Cost",
     "DeletionCurves",
     "Explanation",
     "FlopCount",
     "FrameOrder",
+    "Profile",
     "Verification",
     "attention_maps",
     "compare_variants",
@@ -28,6 +31,7 @@ __all__ = [
     "film_strip",
     "frame_order",
     "overlay",
+    "profile_model",
     "save_gif",
     "save_video",
     "variants_of",

@@ -127,14 +127,14 @@ def _wrapping(model: nn.Module) -> Iterator[Check]:
     model.eval()
     try:
         with torch.no_grad():
-            images = _output(tower(video.flatten(0, 1)))
+            images = output_tensor(tower(video.flatten(0, 1)))
             before = _state(model)
             wrap_image_model(model, _FRAMES, input_layout="BTCHW")
             try:
-                found = _output(tower(video))
+                found = output_tensor(tower(video))
             finally:
                 unwrap_image_model(model)
-            again = _output(tower(video.flatten(0, 1)))
+            again = output_tensor(tower(video.flatten(0, 1)))
         expected = images.unflatten(0, (_CLIPS, _FRAMES)).mean(1)
         eps = torch.finfo(images.dtype).eps
         low = images.dtype in (torch.bfloat16, torch.float16)
@@ -150,8 +150,12 @@ def _wrapping(model: nn.Module) -> Iterator[Check]:
             module.training = training[name]
 
 
-def _output(out: Any) -> Tensor:
-    """Return the tensor that a model gives for each image."""
+def output_tensor(out: Any) -> Tensor:
+    """Return the tensor that a model gives for each image or clip.
+
+    Args:
+        out: What it returned.
+    """
     if isinstance(out, Tensor):
         return out
     tensors = [value for value in (out.values() if isinstance(out, Mapping) else out) if isinstance(value, Tensor)]

@@ -14,6 +14,7 @@ from aim_adapters.cli.explain import explain
 from aim_adapters.cli.inspect import inspect
 from aim_adapters.cli.lists import backbones, recipes
 from aim_adapters.cli.predict import predict
+from aim_adapters.cli.profile import profile
 from aim_adapters.cli.train import train
 from aim_adapters.cli.verify import verify
 from aim_adapters.version import __version__
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, evaluate, predict, explain, check, recipes, backbones, env, inspect, convert, verify):
+for command in (train, evaluate, predict, explain, check, recipes, backbones, env, inspect, convert, verify, profile):
     app.command()(command)
 
 
