@@ -1,4 +1,4 @@
-"""The command line: ``aim-adapters train``, ``evaluate``, ``predict``, ``check``, ``recipes``, ``backbones``.
+"""The command line ``aim-adapters``: each of its commands is a call of public functions.
 
 Nothing here imports PyTorch before a command runs, so that help and completion answer at once.
 """

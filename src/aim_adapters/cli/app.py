@@ -15,6 +15,7 @@ from aim_adapters.cli.inspect import inspect
 from aim_adapters.cli.lists import backbones, recipes
 from aim_adapters.cli.predict import predict
 from aim_adapters.cli.profile import profile
+from aim_adapters.cli.push import push
 from aim_adapters.cli.train import train
 from aim_adapters.cli.verify import verify
 from aim_adapters.version import __version__
@@ -26,7 +27,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, evaluate, predict, explain, check, recipes, backbones, env, inspect, convert, verify, profile):
+for command in (
+    train,
+    evaluate,
+    predict,
+    explain,
+    check,
+    recipes,
+    backbones,
+    env,
+    inspect,
+    convert,
+    verify,
+    profile,
+    push,
+):
     app.command()(command)
 
 
