@@ -28,20 +28,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    train,
-    evaluate,
-    predict,
-    explain,
-    check,
-    recipes,
-    backbones,
-    env,
-    inspect,
-    convert,
-    verify,
-    profile,
-    push,
-):
+    train, evaluate, predict, explain, check, inspect, profile, convert, push, recipes, backbones, verify, env,
+):  # fmt: skip
     app.command()(command)
 
 
