@@ -96,6 +96,13 @@ def test_only_a_terminal_gets_color(
     assert ("\x1b[" in text) is color
 
 
+def test_every_command_has_one_line_on_a_narrow_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    listed = run("--help").stdout.partition("Commands:")[2]
+    assert len(listed.strip().splitlines()) == len(COMMANDS)
+    assert "..." not in listed
+
+
 def test_the_version_is_shown() -> None:
     assert run("--version").stdout.strip() == aim.__version__
 

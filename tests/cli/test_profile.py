@@ -29,7 +29,8 @@ def test_a_run_and_an_image_model_are_measured(trained: Path, monkeypatch: pytes
 
 
 def test_what_cannot_be_profiled_is_said(trained: Path) -> None:
-    result = run("profile", "nowhere/nothing here")
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert "Traceback" not in result.stderr
+    for source, said in (("nowhere/nothing here", "'user/repo'"), ("vit_tiny_patch16_224", "near it: timm:vit_tiny")):
+        result = run("profile", source)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert said in result.stderr
     assert run("profile", trained, "--memory", "little").exit_code == 2

@@ -33,7 +33,7 @@ def convert(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Convert a checkpoint of the AIM reference implementation.
+    """Convert a checkpoint of the reference.
 
     Its weights and its function are compared with those of the image model first. The other commands then take the
     folder, and so do load_video_model and the Hub.

@@ -31,9 +31,10 @@ _VARIABLES = (
 
 
 def env(as_json: Json = False, debug: Debug = False) -> None:
-    """Show versions, the machine and its settings, for a bug report.
+    """Show what a bug report needs.
 
-    No token is shown; your home directory becomes ~, and passwords in addresses are left out.
+    That is versions, the machine and its settings. No token is shown; your home directory becomes ~, and passwords in
+    addresses are left out.
     """
     with command(as_json=as_json, debug=debug) as output:
         facts: dict[str, Any] = {

@@ -21,7 +21,7 @@ def inspect(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Say what a checkpoint holds, and whether it is sound.
+    """Say what a checkpoint holds.
 
     Nothing in it is run, and no base model is fetched. The exit code is 1 if it is damaged, holds NaN or infinities,
     was never trained, or does not fit the base model that it names.

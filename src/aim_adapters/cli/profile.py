@@ -49,7 +49,7 @@ def profile(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure what a model costs on this machine.
+    """Measure what a model costs here.
 
     Parameters, arithmetic, time and memory of a training step and of inference, and which kernel runs in which block,
     and why.
@@ -62,7 +62,8 @@ def profile(
 
         where = default_device(device)
         output.step(f"building {source}")
-        if source.startswith(_LIBRARIES) and not Path(source).exists():
+        is_name = source.startswith(_LIBRARIES) or "/" not in source  # without a library: the error says what is near
+        if is_name and not Path(source).expanduser().exists():
             model = build_image_model(source, image_size=None, pretrained=pretrained)
             wrap_image_model(model, frames or _FRAMES)
         else:

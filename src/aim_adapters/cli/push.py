@@ -31,7 +31,7 @@ def push(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Put a trained model on the Hugging Face Hub.
+    """Share a trained model on the Hub.
 
     Adapters, their config and a model card are committed together; the image model is not uploaded. Log in first, by
     `hf auth login` or HF_TOKEN. The exit code is 1 if the checkpoint is not sound.

@@ -22,7 +22,7 @@ def verify(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check that this machine computes what it should.
+    """Check what this machine computes.
 
     A wrapped image model must be itself, averaged over frames, and be given back to the bit. Every kernel that can run
     here is compared with the reference in float64, and installed packages with the versions that are needed. The exit
