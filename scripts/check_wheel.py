@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tarfile
 import tempfile
 import venv
 import zipfile
@@ -23,6 +24,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "aim_adapters"
+SUFFIXES = (".py", ".html", ".css", ".js")
+LARGEST = 10**6
 
 USE = """
 import pathlib, sys, tempfile
@@ -70,16 +73,24 @@ def check_contents(wheel: Path, version: str) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     expected = {
-        f"aim_adapters/{path.relative_to(PACKAGE).as_posix()}" for path in PACKAGE.rglob("*") if path.suffix == ".py"
+        f"aim_adapters/{path.relative_to(PACKAGE).as_posix()}" for path in PACKAGE.rglob("*") if path.suffix in SUFFIXES
     }
     expected.add("aim_adapters/py.typed")
     info = f"aim_adapters-{version}.dist-info/"
     expected |= {info + name for name in ("METADATA", "WHEEL", "RECORD", "licenses/LICENSE")}
     if missing := sorted(expected - names):
         raise SystemExit(f"{wheel.name} lacks {missing}")
-    strangers = sorted(name for name in names if not name.startswith(("aim_adapters/", info)))
-    if strangers:
+    if strangers := sorted(names - expected - {info + "entry_points.txt"}):
         raise SystemExit(f"{wheel.name} holds files that are not the package's: {strangers}")
+
+
+def check_source(sdist: Path) -> None:
+    """Refuse a source distribution with tests or pictures in it."""
+    with tarfile.open(sdist) as archive:
+        names = [name.partition("/")[2] for name in archive.getnames()]
+    pictures = (".png", ".webp", ".svg", ".ipynb", ".gif", ".jpg")
+    if strangers := [name for name in names if name.startswith(("tests", "docs")) or name.endswith(pictures)]:
+        raise SystemExit(f"{sdist.name} holds what building and reading the package does not need: {strangers}")
 
 
 def needed(name: str) -> set[str]:
@@ -144,6 +155,11 @@ def main() -> None:
     if len(wheels) != 1:
         raise SystemExit(f"expected one wheel in {sys.argv[1]}, found {[wheel.name for wheel in wheels]}")
     version = source_version()
+    (sdist,) = Path(sys.argv[1]).resolve().glob("*.tar.gz")
+    check_source(sdist)
+    for file in (wheels[0], sdist):
+        if file.stat().st_size > LARGEST:
+            raise SystemExit(f"{file.name} has {file.stat().st_size:,} bytes, expected at most {LARGEST:,}")
     check_contents(wheels[0], version)
     check_use(wheels[0], version)
 
