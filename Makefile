@@ -64,8 +64,8 @@ format: $(DEV)  ## Apply the style
 	$(BIN)/ruff check --quiet --fix .
 	$(BIN)/ruff format --quiet .
 
-notebooks: $(DEV)  ## Write each .ipynb anew from its .py
-	$(BIN)/jupytext --quiet --update --to ipynb examples/notebooks/*.py
+notebooks: $(DEV)  ## Run each notebook and write its .ipynb anew from its .py (minutes); ARGS names some
+	$(BIN)/python scripts/run_notebooks.py $(ARGS)
 
 docs-serve: $(DEV)  ## Show the documentation while you write it
 	$(BIN)/mkdocs serve

@@ -170,7 +170,14 @@ def write_video(path: Path, pictures: Sequence[Image.Image], *, fps: int = 8) ->
 
 
 def make_videos(
-    photographs: Sequence[Path], out: Path, *, clips: int, size: int = 112, frames: int = 24, seed: int = 0
+    photographs: Sequence[Path],
+    out: Path,
+    *,
+    clips: int,
+    size: int = 112,
+    frames: int = 24,
+    seed: int = 0,
+    progress: bool = True,
 ) -> Path:
     """Write clips as mp4 files, a folder for each class, and `.index.csv`; what is already there is kept.
 
@@ -181,6 +188,7 @@ def make_videos(
         size: width and height in pixels, even.
         frames: frames of each video.
         seed: the same seed and photographs give the same videos.
+        progress: show a bar on standard error.
 
     Returns:
         The folder.
@@ -223,7 +231,8 @@ def make_videos(
     # Pillow and FFmpeg let go of Python's lock, so threads use every core.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         made = pool.map(make, range(len(photographs)))
-        list(tqdm(made, total=len(photographs), desc=f"Making {clips} videos", unit="photograph"))
+        bar = {"desc": f"Making {clips} videos", "unit": "photograph", "disable": not progress}
+        list(tqdm(made, total=len(photographs), **bar))
     with (out / ".index.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["file", "class", "photograph"])

