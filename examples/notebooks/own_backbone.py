@@ -201,7 +201,7 @@ def read(model):
     )
 
 
-aim.register_backbone(aim.Backbone(name="digit_vit", library="", describes="the ViT of this notebook", read=read))
+_ = aim.register_backbone(aim.Backbone(name="digit_vit", library="", describes="the ViT of this notebook", read=read))
 
 # %% [markdown]
 # That is all. A package of your own can announce its descriptor as an entry point instead, so that nobody has to call
@@ -219,7 +219,7 @@ with torch.no_grad():
     model.eval()
     still = test_images[:1, None].expand(1, 4, -1, -1, -1)  # one picture, four times
     print("largest difference:", (model(still) - expected).abs().max().item())
-aim.unwrap_image_model(model)
+_ = aim.unwrap_image_model(model)
 
 # %% [markdown]
 # ## A task about time

@@ -56,7 +56,7 @@ CLASSES = ("opening", "closing", "nothing")
 SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 2}
 
 small = timm.create_model("vit_tiny_patch16_224", num_classes=0, **SIZE)
-timm.models.push_to_hf_hub(small, "me/small-vit", model_args=SIZE)
+_ = timm.models.push_to_hf_hub(small, "me/small-vit", model_args=SIZE)
 
 # %%
 backbone = timm.create_model("hf-hub:me/small-vit", pretrained=True, num_classes=0)
