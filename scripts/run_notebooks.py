@@ -23,7 +23,7 @@ def shrink(data: dict[str, str]) -> None:
     """Keep a picture as JPEG where that is smaller, as it is for photographs."""
     if "image/png" in data:
         packed = io.BytesIO()
-        Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB").save(packed, "JPEG", quality=85)
+        Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB").save(packed, "JPEG", quality=80)
         jpeg = base64.b64encode(packed.getvalue()).decode()
         if len(jpeg) < len(data["image/png"]):
             data["image/jpeg"] = jpeg

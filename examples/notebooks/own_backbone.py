@@ -296,3 +296,4 @@ plt.show()
 # - `examples/custom_backbone.py`: the same as a script, with fused branches.
 # - [Backbones](../../docs/backbones.md): which families need no descriptor at all.
 # - [The API of descriptors](../../docs/api/backbones.md): every field.
+# - `look_inside.ipynb`: see what it looks at.

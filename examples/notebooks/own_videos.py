@@ -192,3 +192,4 @@ print("the same answers, to the bit")
 # - [Fine-tune on your own videos](../../docs/your-videos.md): lists instead of folders, several GPUs, which settings.
 # - `quickstart.ipynb`: the same data with a frozen model beside it, at a larger scale.
 # - `share_on_the_hub.ipynb`: give it to others.
+# - `look_inside.ipynb`: see what it looks at.

@@ -188,3 +188,4 @@ except aim.AIMError as error:
 # - [Checkpoints of the reference](../../docs/reference-checkpoints.md): which image model belongs to which file, and
 #   what no file says (scale, dropout).
 # - `share_on_the_hub.ipynb`: publish what you converted.
+# - `look_inside.ipynb`: see what it looks at.

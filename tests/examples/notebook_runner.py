@@ -35,6 +35,18 @@ TINY = {
     "quickstart": PHOTOGRAPHS + "photos = Path({photos!r})\nlr = 1e-3\ndevice = 'cpu'\n",
     "own_videos": PHOTOGRAPHS + "photographs = sorted(Path({photos!r}).glob('*.png'))\n",
     "many_tasks": "image_epochs, video_epochs, num_clips = 2, 1, 100\n",
+    "look_inside": """
+import timm
+import torch
+from motion_videos import make_videos
+out = Path({folder!r})
+videos = make_videos(sorted(Path({photos!r}).glob("*.png")), out / "videos", clips=6, progress=False)
+
+def load_model():
+    torch.manual_seed(0)
+    small = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=0)
+    return aim.wrap_image_model(small, num_frames=4, labels=("fade in", "fade out")).eval()
+""",
     "own_backbone": "image_epochs, video_epochs, num_clips = 2, 1, 100\n",
     "zero_shot_clip": "num_frames, train_clips, test_clips = 4, 8, 8\nepochs, batch_size = 1, 4\nwhy = 'not asked'\n",
 }
