@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from aim_adapters.backbones._assign import warn_random
 from aim_adapters.backbones._attention import num_heads, project_out, project_qkv, softmax_scale
 from aim_adapters.backbones._draft import check_draft, require_filled
 from aim_adapters.backbones._fetch import Kind, checked_arguments, fetch, find_weights
+from aim_adapters.backbones._image_processor import PROCESSORS, image_statistics
 from aim_adapters.backbones._limits import limited, most_parameters
 from aim_adapters.backbones._parts import plain_parts
 from aim_adapters.backbones.descriptor import BaseRequest, prefixed_hub_id
@@ -186,59 +186,6 @@ def identity(model: Any, *, classes: bool = False) -> dict[str, Any]:
     }
 
 
-def image_statistics(model: Any) -> dict[str, Any]:
-    """Return the mean and std of each channel from the image processor's config, if it lies where the model came from.
-
-    Nothing is fetched: it is looked for in the model's directory, or in the Hub's cache.
-
-    Args:
-        model: The whole model.
-    """
-    config = _image_processor(model)
-    mean, std = (_numbers(config.get(key)) for key in ("image_mean", "image_std"))
-    scaled = any(math.isclose(scale, 1 / 255) for scale in _numbers([config.get("rescale_factor", 1 / 255)]))
-    channels = getattr(model.config, "vision_config", model.config).num_channels
-    if not scaled or False in (config.get("do_normalize"), config.get("do_rescale")):
-        return {}  # they are not for pixels in [0, 1]
-    if len(mean) != channels or len(std) != channels or min(std) <= 0:
-        return {}
-    return {"image_mean": mean, "image_std": std}
-
-
-def _image_processor(model: Any) -> dict[str, Any]:
-    """Return the config of a model's image processor, or nothing."""
-    from huggingface_hub import try_to_load_from_cache
-
-    folder = model.name_or_path
-    is_folder = bool(folder) and Path(folder).is_dir()
-    for name in _PROCESSORS if folder else ():
-        found = Path(folder, name) if is_folder else None
-        if not is_folder:
-            with suppress(ValueError):  # it cannot be the id of a repository
-                cached = try_to_load_from_cache(folder, name, revision=getattr(model.config, "_commit_hash", None))
-                found = Path(cached) if isinstance(cached, str) else None
-        if found is None or not found.is_file():
-            continue
-        try:
-            config = read_json(found)
-        except CheckpointError:  # transformers refuses such a file as well
-            return {}
-        own: Any = config.get("image_processor") if name == _PROCESSORS[0] else config
-        if isinstance(own, dict):
-            return own
-    return {}
-
-
-# Where the image processor's config is: inside that of a processor of images and text, which goes first, or alone.
-_PROCESSORS = ("processor_config.json", "preprocessor_config.json")
-
-
-def _numbers(values: Any) -> tuple[float, ...]:
-    """Return the numbers of a list that holds nothing else and none too large, or nothing."""
-    usable = isinstance(values, list) and all(type(value) in (int, float) and abs(value) < 1e6 for value in values)
-    return tuple(values) if usable else ()
-
-
 def labels(root: Any, name: str | None) -> list[str] | None:
     """Return the names of the classes in a model's config; None if they are those that stand for no names.
 
@@ -346,7 +293,7 @@ def classifier(request: BaseRequest, image_size: tuple[int, int] | None) -> Base
     if request.directory is None:
         repo_id = hub_id(request.name)
         file = fetch(request, repo_id, "config.json")
-        for name in _PROCESSORS:  # whose mean and std `image_statistics` reads from the cache
+        for name in PROCESSORS:  # whose mean and std `image_statistics` reads from the cache
             with suppress(CheckpointError):
                 fetch(request, repo_id, name)
     elif not (file := request.directory / "config.json").is_file():
