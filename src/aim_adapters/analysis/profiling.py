@@ -7,16 +7,15 @@ import dataclasses
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aim_adapters.analysis.complexity import count_root_flops
-from aim_adapters.analysis.verification import output_tensor
 from aim_adapters.arguments import require_choice, require_integer
 from aim_adapters.core import only_root
 from aim_adapters.errors import ConfigError
@@ -171,7 +170,7 @@ def profile_model(
 
         def step() -> None:
             with autocast:
-                loss = output_tensor(root(video)).float().square().mean()
+                loss = _last_tensor(root(video)).float().square().mean()
             torch.autograd.backward(loss, inputs=trains)
             optimizer.step()
             optimizer.zero_grad()
@@ -213,6 +212,13 @@ def profile_model(
         attention=attention,
         execution=execution,
     )
+
+
+def _last_tensor(out: Any) -> Tensor:
+    """Return the last tensor of what a model returned: a loss of it also reaches models that pool nothing."""
+    if isinstance(out, Tensor):
+        return out
+    return [value for value in (out.values() if isinstance(out, Mapping) else out) if isinstance(value, Tensor)][-1]
 
 
 def _measure(run: Callable[[], None], device: torch.device, repeats: int, note: Callable[[], None]) -> Cost:

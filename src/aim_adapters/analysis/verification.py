@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from aim_adapters.backbones import build_classifier, read_anatomy
-from aim_adapters.core import is_wrapped, require_wrappable
+from aim_adapters.core import is_wrapped, pooled_output, require_wrappable
 from aim_adapters.errors import StateError, UnsupportedKernelError
 from aim_adapters.execution import set_attention, set_execution
 from aim_adapters.ops import spatial_attention, temporal_attention
@@ -87,7 +87,7 @@ def verify(model: nn.Module | None = None) -> Verification:
     Raises:
         TypeError: ``model`` is not a module.
         StateError: It is wrapped already, compiled, sharded or distributed.
-        UnsupportedModelError: It cannot be adapted.
+        UnsupportedModelError: It cannot be adapted, or pools nothing over tokens.
     """
     if model is not None and isinstance(model, nn.Module) and is_wrapped(model):
         raise StateError("verify wraps and unwraps the model itself; pass the image model, not wrapped")
@@ -131,14 +131,14 @@ def _wrapping(model: nn.Module) -> Iterator[Check]:
     model.eval()
     try:
         with torch.no_grad():
-            images = output_tensor(tower(video.flatten(0, 1)))
+            images = pooled_output(tower(video.flatten(0, 1)), anatomy.pooled_outputs)
             before = _state(model)
             wrap_image_model(model, _FRAMES, input_layout="BTCHW")
             try:
-                found = output_tensor(tower(video))
+                found = pooled_output(tower(video), anatomy.pooled_outputs)
             finally:
                 unwrap_image_model(model)
-            again = output_tensor(tower(video.flatten(0, 1)))
+            again = pooled_output(tower(video.flatten(0, 1)), anatomy.pooled_outputs)
         expected = images.unflatten(0, (_CLIPS, _FRAMES)).mean(1)
         eps = torch.finfo(images.dtype).eps
         low = images.dtype in (torch.bfloat16, torch.float16)
@@ -152,18 +152,6 @@ def _wrapping(model: nn.Module) -> Iterator[Check]:
     finally:
         for name, module in model.named_modules():
             module.training = training[name]
-
-
-def output_tensor(out: Any) -> Tensor:
-    """Return the tensor that a model gives for each image or clip.
-
-    Args:
-        out: What it returned.
-    """
-    if isinstance(out, Tensor):
-        return out
-    tensors = [value for value in (out.values() if isinstance(out, Mapping) else out) if isinstance(value, Tensor)]
-    return tensors[-1]  # of a tower of transformers, what is pooled
 
 
 def _state(model: nn.Module) -> dict[str, Any]:
