@@ -23,7 +23,7 @@ from aim_adapters.ops.temporal_attention import kernels, tiles, triton
 
 def check(target, frames, dim, dtype, biased):
     q = torch.empty(frames, 1, 2, dim, dtype=dtype)
-    _, constants = triton._launch(q, q, q if biased else None, frames, tiles=1)
+    _, constants = triton._grid_and_constants(q, q, q if biased else None, frames, tiles=1)
     constants |= {{"BLOCK_ROWS": tiles.smallest_tile(frames), "BLOCK_FRAMES": max(16, next_power_of_2(frames))}}
     constants |= {{"BIAS_DOT_PRECISION": triton._EXACT, "TILES": 8 if biased else 1}}
     pointer = {{2: "*bf16", 4: "*fp32"}}[dtype.itemsize]

@@ -10,6 +10,7 @@ from triton import cdiv, next_power_of_2
 
 from aim_adapters.ops.bottleneck import kernels
 from aim_adapters.ops.bottleneck.width import padded
+from aim_adapters.ops.launch import launch
 
 _TILES, _STAGES = 8, 3  # tiles of rows of a program that adds rows up, and of how many loads are under way
 _WIDEST = 2048  # adapter for which there is shared memory to load ahead, on any GPU
@@ -20,10 +21,17 @@ _UNITS, _PARTS, _ROWS = 4, 512, 8  # of a program that finishes gradients
 def hidden(pre: Tensor, out: Tensor, factor: Tensor | None, rows_per_factor: int, scale: float) -> None:
     """Compute `BottleneckRows.hidden` by a kernel."""
     options = _options(pre, out, factor)
-    with torch.cuda.device_of(pre):
-        kernels.hidden_kernel[(cdiv(len(pre), options["BLOCK_ROWS"]),)](
-            pre, out, factor, len(pre), rows_per_factor, scale, **options
-        )
+    launch(
+        kernels.hidden_kernel,
+        cdiv(len(pre), options["BLOCK_ROWS"]),
+        pre,
+        out,
+        factor,
+        len(pre),
+        rows_per_factor,
+        scale,
+        **options,
+    )
 
 
 def hidden_backward(
@@ -33,12 +41,12 @@ def hidden_backward(
     options = _options(pre, out, factor)
     programs = cdiv(len(pre), options["BLOCK_ROWS"] * _TILES)
     sums = torch.empty((programs, pre.shape[1]), dtype=torch.float32, device=pre.device)
-    with torch.cuda.device_of(pre):
-        kernels.hidden_backward_kernel[(programs,)](
-            d_hidden, pre, out, sums, factor, len(pre), rows_per_factor, scale,
-            STRIDE_D_HIDDEN_ROW=d_hidden.stride(0), HAS_OUT=out is not None, TILES=_TILES,
-            NUM_STAGES=_STAGES if options["BLOCK_UNITS"] <= _WIDEST else 1, **options,
-        )  # fmt: skip
+    launch(
+        kernels.hidden_backward_kernel, programs,
+        d_hidden, pre, out, sums, factor, len(pre), rows_per_factor, scale,
+        STRIDE_D_HIDDEN_ROW=d_hidden.stride(0), HAS_OUT=out is not None, TILES=_TILES,
+        NUM_STAGES=_STAGES if options["BLOCK_UNITS"] <= _WIDEST else 1, **options,
+    )  # fmt: skip
     return sums
 
 
@@ -47,14 +55,14 @@ def gradients(d_down: Tensor, sums: Tensor, d_up: Tensor, bias: Tensor | None) -
     (width, inner), (rows, columns) = d_down.shape, d_up.shape
     d_down_b = torch.empty(width, dtype=sums.dtype, device=sums.device)
     d_up_w, d_up_b = (torch.empty(shape, dtype=d_up.dtype, device=d_up.device) for shape in ((rows, width), (rows,)))
-    with torch.cuda.device_of(sums):
-        kernels.gradients_kernel[(cdiv(width, _UNITS) + cdiv(rows, _ROWS),)](
-            d_down, sums, d_up, None if bias is None else bias.contiguous(), d_down_b, d_up_w, d_up_b, len(sums),
-            UNITS=width, COLUMNS=columns, OUT_FEATURES=rows, IN_FEATURES=inner, BLOCK_UNITS=next_power_of_2(width),
-            HAS_BIAS=bias is not None, PROGRAM_UNITS=_UNITS, BLOCK_SUMS=_PARTS,
-            BLOCK_COLUMNS=min(256, next_power_of_2(inner)), BLOCK_ROWS=_ROWS, num_warps=4,
-            STEPS=next_power_of_2(max(1, cdiv(len(sums), _PARTS))),  # one kernel serves batches of many sizes
-        )  # fmt: skip
+    launch(
+        kernels.gradients_kernel, cdiv(width, _UNITS) + cdiv(rows, _ROWS),
+        d_down, sums, d_up, None if bias is None else bias.contiguous(), d_down_b, d_up_w, d_up_b, len(sums),
+        UNITS=width, COLUMNS=columns, OUT_FEATURES=rows, IN_FEATURES=inner, BLOCK_UNITS=next_power_of_2(width),
+        HAS_BIAS=bias is not None, PROGRAM_UNITS=_UNITS, BLOCK_SUMS=_PARTS,
+        BLOCK_COLUMNS=min(256, next_power_of_2(inner)), BLOCK_ROWS=_ROWS, num_warps=4,
+        STEPS=next_power_of_2(max(1, cdiv(len(sums), _PARTS))),  # one kernel serves batches of many sizes
+    )  # fmt: skip
     return d_down, d_down_b, d_up_w, d_up_b
 
 
@@ -63,11 +71,11 @@ def widened(weight: Tensor | None, up_weight: Tensor, up_bias: Tensor, dtype: to
     (rows, width), own = up_weight.shape, 0 if weight is None else weight.shape[1]
     out = torch.empty((rows, own + padded(width)), dtype=dtype, device=up_weight.device)
     weight = None if weight is None else weight.contiguous()
-    with torch.cuda.device_of(out):
-        kernels.widened_kernel[(rows * cdiv(out.shape[1], _COLUMNS),)](
-            weight, up_weight.contiguous(), up_bias.contiguous(), out,
-            OWN_COLUMNS=own, UNITS=width, COLUMNS=out.shape[1] - own, BLOCK_COLUMNS=_COLUMNS, num_warps=4,
-        )  # fmt: skip
+    launch(
+        kernels.widened_kernel, rows * cdiv(out.shape[1], _COLUMNS),
+        weight, up_weight.contiguous(), up_bias.contiguous(), out,
+        OWN_COLUMNS=own, UNITS=width, COLUMNS=out.shape[1] - own, BLOCK_COLUMNS=_COLUMNS, num_warps=4,
+    )  # fmt: skip
     return out
 
 
@@ -79,12 +87,12 @@ def joined(
     rows = own + len(down_weight)
     out = torch.empty((rows, width), dtype=dtype, device=weight.device)
     out_bias = torch.empty(rows, dtype=dtype, device=weight.device)
-    with torch.cuda.device_of(out):
-        kernels.joined_kernel[(rows,)](
-            weight.contiguous(), None if bias is None else bias.contiguous(), down_weight.contiguous(),
-            down_bias.contiguous(), out, out_bias,
-            OWN_ROWS=own, FEATURES=width, HAS_BIAS=bias is not None, BLOCK_FEATURES=next_power_of_2(width), num_warps=4,
-        )  # fmt: skip
+    launch(
+        kernels.joined_kernel, rows,
+        weight.contiguous(), None if bias is None else bias.contiguous(), down_weight.contiguous(),
+        down_bias.contiguous(), out, out_bias,
+        OWN_ROWS=own, FEATURES=width, HAS_BIAS=bias is not None, BLOCK_FEATURES=next_power_of_2(width), num_warps=4,
+    )  # fmt: skip
     return out, out_bias
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from triton import cdiv, next_power_of_2
 
 from aim_adapters.ops.frozen import kernels
+from aim_adapters.ops.launch import launch
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
@@ -27,10 +28,16 @@ def add_layer_norm(
 def add(x: Tensor, other: Tensor) -> Tensor:
     """Compute `FrozenRows.add` by a kernel."""
     out = torch.empty_like(x)
-    with torch.cuda.device_of(x):
-        kernels.add_kernel[(cdiv(x.numel(), ELEMENTS),)](
-            x, other, out, x.numel(), BLOCK_ELEMENTS=ELEMENTS, num_warps=WARPS
-        )
+    launch(
+        kernels.add_kernel,
+        cdiv(x.numel(), ELEMENTS),
+        x,
+        other,
+        out,
+        x.numel(),
+        BLOCK_ELEMENTS=ELEMENTS,
+        num_warps=WARPS,
+    )
     return out
 
 
@@ -45,11 +52,11 @@ def _layer_norm(
 ) -> Tensor:
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     grid, options = _rows(x)
-    with torch.cuda.device_of(x):
-        kernels.layer_norm_kernel[grid](
-            x, other, dense(weight), dense(bias), total, out, x.shape[0], eps,
-            HAS_OTHER=other is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, **options,
-        )  # fmt: skip
+    launch(
+        kernels.layer_norm_kernel, grid,
+        x, other, dense(weight), dense(bias), total, out, x.shape[0], eps,
+        HAS_OTHER=other is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, **options,
+    )  # fmt: skip
     return out
 
 
@@ -57,11 +64,11 @@ def layer_norm_backward(d_h: Tensor, x: Tensor, weight: Tensor | None, eps: floa
     """Compute `FrozenRows.layer_norm_backward` by a kernel."""
     d_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     grid, options = _rows(x)
-    with torch.cuda.device_of(x):
-        kernels.layer_norm_backward_kernel[grid](
-            d_h, x, dense(weight), d_residual, d_x, x.shape[0], eps,
-            HAS_WEIGHT=weight is not None, HAS_RESIDUAL=d_residual is not None, **options,
-        )  # fmt: skip
+    launch(
+        kernels.layer_norm_backward_kernel, grid,
+        d_h, x, dense(weight), d_residual, d_x, x.shape[0], eps,
+        HAS_WEIGHT=weight is not None, HAS_RESIDUAL=d_residual is not None, **options,
+    )  # fmt: skip
     return d_x
 
 
@@ -69,16 +76,14 @@ def activation(pre: Tensor, kind: str, out: Tensor | None = None) -> Tensor:
     """Compute `FrozenRows.activation` by a kernel."""
     out = torch.empty_like(pre) if out is None else out
     grid, options = _elements(pre, out, kind)
-    with torch.cuda.device_of(pre):
-        kernels.activation_kernel[grid](pre, out, len(pre), **options)
+    launch(kernels.activation_kernel, grid, pre, out, len(pre), **options)
     return out
 
 
 def activation_backward(d_act: Tensor, pre: Tensor, kind: str) -> Tensor:
     """Compute `FrozenRows.activation_backward` by a kernel."""
     grid, options = _elements(pre, d_act, kind)
-    with torch.cuda.device_of(pre):
-        kernels.activation_backward_kernel[grid](d_act, pre, len(pre), **options)
+    launch(kernels.activation_backward_kernel, grid, d_act, pre, len(pre), **options)
     return d_act
 
 
@@ -101,13 +106,13 @@ def dense(vector: Tensor | None) -> Tensor | None:
 ELEMENTS, WARPS = 2048, 4  # of a program that computes elements
 
 
-def _rows(x: Tensor) -> tuple[tuple[int], dict[str, Any]]:
+def _rows(x: Tensor) -> tuple[int, dict[str, Any]]:
     rows, warps = tile(width := next_power_of_2(x.shape[1]))
     options = {"FEATURES": x.shape[1], "BLOCK_FEATURES": width, "BLOCK_ROWS": rows, "num_warps": warps}
-    return (cdiv(x.shape[0], rows),), options
+    return cdiv(x.shape[0], rows), options
 
 
-def _elements(pre: Tensor, out: Tensor, kind: str) -> tuple[tuple[int], dict[str, Any]]:
+def _elements(pre: Tensor, out: Tensor, kind: str) -> tuple[int, dict[str, Any]]:
     width = pre.shape[1]
     # Whole tiles where a power of two divides the width, so that nothing is masked.
     columns = min(max(width & -width, 128), 1024, next_power_of_2(width))
@@ -115,4 +120,4 @@ def _elements(pre: Tensor, out: Tensor, kind: str) -> tuple[tuple[int], dict[str
     options = {"STRIDE_PRE_ROW": pre.stride(0), "STRIDE_OUT_ROW": out.stride(0), "UNITS": width, "ACTIVATION": kind}
     options |= {"EXACT_ERF": pre.dtype.itemsize == 4}
     sizes = {"BLOCK_ROWS": rows, "BLOCK_COLUMNS": columns, "num_warps": WARPS}
-    return (cdiv(pre.shape[0], rows) * cdiv(width, columns),), {**options, **sizes}
+    return cdiv(pre.shape[0], rows) * cdiv(width, columns), {**options, **sizes}

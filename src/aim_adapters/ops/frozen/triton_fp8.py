@@ -9,6 +9,7 @@ from triton import cdiv, next_power_of_2
 from aim_adapters.ops.frozen import kernels_fp8 as kernels
 from aim_adapters.ops.frozen.scaled import DTYPE, Scaled
 from aim_adapters.ops.frozen.triton import _rows, dense
+from aim_adapters.ops.launch import launch
 
 _COLUMNS, _COLUMN_ROWS, _COLUMN_WARPS = 8, 4096, 8  # of a program that scales columns; all rows at once, if they fit
 
@@ -17,8 +18,7 @@ def quantize(x: Tensor) -> Scaled:
     """Compute `ScaledRows.quantize` by a kernel."""
     x, out = x.contiguous(), _like(x)
     grid, options = _rows(x)
-    with torch.cuda.device_of(x):
-        kernels.quantize_kernel[grid](x, *out, len(x), **options)
+    launch(kernels.quantize_kernel, grid, x, *out, len(x), **options)
     return out
 
 
@@ -26,11 +26,11 @@ def quantize_columns(weight: Tensor) -> Scaled:
     """Compute `ScaledRows.quantize_columns` by a kernel."""
     weight, out = weight.contiguous(), _like(weight.T)
     rows, columns = weight.shape
-    with torch.cuda.device_of(weight):
-        kernels.quantize_columns_kernel[(cdiv(columns, _COLUMNS),)](
-            weight, *out, ROWS=rows, COLUMNS=columns, BLOCK_ROWS=min(_COLUMN_ROWS, next_power_of_2(rows)),
-            BLOCK_COLUMNS=_COLUMNS, num_warps=_COLUMN_WARPS,
-        )  # fmt: skip
+    launch(
+        kernels.quantize_columns_kernel, cdiv(columns, _COLUMNS),
+        weight, *out, ROWS=rows, COLUMNS=columns, BLOCK_ROWS=min(_COLUMN_ROWS, next_power_of_2(rows)),
+        BLOCK_COLUMNS=_COLUMNS, num_warps=_COLUMN_WARPS,
+    )  # fmt: skip
     return out
 
 
@@ -47,11 +47,11 @@ def layer_norm(
     out = None if dtype is None else torch.empty(x.shape, dtype=dtype, device=x.device)
     scaled = _like(x)
     grid, options = _rows(x)
-    with torch.cuda.device_of(x):
-        kernels.layer_norm_kernel[grid](
-            x, other, dense(weight), dense(bias), total, out, *scaled, len(x), eps, HAS_OTHER=other is not None,
-            HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, HAS_OUT=out is not None, **options,
-        )  # fmt: skip
+    launch(
+        kernels.layer_norm_kernel, grid,
+        x, other, dense(weight), dense(bias), total, out, *scaled, len(x), eps, HAS_OTHER=other is not None,
+        HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, HAS_OUT=out is not None, **options,
+    )  # fmt: skip
     return total, out, scaled
 
 
@@ -68,12 +68,12 @@ def activation_backward(d_act: Tensor, pre: Tensor, kind: str) -> Scaled:
 def _activation(pre: Tensor, d_act: Tensor | None, kind: str) -> Scaled:
     out, width = _like(pre), pre.shape[1]
     first = 1 << width.bit_length() - 1  # the largest power of two up to the width
-    with torch.cuda.device_of(pre):
-        kernels.activation_kernel[(len(pre),)](
-            pre, pre if d_act is None else d_act, *out, UNITS=width, ACTIVATION=kind, BACKWARD=d_act is not None,
-            FIRST_SIZE=first, SECOND_SIZE=next_power_of_2(width - first) if width > first else 0,
-            num_warps=min(max(1, first // 512), 8),
-        )  # fmt: skip
+    launch(
+        kernels.activation_kernel, len(pre),
+        pre, pre if d_act is None else d_act, *out, UNITS=width, ACTIVATION=kind, BACKWARD=d_act is not None,
+        FIRST_SIZE=first, SECOND_SIZE=next_power_of_2(width - first) if width > first else 0,
+        num_warps=min(max(1, first // 512), 8),
+    )  # fmt: skip
     return out
 
 

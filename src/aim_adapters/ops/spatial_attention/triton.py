@@ -15,6 +15,7 @@ from triton import JITFunction, next_power_of_2
 
 from aim_adapters.errors import UnsupportedKernelError
 from aim_adapters.ops.device import shared_memory
+from aim_adapters.ops.launch import launch
 from aim_adapters.ops.spatial_attention import kernels
 from aim_adapters.ops.spatial_attention.tiles import MAX_WINDOW_TOKENS, Tiles, pieces, remainder, tiles_for
 
@@ -91,8 +92,7 @@ def forward(
     tensors = qkv, o, lse, _contiguous(bias), _contiguous(mask)
     sizes = *qkv.stride()[:4], *o.stride()[:3], *_sizes(qkv, mask, index, tiles), scale
     programs, constants = _programs(qkv, mask, index, tiles), _constants(qkv, bias, mask, index, tiles)
-    with torch.cuda.device_of(qkv):
-        kernel[(programs,)](*tensors, *sizes, **constants)
+    launch(kernel, programs, *tensors, *sizes, **constants)
     return o, lse
 
 
@@ -136,14 +136,13 @@ def backward(
     strides = *d_out.stride()[:3], *qkv.stride()[:4], *o.stride()[:3]
     sizes = *strides, *_sizes(qkv, mask, index, tiles), scale
     programs, constants = _programs(qkv, mask, index, tiles), _constants(qkv, bias, mask, index, tiles)
-    with torch.cuda.device_of(qkv):
-        if tiles.kind == "window":
-            kernels.window_backward[(programs,)](*tensors, *sizes, **constants)
-        elif tiles.kind == "resident":
-            kernels.resident_backward[(2 * programs,)](*tensors, *sizes, **constants)
-        else:
-            for of_keys in (False, True):  # the first launch writes delta, which the second reads
-                kernels.streaming_backward[(programs,)](*tensors, *sizes, OF_KEYS=of_keys, **constants)
+    if tiles.kind == "window":
+        launch(kernels.window_backward, programs, *tensors, *sizes, **constants)
+    elif tiles.kind == "resident":
+        launch(kernels.resident_backward, 2 * programs, *tensors, *sizes, **constants)
+    else:
+        for of_keys in (False, True):  # the first launch writes delta, which the second reads
+            launch(kernels.streaming_backward, programs, *tensors, *sizes, OF_KEYS=of_keys, **constants)
     return d_qkv
 
 

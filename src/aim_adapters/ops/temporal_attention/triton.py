@@ -7,6 +7,7 @@ formulas, so ``torch.compile``, CUDA graphs and counters know them. They are det
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 from triton import next_power_of_2
 
 from aim_adapters.errors import UnsupportedKernelError
+from aim_adapters.ops.launch import launch
 from aim_adapters.ops.temporal_attention import kernels
 from aim_adapters.ops.temporal_attention.tiles import smallest_tile
 
@@ -91,13 +93,13 @@ def packed_backward(
 def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, num_frames: int, scale: float) -> Tensor:
     q, k, v = _with_adjacent_columns(q), _with_adjacent_columns(k), _with_adjacent_columns(v)
     out = _contiguous_like(q)
-    grid, options = _launch(q, k, bias, num_frames, tiles=1)
-    with _device_of(q):
-        kernels.forward[grid](
-            q, k, v, out, _contiguous(bias),
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
-            q.shape[1], q.shape[2], scale, **options,
-        )  # fmt: skip
+    grid, options = _grid_and_constants(q, k, bias, num_frames, tiles=1)
+    launch(
+        kernels.forward, grid,
+        q, k, v, out, _contiguous(bias),
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
+        q.shape[1], q.shape[2], scale, **options,
+    )  # fmt: skip
     return out
 
 
@@ -131,31 +133,33 @@ def _backward(
     d_out, q, k, v = (_with_adjacent_columns(x) for x in (d_out, q, k, v))
     tokens, heads = q.shape[1:3]
     tiles = 1 if bias is None else 8  # fewer partial sums to write and add up
-    grid, options = _launch(q, k, bias, num_frames, tiles=tiles)
+    grid, options = _grid_and_constants(q, k, bias, num_frames, tiles=tiles)
     partial = None
     if bias is not None:
-        programs = grid({"BLOCK_ROWS": smallest_tile(num_frames)})[0]
+        programs = grid({"BLOCK_ROWS": smallest_tile(num_frames)})
         partial = q.new_empty((programs // heads, heads, num_frames, num_frames), dtype=torch.float32)
     d_q, d_k, d_v = into
-    with _device_of(q):
-        kernels.backward[grid](
-            d_out, q, k, v, _contiguous(bias), d_q, d_k, d_v, partial, out,
-            *d_out.stride()[:3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-            *d_q.stride()[:3], *d_k.stride()[:3], *d_v.stride()[:3], *(d_out if out is None else out).stride()[:3],
-            tokens, heads, scale,
-            HAS_OUT=out is not None,
-            BIAS_DOT_PRECISION=_EXACT, BLOCK_FRAMES=max(16, next_power_of_2(num_frames)), TILES=tiles, **options,
-        )  # fmt: skip
+    launch(
+        kernels.backward, grid,
+        d_out, q, k, v, _contiguous(bias), d_q, d_k, d_v, partial, out,
+        *d_out.stride()[:3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+        *d_q.stride()[:3], *d_k.stride()[:3], *d_v.stride()[:3], *(d_out if out is None else out).stride()[:3],
+        tokens, heads, scale,
+        HAS_OUT=out is not None,
+        BIAS_DOT_PRECISION=_EXACT, BLOCK_FRAMES=max(16, next_power_of_2(num_frames)), TILES=tiles, **options,
+    )  # fmt: skip
     return q.new_empty(0) if partial is None or bias is None else partial.sum(0).to(bias.dtype)
 
 
-def _launch(q: Tensor, k: Tensor, bias: Tensor | None, num_frames: int, *, tiles: int) -> tuple[Any, dict[str, Any]]:
+def _grid_and_constants(
+    q: Tensor, k: Tensor, bias: Tensor | None, num_frames: int, *, tiles: int
+) -> tuple[Any, dict[str, Any]]:
     """Return the grid as a function of the tile's rows, and the constants that both kernels share."""
     frames, tokens, heads, dim = q.shape
 
-    def grid(meta: dict[str, Any]) -> tuple[int]:
+    def grid(meta: Mapping[str, Any]) -> int:
         sequences = meta["BLOCK_ROWS"] // num_frames * tiles
-        return (frames // num_frames * -(-tokens // sequences) * heads,)
+        return int(frames // num_frames * -(-tokens // sequences) * heads)
 
     options: dict[str, Any] = {
         "FRAMES": num_frames,
@@ -177,10 +181,6 @@ def _with_adjacent_columns(x: Tensor) -> Tensor:
 
 def _contiguous(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.contiguous()
-
-
-def _device_of(x: Tensor) -> Any:
-    return torch.cuda.device_of(x)
 
 
 def _contiguous_like(x: Tensor) -> Tensor:
