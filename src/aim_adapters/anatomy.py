@@ -24,6 +24,29 @@ Tiles = Callable[[Any, int, int], Tensor]
 Override = Callable[..., Any]
 
 
+class Derived(NamedTuple):
+    """A tensor that is made of the model's own at every call, so that it always has their values.
+
+    Attributes:
+        make: Makes it of the sources.
+        sources: The model's tensors.
+        shape: Its shape.
+    """
+
+    make: Callable[..., Tensor]
+    sources: tuple[Tensor, ...]
+    shape: tuple[int, ...]
+
+    def now(self) -> Tensor:
+        """Return the tensor with the values that its sources have now."""
+        return self.make(*self.sources)
+
+
+def made(tensor: Tensor | Derived | None) -> Any:
+    """Return a tensor, made now if it is derived of others; or None."""
+    return tensor.now() if isinstance(tensor, Derived) else tensor
+
+
 class Windows(NamedTuple):
     """The windows within which the tokens of a frame attend to one another (Swin).
 
@@ -31,13 +54,13 @@ class Windows(NamedTuple):
         size: Height and width of a window, in tokens.
         shift: How far the windows are shifted down and to the right, in tokens. Tokens that the shift brings together
             from opposite borders do not attend to one another.
-        bias: Relative position bias ``[H, N, N]``, added to the scores of the N tokens of a window.
+        bias: Relative position bias ``[H, N, N]``, added to the scores of the N tokens of a window; or how to make it.
         always_shifted: Shift also along a side of the frame that one window covers; False: such a side is not shifted.
     """
 
     size: tuple[int, int]
     shift: tuple[int, int]
-    bias: Tensor
+    bias: Tensor | Derived
     always_shifted: bool = False
 
 
@@ -47,8 +70,9 @@ class AttentionParts(NamedTuple):
     Attributes:
         norm_weight: Weight of the LayerNorm ``[D]``, or None.
         norm_bias: Bias of the LayerNorm ``[D]``, or None.
-        qkv_weight: Weight of the query, key and value projections ``[3*H*d, D]``, concatenated in this order.
-        qkv_bias: Their bias ``[3*H*d]``, or None.
+        qkv_weight: Weight of the query, key and value projections ``[3*H*d, D]``, concatenated in this order; or how to
+            make it.
+        qkv_bias: Their bias ``[3*H*d]``, how to make it, or None.
         out_weight: Weight of the output projection ``[D, H*d]``.
         out_bias: Bias of the output projection ``[D]``, or None.
         gamma: LayerScale ``[D]``, or None.
@@ -62,8 +86,8 @@ class AttentionParts(NamedTuple):
 
     norm_weight: Tensor | None
     norm_bias: Tensor | None
-    qkv_weight: Tensor
-    qkv_bias: Tensor | None
+    qkv_weight: Tensor | Derived
+    qkv_bias: Tensor | Derived | None
     out_weight: Tensor
     out_bias: Tensor | None
     gamma: Tensor | None
@@ -143,8 +167,9 @@ class BlockAnatomy:
         fused_spatial: Compute spatial attention as ``project_out(sdpa(project_qkv(h)))`` instead of ``attend``: the
             same numbers, where the family's own call would not always take a fused kernel.
         temporal: The block also attends over time (Swin: only where windows are not shifted).
-        parts: ``(block, anatomy) -> BlockParts``: the weights of the block's branches, read at every call, so that a
-            replaced layer is noticed. None: these blocks always run as modules.
+        parts: ``(block, anatomy) -> BlockParts``: the weights of the block's branches, read again when a module, a
+            parameter, a setting or a hook inside of the block has changed. What is not one of the block's own
+            parameters or buffers must be `Derived` of them. None: these blocks always run as modules.
         tiles: ``(block, rows, columns) -> index``: the tokens of each window of a frame of ``rows`` times ``columns``
             tokens, int64 ``[W, M]``, -1 where a window is padded (Swin). None: all tokens of a frame attend to one
             another.

@@ -11,10 +11,10 @@ from timm.layers import RmsNorm
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from aim_adapters.anatomy import AttentionParts, BlockAnatomy, BlockParts, MlpParts, apply_part
+from aim_adapters.anatomy import AttentionParts, BlockAnatomy, BlockParts, MlpParts, apply_part, made
 from aim_adapters.backbones import read_anatomy
 from aim_adapters.core.fusion import attention_tensors, mlp_tensors
-from aim_adapters.ops.branches import AttentionPlan, BranchTensors, MlpPlan, WindowTensors, tile
+from aim_adapters.ops.branches import AttentionPlan, AttentionTensors, BranchTensors, MlpPlan, WindowTensors, tile
 from tests.backbones import (
     test_open_clip_vit,
     test_swin,
@@ -82,7 +82,7 @@ def test_attention_is_what_the_family_computes(member: str) -> None:
         theirs = (case.plain_attention or anatomy.attend)(block, h)
         expected = x + apply_part(block, anatomy.post_attention, theirs)
         plan = AttentionPlan("tokens", parts.heads, parts.scale, parts.eps, "")
-        tensors = BranchTensors(attention_tensors(parts))
+        tensors = BranchTensors(AttentionTensors(*map(made, attention_tensors(parts))))
         ours = plain_attention(x.flatten(1, -2), tensors, plan, 1).view(x.shape)
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
         assert parts.plain == (member.startswith(PLAIN_FAMILIES) and "DINOv3" not in member)
@@ -104,7 +104,8 @@ def test_attention_within_windows_is_what_the_family_computes(member: str) -> No
             expected = x + apply_part(block, anatomy.post_attention, theirs)
             index, mask = tile(height, width, parts.windows.size, parts.windows.shift, x.device)
             plan = AttentionPlan("windows", parts.heads, parts.scale, parts.eps, "")
-            tensors = BranchTensors(attention_tensors(parts), windows=WindowTensors(parts.windows.bias, mask, index))
+            frozen = AttentionTensors(*map(made, attention_tensors(parts)))
+            tensors = BranchTensors(frozen, windows=WindowTensors(made(parts.windows.bias), mask, index))
             ours = plain_attention(x.flatten(1, -2), tensors, plan, 1).view(x.shape)
             torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
             tiled += 1

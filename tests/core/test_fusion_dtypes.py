@@ -12,7 +12,7 @@ from torch import Tensor
 
 import aim_adapters as aim
 from aim_adapters.core import fused_branches, fusion
-from aim_adapters.core.fusion import FusedBranch, compute_dtype, token_dtype
+from aim_adapters.core.fusion import FusedBranch, compute_dtype, dtype_beside, held_weight
 from tests.core.cases import (
     ALL,
     T,
@@ -91,7 +91,7 @@ def test_what_is_computed_and_handed_on(
     with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
         x = tokens(dtype=given)
         assert compute_dtype(x) == computed
-        assert token_dtype(block, x) == between
+        assert dtype_beside(held_weight(block), x) == between
         assert answers(block, x) == ["fused"] * 3
         assert block(x).dtype == between
 
@@ -120,13 +120,13 @@ def test_factors_are_exact(dtype: torch.dtype) -> None:
     assert isinstance(temporal, FusedBranch) and isinstance(spatial, FusedBranch) and isinstance(mlp, FusedBranch)
     torch.manual_seed(0)
     wide = torch.promote_types(dtype, torch.float32)
-    drawn = torch.cat([each.drawn(block, tokens(clips=6, dtype=dtype)).factor for each in (temporal, mlp)])  # type: ignore
+    drawn = torch.cat([each.now(block, tokens(clips=6, dtype=dtype)).factor for each in (temporal, mlp)])  # type: ignore
     assert drawn.dtype == wide
     assert set(drawn.tolist()) == {0.0, (torch.ones((), dtype=wide) / 0.7).item()}
-    assert spatial.drawn(block, tokens(clips=6, dtype=dtype)).factor is None
+    assert spatial.now(block, tokens(clips=6, dtype=dtype)).factor is None
     block.eval()
     for each in fused_branches(block, tokens(dtype=dtype), positions=False):
-        assert each.drawn(block, tokens(dtype=dtype)).factor is None  # type: ignore[union-attr]
+        assert each.now(block, tokens(dtype=dtype)).factor is None  # type: ignore[union-attr]
 
 
 # Transforms, exports and compilers

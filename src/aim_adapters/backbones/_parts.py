@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from aim_adapters.anatomy import AttentionParts, BlockAnatomy, BlockParts, MlpParts, Windows, has_hooks
+from aim_adapters.anatomy import (
+    AttentionParts,
+    BlockAnatomy,
+    BlockParts,
+    Derived,
+    MlpParts,
+    Windows,
+    has_hooks,
+)
 
 # Classes are named, not imported: their library may not be installed. All of these norms compute in float32 or better.
 _NORMS = frozenset(
@@ -159,22 +168,38 @@ def _attention(block: Any, anatomy: BlockAnatomy, *, plain: bool, windows: _Read
     )
 
 
-def _qkv(attn: Any) -> tuple[Tensor, Tensor | None]:
+def _qkv(attn: Any) -> tuple[Tensor | Derived, Tensor | Derived | None]:
     if getattr(attn, "in_proj_weight", None) is not None:
         return attn.in_proj_weight, attn.in_proj_bias
     if getattr(attn, "qkv", None) is not None:
         weight, bias = _linear(attn.qkv)
         if getattr(attn, "q_bias", None) is not None:
-            bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+            return weight, _joined([attn.q_bias, attn.k_bias, attn.v_bias])
         return weight, bias
     layers = [_linear(getattr(attn, name, None)) for name in ("q_proj", "k_proj", "v_proj")]
     weights, biases = [weight for weight, _ in layers], [bias for _, bias in layers]
     if any(weight.shape != weights[0].shape for weight in weights):
         raise _UnknownPart("its attention has fewer key and value heads than query heads")
-    present = [bias for bias in biases if bias is not None]
+    packed = _joined(weights)
+    assert packed is not None
+    return packed, _joined(biases)
+
+
+def _joined(tensors: Sequence[Tensor | None]) -> Derived | None:
+    """Return tensors of one shape as one, those that are absent as zeros; None without any."""
+    present = [tensor for tensor in tensors if tensor is not None]
     if not present:
-        return torch.cat(weights), None
-    return torch.cat(weights), torch.cat([torch.zeros_like(present[0]) if bias is None else bias for bias in biases])
+        return None
+    there = tuple(tensor is not None for tensor in tensors)
+    first, *rest = present[0].shape
+    return Derived(partial(_join, there), tuple(present), (first * len(tensors), *rest))
+
+
+def _join(there: tuple[bool, ...], *present: Tensor) -> Tensor:
+    if all(there):
+        return torch.cat(present)
+    given = iter(present)
+    return torch.cat([next(given) if each else torch.zeros_like(present[0]) for each in there])
 
 
 def _mlp(block: Any, anatomy: BlockAnatomy) -> MlpParts:

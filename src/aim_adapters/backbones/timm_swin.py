@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, BlockParts, HeadAnatomy, Windows, require_type
+from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, BlockParts, Derived, HeadAnatomy, Windows, require_type
 from aim_adapters.backbones._parts import windowed_parts
 from aim_adapters.backbones._swin import block_anatomy, tile_frame
 from aim_adapters.backbones._timm import build, classifier, common_fields, hub_id, names
@@ -70,8 +70,14 @@ def _parts(block: Any, anatomy: BlockAnatomy) -> BlockParts:
 
 def _windows(block: Any) -> Windows:
     # timm fixes the shift when it builds the block, whatever the size of the frame at a call.
-    bias = block.attn._get_rel_pos_bias().squeeze(0)
-    return Windows(tuple(block.window_size), tuple(block.shift_size), bias, always_shifted=True)
+    attn, size = block.attn, tuple(block.window_size)
+    tokens = size[0] * size[1]
+    bias = Derived(
+        lambda _: attn._get_rel_pos_bias().squeeze(0),
+        (attn.relative_position_bias_table,),
+        (attn.num_heads, tokens, tokens),
+    )
+    return Windows(size, tuple(block.shift_size), bias, always_shifted=True)
 
 
 def _tiles(block: Any, rows: int, columns: int) -> Tensor:

@@ -11,6 +11,7 @@ from aim_adapters.anatomy import (
     BackboneAnatomy,
     BlockAnatomy,
     BlockParts,
+    Derived,
     HeadAnatomy,
     Windows,
     require_called,
@@ -92,8 +93,14 @@ def _parts(block: Any, anatomy: BlockAnatomy) -> BlockParts:
 
 
 def _windows(block: Any) -> Windows:
-    size, shift = block.attn.window_size, block.attn.shift_size
-    return Windows((size[0], size[1]), (shift[0], shift[1]), block.attn.get_relative_position_bias().squeeze(0))
+    attn, size, shift = block.attn, block.attn.window_size, block.attn.shift_size
+    tokens = size[0] * size[1]
+    bias = Derived(
+        lambda _: attn.get_relative_position_bias().squeeze(0),
+        (attn.relative_position_bias_table,),
+        (attn.num_heads, tokens, tokens),
+    )
+    return Windows((size[0], size[1]), (shift[0], shift[1]), bias)
 
 
 def _tiles(block: Any, rows: int, columns: int) -> Tensor:

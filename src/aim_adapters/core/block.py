@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from aim_adapters.anatomy import BlockAnatomy, apply_part, has_hooks, require_called
-from aim_adapters.core.fusion import Branch, ByModules, FusedBranch, fused_branches, run_fused, token_dtype
+from aim_adapters.core.decisions import decide
+from aim_adapters.core.fusion import Branch, ByModules, FusedBranch, run_fused
 from aim_adapters.core.guards import require_recorded
 from aim_adapters.core.patching import Patched
 from aim_adapters.core.records import RootCall
@@ -92,9 +93,8 @@ class AdaptedBlock(Patched):
         require_called(aim, f"{aim.key}aim")
         if aim.enters and state.temporal_embedding is not None:
             x = add_temporal_embedding(x, state.temporal_embedding)
-        x = x.to(token_dtype(self, x))
         positions = any(argument is not None for argument in (*args, *kwargs.values()))
-        temporal, spatial, mlp = fused_branches(self, x, positions=positions)
+        x, (temporal, spatial, mlp) = decide(self, x, positions=positions)
         stream = ResidualStream(self, x)
         stream.add(temporal, self._temporal)  # Eq. 3
         if aim.last and self._narrows(x, spatial):
@@ -132,7 +132,7 @@ class AdaptedBlock(Patched):
     def _class_token(self, x: Tensor, spatial: Branch) -> Tensor:
         """Do what `_spatial` does for the first token of each frame, ``[B*T, 1, D]``."""
         assert isinstance(spatial, FusedBranch) and isinstance(spatial.plan, AttentionPlan)
-        plan, frozen = spatial.plan, spatial.tensors.frozen
+        plan, frozen = spatial.plan, spatial.now(self, x).frozen
         assert isinstance(frozen, AttentionTensors)
         attended = attend_from_first(x, frozen, heads=plan.heads, scale=plan.scale, eps=plan.eps)
         return x[:, :1] + (attended if self.aim.spatial is None else self.aim.spatial(attended))  # Eq. 4

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from aim_adapters.anatomy import AttentionParts, BlockAnatomy, MlpParts, Windows, has_hooks
+from aim_adapters.anatomy import AttentionParts, BlockAnatomy, Derived, MlpParts, Windows, has_hooks, made
+from aim_adapters.config import Execution
 from aim_adapters.core.state import BlockState
 from aim_adapters.errors import UnsupportedKernelError
 from aim_adapters.layers import Adapter, keep_clips, relative_temporal_bias
@@ -40,29 +42,37 @@ class FusedBranch(NamedTuple):
 
     Attributes:
         plan: What is not a tensor.
-        tensors: Its tensors. The factor of each clip is not drawn yet: branches draw when they run, so that all ways to
-            run draw the same.
+        tensors: Its tensors, some of them still to be made of the model's own. The factor of each clip is not drawn
+            yet: branches draw when they run, so that all ways to run draw the same.
         drops: It drops clips (stochastic depth).
+        derived: Some of the tensors are still to be made.
     """
 
     plan: AttentionPlan | MlpPlan
     tensors: BranchTensors
     drops: bool = False
+    derived: bool = False
 
     def after(self, chain: list[FusedBranch]) -> FusedBranch:
         """Return the same without the frozen layers that the branch in front gives: both passes attend by one layer."""
         if not chain or not isinstance(self.plan, AttentionPlan):
             return self
-        return FusedBranch(self.plan.sharing(), self.tensors.sharing(), self.drops)
+        return FusedBranch(self.plan.sharing(), self.tensors.sharing(), self.drops, self.derived)
 
-    def drawn(self, block: Any, x: Tensor) -> BranchTensors:
-        """Return the tensors with the stochastic depth of each clip of ``x``, if the branch drops clips."""
-        if not self.drops:
+    def now(self, block: Any, x: Tensor) -> BranchTensors:
+        """Return the tensors as they are now, with the stochastic depth of each clip of ``x`` if it drops clips."""
+        if not (self.drops or self.derived):
             return self.tensors
-        clips = x.shape[0] // block.aim.root_state.num_frames
-        factor = x.new_empty(clips, dtype=torch.promote_types(compute_dtype(x), torch.float32))
-        frozen, trained, _, windows = self.tensors
-        return BranchTensors(frozen, trained, keep_clips(factor, block.aim.drop_path), windows)
+        frozen, trained, factor, windows = self.tensors
+        if self.derived:
+            frozen = None if frozen is None else type(frozen)(*map(made, frozen))
+            trained = TrainedTensors(trained.adapter, made(trained.temporal_bias))
+            windows = None if windows is None else WindowTensors(*map(made, windows))
+        if self.drops:
+            clips = x.shape[0] // block.aim.root_state.num_frames
+            factor = x.new_empty(clips, dtype=torch.promote_types(compute_dtype(x), torch.float32))
+            factor = keep_clips(factor, block.aim.drop_path)
+        return BranchTensors(frozen, trained, factor, windows)
 
 
 class ByModules(NamedTuple):
@@ -100,16 +110,25 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device)
 
 
-def token_dtype(block: Any, x: Tensor) -> torch.dtype:
+def held_weight(block: Any) -> Tensor | None:
+    """Return a weight of a block's attention; None where others have quantized them all away."""
+    for held in getattr(block, block.aim_spec.attention).parameters():
+        weight: Tensor = held
+        return weight
+    return None
+
+
+def dtype_beside(weight: Tensor | None, x: Tensor) -> torch.dtype:
     """Return the dtype of the tokens between blocks: under autocast, that in which the frozen weights are held.
 
     Norms return float32 under autocast, also a norm in front of the first block; where the weights are held in the
     dtype of autocast, so are the tokens.
+
+    Args:
+        weight: What `held_weight` returned.
+        x: The tokens as they come.
     """
-    # Layers that others have quantized may have no parameters.
-    for held in getattr(block, block.aim_spec.attention).parameters():
-        return held.dtype if held.dtype == compute_dtype(x) else x.dtype
-    return x.dtype
+    return weight.dtype if weight is not None and weight.dtype == compute_dtype(x) else x.dtype
 
 
 def run_fused(block: Any, x: Tensor, chain: list[FusedBranch]) -> Tensor:
@@ -120,17 +139,23 @@ def run_fused(block: Any, x: Tensor, chain: list[FusedBranch]) -> Tensor:
         x: Its tokens ``[B*T, ..., D]``.
         chain: The branches.
     """
-    state, dtype = block.aim.root_state, str(compute_dtype(x)).removeprefix("torch.")
-    plan = ChainPlan(
-        tuple(branch.plan for branch in chain),
-        state.num_frames,
-        dtype,
-        state.execution.memory,
-        frozen_precision=state.execution.frozen_precision,
-    )
-    tokens = x.flatten(1, -2)  # [B*T, N, D]
-    out = run_branches(tokens, [branch.drawn(block, x) for branch in chain], plan)
+    state = block.aim.root_state
+    parts = tuple(branch.plan for branch in chain)
+    describe = _describe if torch.compiler.is_compiling() else _describe_once
+    plan = describe(parts, state.num_frames, compute_dtype(x), state.execution)
+    tokens = x if x.ndim == 3 else x.flatten(1, -2)  # [B*T, N, D]
+    out = run_branches(tokens, [branch.now(block, x) for branch in chain], plan)
     return out if x.ndim == 3 else without_base(out, x.shape)
+
+
+def _describe(
+    parts: tuple[AttentionPlan | MlpPlan, ...], num_frames: int, dtype: torch.dtype, execution: Execution
+) -> ChainPlan:
+    name, precision = str(dtype).removeprefix("torch."), execution.frozen_precision
+    return ChainPlan(parts, num_frames, name, execution.memory, frozen_precision=precision)
+
+
+_describe_once = functools.lru_cache(maxsize=1024)(_describe)
 
 
 def fused_branches(block: Any, x: Tensor, *, positions: bool) -> Branches:
@@ -248,7 +273,9 @@ def _temporal(block: Any, x: Tensor, parts: AttentionParts, frozen: AttentionTen
     if choice.implementation == "sdpa":
         return ByModules(f"its attention runs as 'sdpa': {choice.reason}")
     plan = AttentionPlan("frames", heads, parts.scale, parts.eps, choice.implementation)
-    bias = None if aim.temporal_bias is None else relative_temporal_bias(aim.temporal_bias)
+    bias = None
+    if (table := aim.temporal_bias) is not None:
+        bias = Derived(relative_temporal_bias, (table,), (table.shape[1], state.num_frames, state.num_frames))
     return _fused(block, plan, frozen, aim.temporal, bias=bias, drop=True)
 
 
@@ -287,7 +314,7 @@ def _windowed(block: Any, x: Tensor, parts: AttentionParts, frozen: AttentionTen
     implementation = "triton" if device != "cpu" else "flash"
     plan = AttentionPlan("windows", parts.heads, parts.scale, parts.eps, implementation)
     index, mask = tile(height, across, size, windows.shift, x.device)
-    tensors = WindowTensors(windows.bias, mask, index)
+    tensors = WindowTensors(windows.bias, mask, index)  # type: ignore[arg-type]
     return _fused(block, plan, frozen, block.aim.spatial, windows=tensors)
 
 
@@ -314,14 +341,18 @@ def _fused(
     frozen: AttentionTensors | MlpTensors,
     adapter: Adapter | None,
     *,
-    bias: Tensor | None = None,
+    bias: Derived | None = None,
     windows: WindowTensors | None = None,
     drop: bool = False,
 ) -> Branch:
-    fixed = [tensor for tensor in (*frozen, *(windows or ())) if tensor is not None]
+    given: list[Any] = [tensor for tensor in (*frozen, *(windows or ())) if tensor is not None]
+    derived = [tensor for tensor in given if isinstance(tensor, Derived)]
+    fixed = [tensor for tensor in given if not isinstance(tensor, Derived)]
+    for each in derived:
+        fixed.extend(each.sources)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in fixed):
         return ByModules("a weight of the image model requires a gradient")
-    if any(tensor is not None and type(tensor) not in (Tensor, nn.Parameter) for tensor in frozen):
+    if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in fixed):
         return ByModules("a weight of the image model is a tensor of another kind, as of a quantized or sharded layer")
     weights = None
     if adapter is not None:
@@ -332,7 +363,8 @@ def _fused(
         if not all(type(tensor) in (Tensor, nn.Parameter) for tensor in weights):
             return ByModules("its adapter is not as it was made: a weight is missing, or a tensor of another kind")
     drops = drop and adapter is not None and block.training and block.aim.drop_path > 0
-    return FusedBranch(plan, BranchTensors(frozen, TrainedTensors(weights, bias), None, windows), drops)
+    tensors = BranchTensors(frozen, TrainedTensors(weights, bias), None, windows)  # type: ignore[arg-type]
+    return FusedBranch(plan, tensors, drops, bool(derived) or bias is not None)
 
 
 def is_plain(module: nn.Module, expected: type[nn.Module]) -> bool:

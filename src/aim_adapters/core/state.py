@@ -237,9 +237,14 @@ class BlockState(AIMState):
         self.enters = enters
         self.last = last
         self.narrowed = False  # whether it returned the [class] token alone when it last ran
+        self.decisions: dict[Any, Any] = {}  # how the block runs for tokens of a kind, remembered
         for name in ("temporal", "temporal_input", "spatial", "joint"):
             self.register_module(name, adapters.get(name))
         self.register_parameter("temporal_bias", temporal_bias)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state to copy: a copy decides for itself."""
+        return {**self.__dict__, "decisions": {}}
 
     @property
     def index(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from aim_adapters.errors import InputError, UnsupportedKernelError
+from aim_adapters.errors import InputError, StateError, UnsupportedKernelError
 from aim_adapters.ops.bottleneck import padded
 from aim_adapters.ops.branches.attention import lse_shape
 from aim_adapters.ops.branches.kept import (
@@ -62,63 +62,108 @@ def run_branches(x: Tensor, branches: Sequence[BranchTensors], plan: ChainPlan) 
             f"the first dimension must be a multiple of num_frames={plan.num_frames}, got {tuple(x.shape)}; pass whole "
             "clips"
         )
-    x, compiling = x.contiguous(), torch.compiler.is_compiling()
-    if compiling or torch.is_grad_enabled():
-        flat = flatten(branches)
-        if torch.is_grad_enabled() and (x.requires_grad or any(t is not None and t.requires_grad for t in flat)):
-            out: Tensor = _Chain.apply(x, encode(plan), *flat)
-            return out
-        if compiling:
-            out = torch.ops.aim_adapters.branches(x, flat, encode(plan), False)[0]
-            return out
-    return _compute(x, with_shared(branches), plan._replace(tokens=x.shape[1]), train=False)[0]
+    x = x.contiguous()
+    trained = [tensor for branch in branches for tensor in branch.trained.present()]
+    differentiates = torch.is_grad_enabled() and (x.requires_grad or any(tensor.requires_grad for tensor in trained))
+    out: Tensor
+    if torch.compiler.is_compiling():
+        flat, text = flatten(branches), encode(plan)
+        if differentiates:
+            out = _Chain.apply(x, text, *flat)
+        else:
+            out = torch.ops.aim_adapters.branches(x, flat, text, False)[0]
+        return out
+    whole, plan = with_shared(branches), plan.with_tokens(x.shape[1])
+    if differentiates:
+        out = _EagerChain.apply(x, _Call(whole, plan), *trained)
+        return out
+    with torch.no_grad():
+        out = _compute(x, whole, plan, train=False)[0]
+    return out
+
+
+class _Call(NamedTuple):
+    """A call of a chain: its branches and their description."""
+
+    branches: list[BranchTensors]
+    plan: ChainPlan
+
+    def versions(self) -> int:
+        """Return a number that changes when a frozen tensor is written to."""
+        return sum(t._version for branch in self.branches for t in branch.frozen or () if t is not None)
+
+
+class _EagerChain(torch.autograd.Function):
+    """`_Chain` without the operators, which compilers alone need: what is frozen is kept as it was given."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, call: _Call, *trained: Tensor) -> Tensor:
+        out, *kept = _compute(x, call.branches, call.plan, train=True)
+        ctx.save_for_backward(x, *kept, *trained)
+        ctx.call, ctx.number, ctx.versions = call, len(kept), call.versions()
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
+        if ctx.call.versions() != ctx.versions:
+            raise StateError(
+                "a frozen weight was written to between the forward and the backward pass, which needs it as it was; "
+                "change weights behind loss.backward()"
+            )
+        x, *rest = ctx.saved_tensors  # what trains is looked at, and was not written to either
+        needs_input = ctx.needs_input_grad[0]
+        branches, plan = ctx.call
+        found = _compute_backward(d_out.contiguous(), x, rest[: ctx.number], branches, plan, needs_input=needs_input)
+        return (found[0] if needs_input else None, None, *found[int(needs_input) :])
+
+
+def _refuse_second_derivative() -> None:
+    if torch.is_grad_enabled():
+        raise UnsupportedKernelError(
+            "fused branches have no second derivative; choose set_execution(model, fused=False)"
+        )
 
 
 class _Chain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, text: str, *flat: Tensor | None) -> Tensor:
-        run = torch.ops.aim_adapters.branches if torch.compiler.is_compiling() else _run
-        out, *kept = run(x, list(flat), text, True)
+        out: Tensor
+        out, *kept = torch.ops.aim_adapters.branches(x, list(flat), text, True)
         ctx.save_for_backward(x, *kept, *flat)
         ctx.text, ctx.number = text, len(kept)
         return out
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise UnsupportedKernelError(
-                "fused branches have no second derivative; choose set_execution(model, fused=False)"
-            )
+        _refuse_second_derivative()
         x, *rest = ctx.saved_tensors
         kept, flat = rest[: ctx.number], rest[ctx.number :]
         needs_input = ctx.needs_input_grad[0]
-        found = iter(_backward(d_out.contiguous(), x, kept, flat, ctx.text, needs_input))
+        found = iter(
+            torch.ops.aim_adapters.branches_backward(
+                d_out.contiguous(), x, list(kept), list(flat), ctx.text, needs_input
+            )
+        )
         d_x = next(found) if needs_input else None
         return d_x, None, *flat_gradients(flat, found)
 
 
-def _backward(
-    d_out: Tensor, x: Tensor, kept: Sequence[Tensor], flat: Sequence[Tensor | None], text: str, needs_input: bool
-) -> list[Tensor]:
-    if torch.compiler.is_compiling():
-        out: list[Tensor] = torch.ops.aim_adapters.branches_backward(
-            d_out, x, list(kept), list(flat), text, needs_input
-        )
-        return out
-    return _run_backward(d_out, x, kept, flat, text, needs_input)
-
-
 def _run(x: Tensor, flat: Sequence[Tensor | None], text: str, train: bool) -> list[Tensor]:
     """Compute as `_compute` does, from what the operator takes."""
-    plan = decode(text)._replace(tokens=x.shape[1])
-    return _compute(x, unflatten(flat, plan), plan, train=train)
+    plan = decode(text).with_tokens(x.shape[1])
+    with torch.no_grad():
+        return _compute(x, unflatten(flat, plan), plan, train=train)
 
 
 def _compute(x: Tensor, branches: Sequence[BranchTensors], plan: ChainPlan, *, train: bool) -> list[Tensor]:
-    """Return the output, and what the backward pass uses: inputs of branches but the first, and what each kept."""
+    """Return the output, and what the backward pass uses: inputs of branches but the first, and what each kept.
+
+    Autograd must not record.
+    """
     keep = plan.memory if train else "low"
     saved: list[Tensor] = []
-    with torch.no_grad(), _without_autocast(x):
+    with _without_autocast(x):
         rows, y = x.view(-1, x.shape[2]), None  # [M, D]
         for index, (branch, tensors) in enumerate(zip(plan.branches, branches, strict=True)):
             rows, y, kept = branch_forward(rows, y, tensors, branch, plan, keep=keep)
@@ -137,9 +182,22 @@ def _run_backward(
     d_out: Tensor, x: Tensor, saved: Sequence[Tensor], flat: Sequence[Tensor | None], text: str, needs_input: bool
 ) -> list[Tensor]:
     """Return the gradient of the input, if it is asked for, and of each tensor that trains and is there, in order."""
-    plan = decode(text)._replace(tokens=x.shape[1])
-    branches = unflatten(flat, plan)
-    with torch.no_grad(), _without_autocast(x):
+    plan = decode(text).with_tokens(x.shape[1])
+    with torch.no_grad():
+        return _compute_backward(d_out, x, saved, unflatten(flat, plan), plan, needs_input=needs_input)
+
+
+def _compute_backward(
+    d_out: Tensor,
+    x: Tensor,
+    saved: Sequence[Tensor],
+    branches: Sequence[BranchTensors],
+    plan: ChainPlan,
+    *,
+    needs_input: bool,
+) -> list[Tensor]:
+    """Return what `_run_backward` does."""
+    with _without_autocast(x):
         steps = _steps(x.view(-1, x.shape[2]), saved, branches, plan)
         gradients: list[Tensor] = []
         d: Tensor | None = d_out.view(-1, x.shape[2])  # [M, D]

@@ -75,6 +75,10 @@ class ChainPlan(NamedTuple):
     tokens: int = 0
     frozen_precision: str = "auto"
 
+    def with_tokens(self, tokens: int) -> ChainPlan:
+        """Return the same plan for frames of N tokens."""
+        return _with_tokens(self, tokens)
+
     @property
     def rows_per_clip(self) -> int:
         """Return T*N."""
@@ -85,6 +89,11 @@ class ChainPlan(NamedTuple):
         """Return what products are computed in."""
         found: torch.dtype = getattr(torch, self.dtype)
         return found
+
+
+@functools.lru_cache(maxsize=1024)
+def _with_tokens(plan: ChainPlan, tokens: int) -> ChainPlan:
+    return plan._replace(tokens=tokens)
 
 
 def encode(plan: ChainPlan) -> str:
