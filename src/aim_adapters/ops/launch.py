@@ -1,8 +1,8 @@
 """Launches of Triton's kernels at little cost to the host.
 
 Triton decides at every launch anew which compiled kernel serves the arguments, and asks the driver about each pointer.
-Here a kernel that was launched once is found again by the facts that Triton decides by, and gets plain addresses: a
-quarter of the time, which is what a step of few clips consists of.
+Here a kernel that was launched once is found again by the facts that Triton decides by, and gets plain addresses. A
+step of few clips consists of little else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ Grid = int | Callable[[Mapping[str, Any]], int]
 # From 3.4 on a compiled kernel takes all arguments in order, and Triton says whether a profiler watches. AMD's compiler
 # decides by the size of tensors as well.
 _DIRECT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 4) and torch.version.hip is None
-_ALIGNED = 16  # bytes, or a factor of a number: what Triton tells apart
+_RUNTIME: Any = triton.knobs.runtime if _DIRECT else None
+_ALIGNED = 16  # bytes: what Triton tells apart
 
 
 class _Ready(NamedTuple):
@@ -52,26 +53,30 @@ def launch(kernel: Any, grid: Grid, *args: Any, **constants: Any) -> None:
         *args: Its arguments: tensors of one device, integers, floats, None.
         **constants: Its constants by name, with ``num_warps`` and ``num_stages``.
     """
-    values, facts, index = [], [], -1
+    values: list[Any] = []
+    facts: list[Any] = []
+    index = -1
     for arg in args:
         if isinstance(arg, Tensor):
             address, index = arg.data_ptr(), arg.get_device()
             values.append(address)
-            facts.append((arg.dtype, address % _ALIGNED == 0))
+            facts += (arg.dtype, address % _ALIGNED == 0)
         else:
             values.append(arg)
-            facts.append(_fact(arg))
-    if index >= 0 and index != torch.cuda.current_device():
-        with torch.cuda.device(index):
-            return launch(kernel, grid, *args, **constants)
-    if index < 0 or not _DIRECT:
+            facts.append(arg)
+    if index < 0:
         _launch_by_triton(kernel, grid, args, constants)
         return None
-    key = (kernel, index, *facts, *constants.items())
-    ready = _ready.get(key)
+    if index != torch._C._cuda_getDevice():
+        with torch.cuda.device(index):
+            return launch(kernel, grid, *args, **constants)
+    # Numbers by their value, which is more than Triton asks for; there are few of them in a run.
+    key = (kernel, index, *facts, *constants, *constants.values())
+    ready = _ready.get(key) if _DIRECT else None
     if ready is None or _watched():
         compiled = _launch_by_triton(kernel, grid, args, constants)
-        _ready[key] = ready or _prepare(kernel, compiled, len(args), constants)
+        if _DIRECT:
+            _ready[key] = ready or _prepare(kernel, compiled, len(args), constants)
         return None
     programs = grid if isinstance(grid, int) else grid(ready.meta)
     stream = torch._C._cuda_getCurrentRawStream(index)
@@ -80,16 +85,9 @@ def launch(kernel: Any, grid: Grid, *args: Any, **constants: Any) -> None:
     return None
 
 
-def _fact(arg: Any) -> Any:
-    """Return what Triton decides by of an argument that is no tensor."""
-    if isinstance(arg, int) and not isinstance(arg, bool):
-        return (arg == 1, arg % _ALIGNED == 0, arg.bit_length() > 31)
-    return type(arg)
-
-
 def _watched() -> bool:
     """Return whether a profiler wants to know of launches, which Triton tells it."""
-    hook: Any = triton.knobs.runtime.launch_enter_hook
+    hook: Any = _RUNTIME.launch_enter_hook
     return hook is not None and bool(getattr(hook, "calls", True))
 
 
@@ -102,3 +100,16 @@ def _prepare(kernel: Any, compiled: Any, count: int, constants: dict[str, Any]) 
     meta = {**constants, **tuned}
     names = kernel.arg_names[count:]
     return _Ready(compiled.run, compiled.function, compiled.packed_metadata, tuple(meta[name] for name in names), meta)
+
+
+# Triton's own take several microseconds each, as kernels may call them too.
+
+
+def cdiv(number: int, divisor: int) -> int:
+    """Return the quotient, rounded up."""
+    return -(-number // divisor)
+
+
+def next_power_of_2(number: int) -> int:
+    """Return the smallest power of two that is not below a positive number."""
+    return 1 << (number - 1).bit_length()

@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from triton import cdiv, next_power_of_2
 
 from aim_adapters.ops.bottleneck import kernels
 from aim_adapters.ops.bottleneck.width import padded
-from aim_adapters.ops.launch import launch
+from aim_adapters.ops.launch import cdiv, launch, next_power_of_2
 
 _TILES, _STAGES = 8, 3  # tiles of rows of a program that adds rows up, and of how many loads are under way
 _WIDEST = 2048  # adapter for which there is shared memory to load ahead, on any GPU

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from triton import cdiv, next_power_of_2
 
 from aim_adapters.ops.frozen import kernels
-from aim_adapters.ops.launch import launch
+from aim_adapters.ops.launch import cdiv, launch, next_power_of_2
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:

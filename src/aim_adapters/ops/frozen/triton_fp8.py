@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from triton import cdiv, next_power_of_2
 
 from aim_adapters.ops.frozen import kernels_fp8 as kernels
 from aim_adapters.ops.frozen.scaled import DTYPE, Scaled
 from aim_adapters.ops.frozen.triton import _rows, dense
-from aim_adapters.ops.launch import launch
+from aim_adapters.ops.launch import cdiv, launch, next_power_of_2
 
 _COLUMNS, _COLUMN_ROWS, _COLUMN_WARPS = 8, 4096, 8  # of a program that scales columns; all rows at once, if they fit
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
-from triton import JITFunction, next_power_of_2
+from triton import JITFunction
 
 from aim_adapters.errors import UnsupportedKernelError
 from aim_adapters.ops.device import shared_memory
-from aim_adapters.ops.launch import launch
+from aim_adapters.ops.launch import launch, next_power_of_2
 from aim_adapters.ops.spatial_attention import kernels
 from aim_adapters.ops.spatial_attention.tiles import MAX_WINDOW_TOKENS, Tiles, pieces, remainder, tiles_for
 

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
-from triton import next_power_of_2
 
 from aim_adapters.errors import UnsupportedKernelError
-from aim_adapters.ops.launch import launch
+from aim_adapters.ops.launch import launch, next_power_of_2
 from aim_adapters.ops.temporal_attention import kernels
 from aim_adapters.ops.temporal_attention.tiles import smallest_tile
 
