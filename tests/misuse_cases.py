@@ -195,6 +195,7 @@ CALLS: dict[str, Callable[[Stage], dict[str, Any]]] = {
     },
     "explain_attention": lambda on: {"model": on.model},
     "explain_execution": lambda on: {"model": on.model},
+    "explain_graphs": lambda on: {"model": on.model},
     "evaluate": lambda on: {
         "model": on.model, "dataset": on.videos, "views": "1x1", "batch_size": 1, "workers": 0, "device": "cpu",
         "precision": "fp32", "spec": on.spec, "max_skipped": 0.5, "progress": False,
@@ -207,6 +208,7 @@ CALLS: dict[str, Callable[[Stage], dict[str, Any]]] = {
         "views": "1x1", "evaluate_every": 1, "save_every": 1, "keep": 1, "max_skipped": 0.05, "dummy_data": True,
         "log_with": None, "callbacks": [], "spec": on.spec, "progress": False,
     },
+    "graph": lambda on: {"model": on.model, "example": video(1), "max_graphs": 8},
     "is_wrapped": lambda on: {"model": on.model},
     "list_adapters": lambda on: {"model": on.model},
     "load_adapter_state_dict": lambda on: {
@@ -247,6 +249,7 @@ CALLS: dict[str, Callable[[Stage], dict[str, Any]]] = {
     "set_execution": lambda on: {"model": on.model, "fused": True, "memory": "fast", "frozen_precision": "auto"},
     "set_num_frames": lambda on: {"model": on.model, "num_frames": 4},
     "trainable_parameters": lambda on: {"model": on.model},
+    "ungraph": lambda on: {"model": on.model},
     "unwrap_image_model": lambda on: {"model": on.model},
     "wrap_image_model": lambda on: {
         "model": on.bare, "num_frames": 4, "bottleneck": 0.25, "scale": 0.5, "num_classes": None,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from aim_adapters.clip_spec import ClipSpec, clip_spec
     from aim_adapters.config import AIMConfig
     from aim_adapters.convert import convert_official_checkpoint, load_official_checkpoint
-    from aim_adapters.core import is_wrapped
+    from aim_adapters.core import GraphRow, is_wrapped
     from aim_adapters.errors import (
         AIMError,
         CheckpointError,
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         set_execution,
     )
     from aim_adapters.frames import set_num_frames
+    from aim_adapters.graphs import explain_graphs, graph, ungraph
     from aim_adapters.parameters import (
         ParameterCount,
         adapter_param_groups,
@@ -76,6 +77,7 @@ _LAZY = {
     "Explanation": "analysis",
     "FitResult": "training",
     "FlopCount": "analysis",
+    "GraphRow": "core",
     "InputError": "errors",
     "LoadReport": "checkpoint",
     "ParameterCount": "parameters",
@@ -99,8 +101,10 @@ _LAZY = {
     "explain": "analysis",
     "explain_attention": "execution",
     "explain_execution": "execution",
+    "explain_graphs": "graphs",
     "extract_features": "video",
     "fit": "training",
+    "graph": "graphs",
     "is_wrapped": "core",
     "list_adapters": "adapters",
     "list_backbones": "backbones",
@@ -120,6 +124,7 @@ _LAZY = {
     "set_execution": "execution",
     "set_num_frames": "frames",
     "trainable_parameters": "parameters",
+    "ungraph": "graphs",
     "unwrap_image_model": "wrapping",
     "wrap_image_model": "wrapping",
 }
@@ -140,6 +145,7 @@ __all__ = [
     "Explanation",
     "FitResult",
     "FlopCount",
+    "GraphRow",
     "InputError",
     "LoadReport",
     "ParameterCount",
@@ -163,8 +169,10 @@ __all__ = [
     "explain",
     "explain_attention",
     "explain_execution",
+    "explain_graphs",
     "extract_features",
     "fit",
+    "graph",
     "is_wrapped",
     "list_adapters",
     "list_backbones",
@@ -184,6 +192,7 @@ __all__ = [
     "set_execution",
     "set_num_frames",
     "trainable_parameters",
+    "ungraph",
     "unwrap_image_model",
     "wrap_image_model",
 ]

@@ -121,7 +121,9 @@ def delete_adapter(model: nn.Module, name: str) -> None:
     wrapped.require_known(name)
     if name == wrapped.state.name:
         raise StateError(f"{name!r} is the adapter that runs; set_adapter another first, or unwrap_image_model(model)")
-    wrapped.state.unshelve(name)
+    deleted = wrapped.state.unshelve(name)
+    if wrapped.state.graphs is not None:
+        wrapped.state.graphs.forget(deleted.state)
 
 
 def average_adapters(

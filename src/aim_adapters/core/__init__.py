@@ -28,6 +28,7 @@ from aim_adapters.core.foreign import (
     tuned_parameters,
 )
 from aim_adapters.core.fusion import ByModules, fp8_missing, fused_branches
+from aim_adapters.core.graphs import GraphRow, Graphs
 from aim_adapters.core.guards import (
     can_train,
     enough_memory,
@@ -60,6 +61,8 @@ __all__ = [
     "BlockState",
     "ByModules",
     "FoundAdapter",
+    "GraphRow",
+    "Graphs",
     "RootState",
     "WholeModel",
     "WrapRecord",

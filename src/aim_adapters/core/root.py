@@ -66,6 +66,12 @@ class VideoRoot(Patched):
             StateError: The module is a replica made by ``nn.DataParallel``; its weights, of several dtypes, are used
                 without autocast; or FSDP2 shards a part by itself that would not be called.
         """
+        if not torch.compiler.is_compiling() and self.aim.graphs is not None:
+            return self.aim.graphs(self, args, kwargs)
+        return self.aim_forward(*args, **kwargs)
+
+    def aim_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Do what `forward` does, without CUDA graphs."""
         state, anatomy = self.aim, self.aim.anatomy
         if getattr(self, "_is_replica", False):
             raise StateError("nn.DataParallel cannot replicate a wrapped model; use DistributedDataParallel")

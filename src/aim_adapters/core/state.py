@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from aim_adapters.core.foreign import inside
 from aim_adapters.core.records import Layout, RootCall, WrapRecord
 from aim_adapters.errors import StateError
 from aim_adapters.layers import Adapter, average_frames
+
+if TYPE_CHECKING:
+    from aim_adapters.core.graphs import Graphs
 
 # Name of the child of the root's container that holds the adapters that do not run.
 _SHELF = "idle"
@@ -126,6 +129,7 @@ class RootState(AIMState):
         self.call: RootCall | None = None  # while the root's own forward runs
         self.headless = False  # classification layers are left out for a while
         self.unseen = True  # no batch was looked at yet
+        self.graphs: Graphs | None = None  # what replays recorded calls of the model
         self.num_frames = config.attention_frames
         self.labels: Any = None  # the image model's own while the adapter runs, from the anatomy's `relabel`
         self.own_labels: Any = None  # those of an adapter that ran and rests: the caller may have named its classes
@@ -141,8 +145,8 @@ class RootState(AIMState):
         self.register_parameter("temporal_embedding", temporal_embedding)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state to copy: adapters disabled for a while are not disabled in a copy."""
-        return {**self.__dict__, "enabled": True, "call": None, "headless": False}
+        """Return the state to copy: adapters disabled for a while are not disabled in a copy, and CUDA graphs stay."""
+        return {**self.__dict__, "enabled": True, "call": None, "headless": False, "graphs": None}
 
     @property
     def anatomy(self) -> BackboneAnatomy:
@@ -177,6 +181,11 @@ class RootState(AIMState):
         children = {} if shelf is None else {name: inside(held) for name, held in inside(shelf).named_children()}
         return {name: adapter for name, adapter in children.items() if isinstance(adapter, AdapterSet)}
 
+    @property
+    def shelf(self) -> nn.Module | None:
+        """What holds the idle adapters, or None."""
+        return self._modules.get(_SHELF)
+
     def shelve(self, adapter: AdapterSet) -> None:
         """Put an adapter that rests beside the one that runs, under its own name."""
         if self._modules.get(_SHELF) is None:
@@ -196,6 +205,7 @@ class RootState(AIMState):
     def take_over_shelf(self, other: RootState) -> None:
         """Hold the idle adapters that another root's container has held until now, and what it knows of the model."""
         self.thawed, self.warned = other.thawed, other.warned
+        self.graphs, other.graphs = other.graphs, None
         if (shelf := other._modules.get(_SHELF)) is not None:
             delattr(other, _SHELF)
             self.add_module(_SHELF, shelf)
@@ -284,12 +294,12 @@ class NormState(AIMState):
 @contextlib.contextmanager
 def by_modules(state: RootState) -> Iterator[None]:
     """Run every branch as the image model's own modules for a while, and keep all that they compute."""
-    before = state.execution
-    state.execution = replace(before, fused=False, memory="fast", frozen_precision="auto")
+    before, graphs = state.execution, state.graphs
+    state.execution, state.graphs = replace(before, fused=False, memory="fast", frozen_precision="auto"), None
     try:
         yield
     finally:
-        state.execution = before
+        state.execution, state.graphs = before, graphs
 
 
 @contextlib.contextmanager

@@ -29,7 +29,10 @@ def tile(
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return _tile(height, width, size, shift, device)
     with torch.inference_mode(False):  # what is kept must serve training too
-        return _tile_once(height, width, size, shift, device)
+        tensors = _tile_once(height, width, size, shift, device)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _captured[id(tensors[0])] = tensors  # a CUDA graph reads them as long as it lives
+    return tensors
 
 
 def _tile(
@@ -46,6 +49,7 @@ def _tile(
     return index, (part[:, :, None] != part[:, None, :]).float() * -100.0
 
 
+_captured: dict[int, tuple[Tensor, Tensor | None]] = {}
 _tile_once = functools.lru_cache(maxsize=64)(_tile)
 
 
