@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from aim_adapters.arguments import read_items, require_flags, require_integer, require_number, require_path, shown
@@ -26,7 +25,7 @@ from aim_adapters.training.launch import launch, require_agreement, require_writ
 from aim_adapters.training.loop import Run
 from aim_adapters.training.progress import Progress
 from aim_adapters.training.result import FitResult, gradient_bytes
-from aim_adapters.training.running import base_dtype, choose_precision, choose_way
+from aim_adapters.training.running import base_dtype, choose_precision, choose_way, own_graphs
 from aim_adapters.training.settings import agree_on_labels, decide_settings
 from aim_adapters.training.snapshots import find_run, read_saved, read_weights
 from aim_adapters.video import Evaluation, VideoDataset, VideoStream, evaluate, parse_views
@@ -95,7 +94,8 @@ def fit(
             and which the model holds in the end.
         precision: ``"auto"``: bfloat16 on a GPU that has it, float32 on a CPU; or ``"fp32"``, ``"bf16"``, ``"fp16"``,
             ``"fp8"`` (frozen weights in float8). What ``accelerate launch`` was told comes before ``"auto"``.
-        execution: ``"auto"``: the fastest that works here, which is said; or ``"eager"``, ``"blocks"``, ``"graphs"``.
+        execution: ``"auto"``: the fastest that works here, which is said; or ``"eager"``, ``"graphs"`` (CUDA graphs, as
+            `aim.graph` has them), ``"blocks"`` (each block compiled) or ``"compiled"`` (the whole model).
         sharding: Over several processes, ``"ddp"``: each holds the whole model; ``"fsdp2"``: each holds a part, and so
             does the model in the end. By default as ``accelerate launch`` was told, else ``"ddp"``.
         workers: Processes that decode, for each process that trains; by default the cores that are left.
@@ -162,14 +162,7 @@ def fit(
         dummy_data=dummy_data,
         labels=spec.labels or (),
     )
-    way = choose_way(
-        execution,
-        device=device.type,
-        triton=_has_triton(),
-        steps=settings.steps,
-        sharding=sharding,
-        wrapped=is_wrapped(model),
-    )
+    way = choose_way(execution, device=device.type, sharding=sharding, wrapped=is_wrapped(model))
     snapshot, standing = find_run(folder, resume)
     if standing is not None and (differences := settings.differences(standing.settings)):
         raise ConfigError(
@@ -211,7 +204,7 @@ def fit(
     evaluation = None
     stop = Interruption()
     try:
-        with stop.watch():
+        with stop.watch(), own_graphs(model):
             run = Run(
                 model, accelerator, feed, settings=settings, recipe=recipe, spec=spec, way=way, sharding=sharding,
                 out=folder, keep=keep, evaluate=None if test is None else assess, progress=say,
@@ -289,12 +282,6 @@ def _require_fit(recipe: Recipe, model: nn.Module) -> None:
             f"the recipe {recipe.name!r} does not fit this model: {'; '.join(problems)}. Wrap the model that it is for "
             f"with aim.wrap_image_model(model, {settings}), or train with recipe='small-data'"
         )
-
-
-def _has_triton() -> bool:
-    from torch.utils._triton import has_triton
-
-    return bool(torch.cuda.is_available() and has_triton())
 
 
 def _announce(say: Progress, run: Run, snapshot: Path | None) -> None:

@@ -23,7 +23,7 @@ from aim_adapters.recipes import Recipe
 from aim_adapters.training.failures import Interruption, compiler_errors, explain_memory, not_finite
 from aim_adapters.training.feeding import NO_LABEL, Batch, DummyFeed, Feed
 from aim_adapters.training.progress import Progress
-from aim_adapters.training.running import Way, prepare_way
+from aim_adapters.training.running import Way, compiled, replayed
 from aim_adapters.training.schedule import AveragedWeights, make_groups, rate_at, set_rate
 from aim_adapters.training.settings import RunSettings
 from aim_adapters.training.snapshots import (
@@ -200,7 +200,7 @@ class Run:
             norm = None if settings.max_norm is None else self._clip(settings.max_norm)
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            self.optimizer.zero_grad(set_to_none=not self._keeps_gradients)
+            self.optimizer.zero_grad()
             if self.average is not None:
                 self.average.update()
         self.step, self._stopped = self.step + 1, bool(stops)
@@ -249,10 +249,6 @@ class Run:
         return total, clips
 
     @property
-    def _keeps_gradients(self) -> bool:
-        return self.way.name == "graphs" and self.settings.accumulate > 1
-
-    @property
     def _memory(self) -> str | None:
         """The memory mode of the model, or None for a baseline."""
         return only_root(self.model).state.execution.memory if is_wrapped(self.model) else None
@@ -262,26 +258,33 @@ class Run:
         return torch.autocast(self.device.type, dtype, enabled=self.settings.precision != "fp32")
 
     def _called(self) -> nn.Module:
-        """Return what is called in training; where compiling fails, that is the model as it is."""
-        called = prepare_way(self.model, self.way)
+        """Return what is called in training; where compiling or capturing fails, that is the model as it is."""
         if self.way.name == "eager":
-            return called
+            return self.model
         # Tried before the processes depend on one another: if it fails on one, all run eagerly.
-        self.called, failure = called, None
-        try:
-            with explain_memory(self.settings.batch_size, 1, self._memory):
-                self._passes([self.feed.blank()])
-        except compiler_errors() as error:
-            failure = f"{type(error).__name__}: {error!s:.200}"
-            if self.way.reason == "asked for":
-                raise
+        self.called, failure, asked = self.model, None, self.way.reason == "asked for"
+        with explain_memory(self.settings.batch_size, 1, self._memory):
+            if self.way.name == "graphs":
+                with self._autocast():
+                    failure = replayed(self.model, self.normalize(self.feed.blank().video))
+                if failure is not None and asked:
+                    raise TrainingError(f"execution='graphs' was asked for, but {failure}; use 'auto' or 'eager'")
+            else:
+                self.called = compiled(self.model, self.way)
+                try:
+                    self._passes([self.feed.blank()])
+                except compiler_errors() as error:
+                    failure = f"{type(error).__name__}: {error!s:.200}"
+                    if asked:
+                        raise
         for parameter in self.parameters.values():
-            # A graph writes gradients into memory of its own, anew in each pass; they add up in memory of ours.
-            parameter.grad = torch.zeros_like(parameter) if self._keeps_gradients else None
+            parameter.grad = None
         if not float(self._sum(torch.tensor(float(failure is not None), device=self.device))):
-            return called
-        self.progress.say(f"runs eagerly, as compiling failed: {failure or 'on another process'}")
-        self.way = Way("eager", "compiling failed")
+            return self.called
+        self.progress.say(f"runs eagerly: {failure or 'so does another process'}")
+        if is_wrapped(self.model):
+            only_root(self.model).state.graphs = None
+        self.way = Way("eager", f"{self.way.name} failed")
         return self.model
 
     def assess(self, epoch: int) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aim_adapters.arguments import require_choice
-from aim_adapters.core import only_root
+from aim_adapters.core import is_wrapped, only_root
 from aim_adapters.errors import ConfigError
+from aim_adapters.graphs import explain_graphs, graph, ungraph
 
-WAYS = ("auto", "eager", "blocks", "graphs")
+WAYS = ("auto", "eager", "blocks", "compiled", "graphs")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp8")
-# Compiling takes about half a minute; so many steps win that back.
-WORTH_COMPILING = 500
 
 
 class Way(NamedTuple):
@@ -24,15 +25,13 @@ class Way(NamedTuple):
     reason: str
 
 
-def choose_way(asked: str, *, device: str, triton: bool, steps: int, sharding: str, wrapped: bool) -> Way:
+def choose_way(asked: str, *, device: str, sharding: str, wrapped: bool) -> Way:
     """Choose how steps run.
 
     Args:
-        asked: ``"auto"``, ``"eager"``, ``"blocks"`` (each block compiled) or ``"graphs"`` (compiled, replayed as CUDA
-            graphs).
+        asked: ``"auto"``, ``"eager"``, ``"blocks"`` (each block compiled), ``"compiled"`` (the whole model) or
+            ``"graphs"`` (replayed as CUDA graphs, without compiling).
         device: Kind of the device.
-        triton: Whether PyTorch's compiler can make kernels here.
-        steps: Steps of the run.
         sharding: ``"ddp"`` or ``"fsdp2"``.
         wrapped: Whether the model is one of ours, which compiles whole.
 
@@ -42,39 +41,66 @@ def choose_way(asked: str, *, device: str, triton: bool, steps: int, sharding: s
     require_choice("execution", asked, WAYS)
     if asked == "graphs" and (device != "cuda" or sharding == "fsdp2"):
         raise ConfigError(f"execution='graphs' needs a CUDA device and sharding='ddp', got {device} and {sharding!r}")
-    if asked == "blocks" and not wrapped:
-        raise ConfigError("execution='blocks' needs a wrapped model, whose blocks are known; pass 'eager' or 'graphs'")
+    if asked in ("blocks", "graphs") and not wrapped:
+        raise ConfigError(f"execution={asked!r} needs a wrapped model; pass 'eager' or 'compiled'")
     if asked != "auto":
         return Way(asked, "asked for")
     if device != "cuda":
         return Way("eager", f"the fastest on a {device}, which has no CUDA graphs")
-    if not triton:
-        return Way("eager", "PyTorch's compiler has no Triton here")
     if sharding == "fsdp2":
         return Way("eager", "weights are sharded")
     if not wrapped:
         return Way("eager", "a baseline, which may not compile")
-    if steps < WORTH_COMPILING:
-        return Way("eager", f"{steps} steps are too few to pay for compiling")
     return Way("graphs", "CUDA graphs: the GPU never waits for Python")
 
 
-def prepare_way(model: nn.Module, way: Way) -> nn.Module:
-    """Return the model to call in training.
+def compiled(model: nn.Module, way: Way) -> nn.Module:
+    """Return the model to call in training, to be compiled at its first call.
 
     Args:
         model: The model.
-        way: How steps run.
+        way: ``"blocks"`` or ``"compiled"``.
     """
     if way.name == "blocks":
         wrapped = only_root(model)
         _allow_versions(2 * len(wrapped.state.anatomy.blocks) + 8)
         for path, _ in wrapped.state.anatomy.blocks:
             wrapped.root.get_submodule(path).compile(fullgraph=True)
-    if way.name == "graphs":
-        torch._dynamo.config.optimize_ddp = False  # it would cut the one graph in pieces
-        return torch.compile(model, fullgraph=True, dynamic=False, mode="reduce-overhead")  # type: ignore[return-value]
-    return model
+        return model
+    torch._dynamo.config.optimize_ddp = False  # it would cut the one graph in pieces
+    return torch.compile(model, fullgraph=True, dynamic=False)  # type: ignore[return-value]
+
+
+def replayed(model: nn.Module, example: Tensor) -> str | None:
+    """Let a model replay CUDA graphs; if it cannot, return why, and leave it as it was.
+
+    Args:
+        model: A wrapped model.
+        example: A batch ``[B, T, C, H, W]``.
+    """
+    graph(model, example)
+    reasons = [row.reason for row in explain_graphs(model) if row.reason is not None]
+    if reasons:
+        ungraph(model)
+    return reasons[0] if reasons else None
+
+
+@contextlib.contextmanager
+def own_graphs(model: nn.Module) -> Iterator[None]:
+    """Drop the CUDA graphs of a run at its end, and give back those that the caller has.
+
+    Args:
+        model: The model.
+    """
+    state = only_root(model).state if is_wrapped(model) else None
+    if state is None:
+        yield
+        return
+    before, state.graphs = state.graphs, None
+    try:
+        yield
+    finally:
+        state.graphs = before
 
 
 def _allow_versions(count: int) -> None:
