@@ -64,24 +64,53 @@ class Windows(NamedTuple):
     always_shifted: bool = False
 
 
-class AttentionParts(NamedTuple):
-    """The weights and settings of a pre-norm attention branch, ``gamma * out(attention(qkv(norm(x))))``.
+class Positions(NamedTuple):
+    """What a spatial attention reads of the places of its tokens.
 
     Attributes:
-        norm_weight: Weight of the LayerNorm ``[D]``, or None.
-        norm_bias: Bias of the LayerNorm ``[D]``, or None.
+        rotary: Which features of queries and keys are rotated together: ``"interleaved"``, 2i and 2i + 1; ``"halves"``,
+            i and i + d/2; ``""``: none.
+        sin: Sines of the angles, ``[N', d]`` or ``[H, N', d]``, of the last N' tokens of a frame; the tokens in front
+            are not rotated. None without rotation.
+        cos: Cosines, the same.
+        bias: Added to the scores of all tokens of a frame ``[H, N, N]``, or None.
+    """
+
+    rotary: str = ""
+    sin: Tensor | None = None
+    cos: Tensor | None = None
+    bias: Tensor | None = None
+
+
+class AttentionParts(NamedTuple):
+    """The weights and settings of a pre-norm attention branch, ``gamma * out(norm(attention(qkv(norm(x)))))``.
+
+    Attributes:
+        norm_weight: Weight of the norm ``[D]``, or None.
+        norm_bias: Bias of the norm ``[D]``, or None.
         qkv_weight: Weight of the query, key and value projections ``[3*H*d, D]``, concatenated in this order; or how to
             make it.
         qkv_bias: Their bias ``[3*H*d]``, how to make it, or None.
         out_weight: Weight of the output projection ``[D, H*d]``.
         out_bias: Bias of the output projection ``[D]``, or None.
         gamma: LayerScale ``[D]``, or None.
-        eps: Epsilon of the LayerNorm.
+        eps: Epsilon of the norm.
         heads: Number of heads H.
         scale: Factor on the scores ``q·kᵀ``.
         plain: Spatial attention is ``softmax(scale · q·kᵀ) v`` over all tokens of a frame: no positions, masks or
             windows.
         windows: The windows of spatial attention, where they and their bias are all that it adds; else None.
+        norm: Kind of the norm: ``"layer"`` or ``"rms"``.
+        head_norm: Kind of the norms of queries and keys over d, or ``""`` for none.
+        head_eps: Epsilon of these norms.
+        q_norm_weight: Weight of the norm of queries ``[d]``, or None.
+        q_norm_bias: Bias of the norm of queries ``[d]``, or None.
+        k_norm_weight: Weight of the norm of keys ``[d]``, or None.
+        k_norm_bias: Bias of the norm of keys ``[d]``, or None.
+        inner_norm: Kind of the norm of attended values in front of the output projection, or ``""`` for none.
+        inner_eps: Epsilon of this norm.
+        inner_weight: Weight of this norm ``[H*d]``, or None.
+        inner_bias: Bias of this norm ``[H*d]``, or None.
     """
 
     norm_weight: Tensor | None
@@ -96,21 +125,41 @@ class AttentionParts(NamedTuple):
     scale: float
     plain: bool
     windows: Windows | None = None
+    norm: str = "layer"
+    head_norm: str = ""
+    head_eps: float = 0.0
+    q_norm_weight: Tensor | None = None
+    q_norm_bias: Tensor | None = None
+    k_norm_weight: Tensor | None = None
+    k_norm_bias: Tensor | None = None
+    inner_norm: str = ""
+    inner_eps: float = 0.0
+    inner_weight: Tensor | None = None
+    inner_bias: Tensor | None = None
 
 
 class MlpParts(NamedTuple):
-    """The weights and settings of a pre-norm MLP branch, ``gamma * out(activation(in(norm(x))))``.
+    """The weights and settings of a pre-norm MLP branch.
+
+    ``gamma * out(norm(activation(in(norm(x)))))``, or gated: ``gamma * out(norm(activation(gate(h)) * in(h)))``.
 
     Attributes:
-        norm_weight: Weight of the LayerNorm ``[D]``, or None.
-        norm_bias: Bias of the LayerNorm ``[D]``, or None.
-        in_weight: Weight of the first linear layer ``[K, D]``.
+        norm_weight: Weight of the norm ``[D]``, or None.
+        norm_bias: Bias of the norm ``[D]``, or None.
+        in_weight: Weight of the first linear layer ``[K, D]``; of a gated MLP, the layer that is not activated.
         in_bias: Bias of the first linear layer ``[K]``, or None.
         out_weight: Weight of the second linear layer ``[D, K]``.
         out_bias: Bias of the second linear layer ``[D]``, or None.
         gamma: LayerScale ``[D]``, or None.
-        eps: Epsilon of the LayerNorm.
+        eps: Epsilon of the norm.
         activation: ``"gelu"``, ``"gelu_tanh"``, ``"quick_gelu"``, ``"relu"`` or ``"silu"``.
+        norm: Kind of the norm: ``"layer"`` or ``"rms"``.
+        gate_weight: Weight of the layer of a gated MLP that is activated ``[K, D]``; None where the MLP is not gated.
+        gate_bias: Bias of that layer ``[K]``, or None.
+        inner_norm: Kind of the norm in front of the second linear layer, or ``""`` for none.
+        inner_eps: Epsilon of this norm.
+        inner_weight: Weight of this norm ``[K]``, or None.
+        inner_bias: Bias of this norm ``[K]``, or None.
     """
 
     norm_weight: Tensor | None
@@ -122,6 +171,13 @@ class MlpParts(NamedTuple):
     gamma: Tensor | None
     eps: float
     activation: str
+    norm: str = "layer"
+    gate_weight: Tensor | None = None
+    gate_bias: Tensor | None = None
+    inner_norm: str = ""
+    inner_eps: float = 0.0
+    inner_weight: Tensor | None = None
+    inner_bias: Tensor | None = None
 
 
 class BlockParts(NamedTuple):
@@ -173,6 +229,9 @@ class BlockAnatomy:
         tiles: ``(block, rows, columns) -> index``: the tokens of each window of a frame of ``rows`` times ``columns``
             tokens, int64 ``[W, M]``, -1 where a window is padded (Swin). None: all tokens of a frame attend to one
             another.
+        positions: ``(block, *args, **kwargs) -> Positions``: what spatial attention reads of the places of its tokens,
+            with the further arguments that the block's ``forward`` got; None where it reads nothing, or why it must
+            run as modules, in words. None: whatever is passed on, it runs as modules.
     """
 
     attention: str
@@ -191,6 +250,7 @@ class BlockAnatomy:
     temporal: bool = True
     parts: Parts | None = None
     tiles: Tiles | None = None
+    positions: Callable[..., Positions | str | None] | None = None
 
 
 @dataclass(frozen=True)

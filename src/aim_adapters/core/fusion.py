@@ -63,16 +63,16 @@ class FusedBranch(NamedTuple):
         """Return the tensors as they are now, with the stochastic depth of each clip of ``x`` if it drops clips."""
         if not (self.drops or self.derived):
             return self.tensors
-        frozen, trained, factor, windows = self.tensors
+        frozen, trained, factor, windows, positions = self.tensors
         if self.derived:
             frozen = None if frozen is None else type(frozen)(*map(made, frozen))
-            trained = TrainedTensors(trained.adapter, made(trained.temporal_bias))
+            trained = TrainedTensors(trained.adapter, made(trained.temporal_bias), trained.input_adapter)
             windows = None if windows is None else WindowTensors(*map(made, windows))
         if self.drops:
             clips = x.shape[0] // block.aim.root_state.num_frames
             factor = x.new_empty(clips, dtype=torch.promote_types(compute_dtype(x), torch.float32))
             factor = keep_clips(factor, block.aim.drop_path)
-        return BranchTensors(frozen, trained, factor, windows)
+        return BranchTensors(frozen, trained, factor, windows, positions)
 
 
 class ByModules(NamedTuple):

@@ -79,10 +79,11 @@ class Case:
             "norm_weight": (d,), "norm_bias": (d,), "qkv_weight": (wide, d), "qkv_bias": (wide,),
             "in_weight": (wide, d), "in_bias": (wide,), "out_weight": (d, inner), "out_bias": (d,), "gamma": (d,),
         }  # fmt: skip
-        absent = set() if self.gamma else {"gamma"}
+        kind = AttentionTensors if attends else MlpTensors
+        absent = set(kind._fields) - set(shapes)
+        absent |= set() if self.gamma else {"gamma"}
         absent |= set() if self.biases else {"qkv_bias", "in_bias", "out_bias"}
         absent |= set() if self.affine else {"norm_weight", "norm_bias"}
-        kind = AttentionTensors if attends else MlpTensors
         frozen = kind(*(None if n in absent else 0.5 * draw(seed + i, *shapes[n]) for i, n in enumerate(kind._fields)))
         adapter, bias = None, None
         if self.adapter:

@@ -63,7 +63,7 @@ def sized(case: Case, kinds: tuple[str, ...]) -> Case:
 
 def frozen_in(branch: BranchTensors, *names: str, temporal_bias: bool = False) -> BranchTensors:
     """Return a branch some of whose adapter, and perhaps its temporal bias, does not train."""
-    adapter, bias = branch.trained
+    adapter, bias, _ = branch.trained
     assert adapter is not None
     adapter = adapter._replace(**{name: getattr(adapter, name).detach() for name in names})
     trained = branch.trained._replace(adapter=adapter, temporal_bias=bias.detach() if temporal_bias else bias)

@@ -19,8 +19,23 @@ ATTENTIONS = st.builds(
     eps=NUMBERS,
     implementation=st.sampled_from(["eager", "triton", "flash"]),
     shares=st.booleans(),
+    norm=st.sampled_from(["layer", "rms"]),
+    head_norm=st.sampled_from(["", "layer", "rms"]),
+    head_eps=NUMBERS,
+    rotary=st.sampled_from(["", "interleaved", "halves"]),
+    inner_norm=st.sampled_from(["", "layer"]),
+    inner_eps=NUMBERS,
 )
-MLPS = st.builds(MlpPlan, activation=st.sampled_from(ACTIVATIONS), eps=NUMBERS, scale=NUMBERS)
+MLPS = st.builds(
+    MlpPlan,
+    activation=st.sampled_from(ACTIVATIONS),
+    eps=NUMBERS,
+    scale=NUMBERS,
+    norm=st.sampled_from(["layer", "rms"]),
+    gated=st.booleans(),
+    inner_norm=st.sampled_from(["", "layer"]),
+    inner_eps=NUMBERS,
+)
 CHAINS = st.builds(
     ChainPlan,
     branches=st.lists(ATTENTIONS | MLPS, min_size=1, max_size=4).map(tuple),
@@ -37,6 +52,11 @@ def test_comes_back_whole(plan: ChainPlan) -> None:
     again = decode(encode(plan))
     assert again == plan
     assert [type(branch) for branch in again.branches] == [type(branch) for branch in plan.branches]
+
+
+@given(ATTENTIONS)
+def test_shares_all_but_what_says_so(branch: AttentionPlan) -> None:
+    assert branch.sharing() == branch._replace(shares=True)
 
 
 @given(CHAINS, CHAINS)

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
 
 from aim_adapters.ops.branches.kept import KeptAttention, KeptMlp, flatten_kept, kept_names, select, unflatten_kept
-from aim_adapters.ops.branches.tensors import flat_gradients, flatten, unflatten
+from aim_adapters.ops.branches.tensors import (
+    AdapterTensors,
+    BranchTensors,
+    PositionTensors,
+    TrainedTensors,
+    WindowTensors,
+    flat_gradients,
+    flatten,
+    unflatten,
+    with_shared,
+)
 from tests.ops.branches.cases import FRAME, MEMORY, Case
 from tests.ops.branches.test_chain import CHAINS, build
 
@@ -21,11 +32,35 @@ def test_every_tensor_comes_back_under_its_name(case: Case, kinds: tuple[str, ..
     plan, given, full = build(case, kinds)
     flat = flatten(given)
     again = unflatten(flat, plan)
-    assert len(flat) == len(kinds) * 16
+    assert len(flat) == len(kinds) * 28
     for ours, theirs in zip(again, full, strict=True):
         assert type(ours.frozen) is type(theirs.frozen)
         for one, other in zip(flatten([ours]), flatten([theirs]), strict=True):
             assert one is other
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("kinds", KINDS, ids="-".join)
+def test_every_field_of_a_record_has_its_place(kinds: tuple[str, ...], whole: bool) -> None:
+    plan, given, _ = build(Case(tokens=FRAME[0] * FRAME[1]), kinds)
+    numbers = iter(torch.full((), float(i)) for i in range(1000))
+
+    def filled(kind: Any) -> Any:
+        return kind(*(next(numbers) for _ in kind._fields)) if whole else None
+
+    branches = [
+        BranchTensors(
+            frozen if frozen is None else type(frozen)(*(next(numbers) for _ in frozen)),
+            TrainedTensors(filled(AdapterTensors), next(numbers), filled(AdapterTensors)),
+            next(numbers),
+            filled(WindowTensors),
+            filled(PositionTensors),
+        )
+        for frozen, *_ in given
+    ]
+    assert unflatten(flatten(branches), plan) == with_shared(branches)
+    gradients = flat_gradients(flatten(branches), iter([t for b in branches for t in b.trained.present()]))
+    assert gradients == flatten([BranchTensors(None, branch.trained) for branch in branches])
 
 
 def test_a_branch_that_shares_gives_no_frozen_tensor_itself() -> None:

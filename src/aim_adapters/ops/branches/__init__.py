@@ -9,6 +9,7 @@ from aim_adapters.ops.branches.tensors import (
     AttentionTensors,
     BranchTensors,
     MlpTensors,
+    PositionTensors,
     TrainedTensors,
     WindowTensors,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "ChainPlan",
     "MlpPlan",
     "MlpTensors",
+    "PositionTensors",
     "TrainedTensors",
     "WindowTensors",
     "attend_from_first",

@@ -18,6 +18,13 @@ class AttentionPlan(NamedTuple):
         eps: Of the norm.
         implementation: Of the attention.
         shares: Its frozen layers are those of the branch in front of it, and are not given again.
+        norm: Kind of the norm: ``"layer"`` or ``"rms"``.
+        head_norm: Kind of the norms of queries and keys over d, or ``""`` for none.
+        head_eps: Of these norms.
+        rotary: Which features of queries and keys are rotated together: ``"interleaved"``, 2i and 2i + 1; ``"halves"``,
+            i and i + d/2; ``""``: none.
+        inner_norm: Kind of the norm of attended values over H*d, in front of the output projection, or ``""`` for none.
+        inner_eps: Of this norm.
     """
 
     over: str
@@ -26,11 +33,19 @@ class AttentionPlan(NamedTuple):
     eps: float
     implementation: str
     shares: bool = False
+    norm: str = "layer"
+    head_norm: str = ""
+    head_eps: float = 0.0
+    rotary: str = ""
+    inner_norm: str = ""
+    inner_eps: float = 0.0
 
     def sharing(self) -> AttentionPlan:
         """Return the description of the same branch behind another that gives its frozen layers."""
         # By the constructor: the compiler of PyTorch 2.6 cannot trace _replace.
-        return AttentionPlan(self.over, self.heads, self.scale, self.eps, self.implementation, shares=True)
+        numbers, norms = (self.heads, self.scale, self.eps), (self.norm, self.head_norm, self.head_eps)
+        inner = self.inner_norm, self.inner_eps
+        return AttentionPlan(self.over, *numbers, self.implementation, True, *norms, self.rotary, *inner)
 
     @property
     def skip(self) -> bool:
@@ -45,15 +60,25 @@ class AttentionPlan(NamedTuple):
 class MlpPlan(NamedTuple):
     """The description of ``x + mlp(norm(x)) + f * adapter(norm(x))``, Eq. 5.
 
+    The MLP is ``out(norm(activation(in(x))))``, or gated ``out(norm(activation(gate(x)) * in(x)))``.
+
     Attributes:
         activation: Of the MLP.
         eps: Of the norm.
         scale: s, a part of f.
+        norm: Kind of the norm: ``"layer"`` or ``"rms"``.
+        gated: The MLP is gated.
+        inner_norm: Kind of the norm in front of the MLP's last layer, over K, or ``""`` for none.
+        inner_eps: Of this norm.
     """
 
     activation: str
     eps: float
     scale: float
+    norm: str = "layer"
+    gated: bool = False
+    inner_norm: str = ""
+    inner_eps: float = 0.0
 
 
 class ChainPlan(NamedTuple):
@@ -103,10 +128,17 @@ def encode(plan: ChainPlan) -> str:
     for branch in plan.branches:
         if isinstance(branch, AttentionPlan):
             numbers = f"{branch.heads} {branch.scale.hex()} {branch.eps.hex()}"
-            words.append(f"{branch.over} {numbers} {branch.implementation} {int(branch.shares)}")
+            heads = f"{branch.norm} {branch.head_norm or _NONE} {branch.head_eps.hex()} {branch.rotary or _NONE}"
+            inner = f"{branch.inner_norm or _NONE} {branch.inner_eps.hex()}"
+            words.append(f"{branch.over} {numbers} {branch.implementation} {int(branch.shares)} {heads} {inner}")
         else:
-            words.append(f"mlp {branch.activation} {branch.eps.hex()} {branch.scale.hex()}")
+            numbers = f"{branch.eps.hex()} {branch.scale.hex()}"
+            inner = f"{branch.inner_norm or _NONE} {branch.inner_eps.hex()}"
+            words.append(f"mlp {branch.activation} {numbers} {branch.norm} {int(branch.gated)} {inner}")
     return ",".join(words)
+
+
+_NONE = "-"
 
 
 @functools.lru_cache(maxsize=1024)
@@ -117,11 +149,19 @@ def decode(text: str) -> ChainPlan:
     for branch in rest:
         kind, *words = branch.split()
         if kind == "mlp":
-            activation, eps, scale = words
-            branches.append(MlpPlan(activation, float.fromhex(eps), float.fromhex(scale)))
+            activation, eps, scale, norm, gated, inner, inner_eps = words
+            numbers = float.fromhex(eps), float.fromhex(scale)
+            inside = _kind(inner), float.fromhex(inner_eps)
+            branches.append(MlpPlan(activation, *numbers, norm, gated == "1", *inside))
         else:
-            heads, scale, eps, implementation, shares = words
-            numbers = int(heads), float.fromhex(scale), float.fromhex(eps)
-            branches.append(AttentionPlan(kind, *numbers, implementation, shares == "1"))
+            heads, scale, eps, implementation, shares, norm, head_norm, head_eps, rotary, inner, inner_eps = words
+            outside = int(heads), float.fromhex(scale), float.fromhex(eps), implementation, shares == "1"
+            of_heads = norm, _kind(head_norm), float.fromhex(head_eps), _kind(rotary)
+            inside = _kind(inner), float.fromhex(inner_eps)
+            branches.append(AttentionPlan(kind, *outside, *of_heads, *inside))
     num_frames, dtype, memory, frozen_precision = first.split()
     return ChainPlan(tuple(branches), int(num_frames), dtype, memory, frozen_precision=frozen_precision)
+
+
+def _kind(word: str) -> str:
+    return "" if word == _NONE else word

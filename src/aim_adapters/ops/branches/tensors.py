@@ -14,13 +14,19 @@ class AttentionTensors(NamedTuple):
     """The frozen layers of an attention branch, any floating dtype.
 
     Attributes:
-        norm_weight: Of the LayerNorm in front ``[D]``, or None.
+        norm_weight: Of the norm in front ``[D]``, or None.
         norm_bias: ``[D]``, or None.
         qkv_weight: Of the packed projection ``[3*H*d, D]``.
         qkv_bias: ``[3*H*d]``, or None.
         out_weight: Of the output projection ``[D, H*d]``.
         out_bias: ``[D]``, or None.
         gamma: LayerScale ``[D]``, or None.
+        q_norm_weight: Of the norm of queries ``[d]``, or None.
+        q_norm_bias: ``[d]``, or None.
+        k_norm_weight: Of the norm of keys ``[d]``, or None.
+        k_norm_bias: ``[d]``, or None.
+        inner_weight: Of the norm in front of the output projection ``[H*d]``, or None.
+        inner_bias: ``[H*d]``, or None.
     """
 
     norm_weight: Tensor | None
@@ -30,19 +36,29 @@ class AttentionTensors(NamedTuple):
     out_weight: Tensor
     out_bias: Tensor | None
     gamma: Tensor | None
+    q_norm_weight: Tensor | None = None
+    q_norm_bias: Tensor | None = None
+    k_norm_weight: Tensor | None = None
+    k_norm_bias: Tensor | None = None
+    inner_weight: Tensor | None = None
+    inner_bias: Tensor | None = None
 
 
 class MlpTensors(NamedTuple):
     """The frozen layers of an MLP branch, any floating dtype.
 
     Attributes:
-        norm_weight: Of the LayerNorm in front ``[D]``, or None.
+        norm_weight: Of the norm in front ``[D]``, or None.
         norm_bias: ``[D]``, or None.
-        in_weight: Of the first layer ``[K, D]``.
+        in_weight: Of the first layer ``[K, D]``; of a gated MLP, that of the values.
         in_bias: ``[K]``, or None.
         out_weight: Of the last layer ``[D, K]``.
         out_bias: ``[D]``, or None.
         gamma: LayerScale ``[D]``, or None.
+        gate_weight: Of the first layer that is activated in a gated MLP ``[K, D]``, else None.
+        gate_bias: ``[K]``, or None.
+        inner_weight: Of the norm in front of the last layer ``[K]``, or None.
+        inner_bias: ``[K]``, or None.
     """
 
     norm_weight: Tensor | None
@@ -52,6 +68,10 @@ class MlpTensors(NamedTuple):
     out_weight: Tensor
     out_bias: Tensor | None
     gamma: Tensor | None
+    gate_weight: Tensor | None = None
+    gate_bias: Tensor | None = None
+    inner_weight: Tensor | None = None
+    inner_bias: Tensor | None = None
 
 
 class AdapterTensors(NamedTuple):
@@ -76,28 +96,43 @@ class TrainedTensors(NamedTuple):
     Attributes:
         adapter: The adapter's weights, or None where there is none.
         temporal_bias: Added to the scores along time ``[H, T, T]``, or None.
+        input_adapter: The weights of an adapter with an inner skip between norm and projection, or None.
     """
 
     adapter: AdapterTensors | None = None
     temporal_bias: Tensor | None = None
+    input_adapter: AdapterTensors | None = None
 
     def present(self) -> list[Tensor]:
         """Return the tensors that are there, in order."""
-        return [tensor for tensor in (*(self.adapter or ()), self.temporal_bias) if tensor is not None]
+        tensors = (*(self.adapter or ()), self.temporal_bias, *(self.input_adapter or ()))
+        return [tensor for tensor in tensors if tensor is not None]
 
 
 class WindowTensors(NamedTuple):
-    """Which tokens attend to one another, where a frame is cut in windows of N tokens.
+    """Which tokens attend to one another, where a frame is cut in windows of N tokens or is one window.
 
     Attributes:
         bias: Added to the scores ``[H, N, N]``.
         mask: Added to the scores of each window ``[W, N, N]``, float32, or None.
-        token_index: The tokens of each window ``[W, N]``, int32.
+        token_index: The tokens of each window ``[W, N]``, int32; None where a frame is one window.
     """
 
     bias: Tensor
-    mask: Tensor | None
-    token_index: Tensor
+    mask: Tensor | None = None
+    token_index: Tensor | None = None
+
+
+class PositionTensors(NamedTuple):
+    """Angles by which queries and keys of the last N' tokens of a frame are rotated, any floating dtype.
+
+    Attributes:
+        sin: Their sines ``[N', d]`` or ``[H, N', d]``.
+        cos: Their cosines, the same.
+    """
+
+    sin: Tensor
+    cos: Tensor
 
 
 class BranchTensors(NamedTuple):
@@ -108,23 +143,26 @@ class BranchTensors(NamedTuple):
         trained: What gets a gradient.
         factor: Stochastic depth of each clip ``[B]``, float32 at least, or None for 1.
         windows: The windows of spatial attention, or None.
+        positions: The rotary positions of spatial attention, or None.
     """
 
     frozen: AttentionTensors | MlpTensors | None
     trained: TrainedTensors = TrainedTensors()
     factor: Tensor | None = None
     windows: WindowTensors | None = None
+    positions: PositionTensors | None = None
 
     def sharing(self) -> BranchTensors:
         """Return the tensors of the same branch behind another that gives its frozen layers."""
-        return BranchTensors(None, self.trained, self.factor, self.windows)
+        return BranchTensors(None, self.trained, self.factor, self.windows, self.positions)
 
 
-_FROZEN, _ADAPTER, _WINDOWS = len(MlpTensors._fields), len(AdapterTensors._fields), len(WindowTensors._fields)
-# Of a branch, in the order of `flatten`: frozen tensors, those that train (the adapter's and the temporal bias), the
-# factor, and those of windows.
-_TRAINED = _ADAPTER + 1
-_COUNT = _FROZEN + _TRAINED + 1 + _WINDOWS
+_FROZEN, _ADAPTER = max(len(AttentionTensors._fields), len(MlpTensors._fields)), len(AdapterTensors._fields)
+_WINDOWS, _POSITIONS = len(WindowTensors._fields), len(PositionTensors._fields)
+# Of a branch, in the order of `flatten`: frozen tensors, those that train (the adapter's, the temporal bias and the
+# input adapter's), the factor, and those of windows and of positions.
+_TRAINED = _ADAPTER + 1 + _ADAPTER
+_COUNT = _FROZEN + _TRAINED + 1 + _WINDOWS + _POSITIONS
 _NONE = (None,) * _COUNT
 
 
@@ -133,10 +171,14 @@ def flatten(branches: Sequence[BranchTensors]) -> list[Tensor | None]:
     flat: list[Tensor | None] = []
     for branch in branches:
         # Not by `+=`: the compiler of PyTorch 2.11 adds no named tuple to a list.
-        flat.extend(branch.frozen or _NONE[:_FROZEN])
+        flat.extend(branch.frozen or ())
+        flat.extend(_NONE[: _FROZEN - len(branch.frozen or ())])
         flat.extend(branch.trained.adapter or _NONE[:_ADAPTER])
-        flat.extend((branch.trained.temporal_bias, branch.factor))
+        flat.append(branch.trained.temporal_bias)
+        flat.extend(branch.trained.input_adapter or _NONE[:_ADAPTER])
+        flat.append(branch.factor)
         flat.extend(branch.windows or _NONE[:_WINDOWS])
+        flat.extend(branch.positions or _NONE[:_POSITIONS])
     return flat
 
 
@@ -169,16 +211,21 @@ def unflatten(flat: Sequence[Tensor | None], plan: ChainPlan) -> list[BranchTens
     """Return what `flatten` was given, each branch with the frozen layers that it shares with the one in front."""
     branches: list[BranchTensors] = []
     for start, branch in zip(range(0, len(flat), _COUNT), plan.branches, strict=True):
-        trained, rest = start + _FROZEN, start + _FROZEN + _TRAINED
-        adapter, windows = flat[trained : trained + _ADAPTER], flat[rest + 1 : start + _COUNT]
+        trained, factor = start + _FROZEN, start + _FROZEN + _TRAINED
+        bias, positions = trained + _ADAPTER, factor + 1 + _WINDOWS
         kind = AttentionTensors if isinstance(branch, AttentionPlan) else MlpTensors
         shares = isinstance(branch, AttentionPlan) and branch.shares
         branches.append(
             BranchTensors(
-                None if shares else kind(*flat[start:trained]),  # type: ignore[arg-type]
-                TrainedTensors(None if adapter[0] is None else AdapterTensors(*adapter), flat[rest - 1]),  # type: ignore[arg-type]
-                flat[rest],
-                None if windows[0] is None else WindowTensors(*windows),  # type: ignore[arg-type]
+                None if shares else kind(*flat[start : start + len(kind._fields)]),  # type: ignore[arg-type]
+                TrainedTensors(_adapter(flat, trained), flat[bias], _adapter(flat, bias + 1)),
+                flat[factor],
+                None if flat[factor + 1] is None else WindowTensors(*flat[factor + 1 : positions]),  # type: ignore[arg-type]
+                None if flat[positions] is None else PositionTensors(*flat[positions : start + _COUNT]),  # type: ignore[arg-type]
             )
         )
     return with_shared(branches)
+
+
+def _adapter(flat: Sequence[Tensor | None], start: int) -> AdapterTensors | None:
+    return None if flat[start] is None else AdapterTensors(*flat[start : start + _ADAPTER])  # type: ignore[arg-type]
