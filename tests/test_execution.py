@@ -239,7 +239,7 @@ def test_says_what_was_asked_for() -> None:
     ("arguments", "expected"),
     [
         ({"components": ("spatial",)}, ("-", "fused", "fused")),
-        ({"temporal_input_adapter": True}, ("it has an adapter in front of its attention", "fused", "fused")),
+        ({"temporal_input_adapter": True}, FUSED),
         ({"attention": "sdpa"}, ("its attention runs as 'sdpa': asked for by name", "fused", "fused")),
     ],
 )

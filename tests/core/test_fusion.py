@@ -63,11 +63,14 @@ def test_what_is_asked_of_temporal_attention_does_not_matter_where_there_is_none
             assert answers(block) == [None, "fused", "fused"]
 
 
-def test_an_adapter_in_front_of_the_attention_makes_the_temporal_branch_run_as_modules(chains: list[list[str]]) -> None:
+def test_an_adapter_in_front_of_temporal_attention_is_part_of_the_branch(chains: list[list[str]]) -> None:
     block = block_of(temporal_input_adapter=True)
-    assert answers(block) == ["it has an adapter in front of its attention", "fused", "fused"]
+    assert answers(block) == ["fused"] * 3
     assert_as_modules(block)
-    assert chains == [ALL[1:]]
+    assert chains == [ALL]
+    block.aim.temporal_input.up_proj.register_parameter("bias", None)
+    assert answers(block)[1:] == ["fused", "fused"]
+    assert "a weight is missing" in str(answers(block)[0])
 
 
 @pytest.mark.parametrize(("attention", "implementation"), [("auto", "eager"), ("eager", "eager"), ("triton", "triton")])
@@ -204,12 +207,13 @@ def test_fused_by_name_is_an_error_where_it_cannot_be() -> None:
         ("mlp.act", ("mlp",)),
         ("aim.temporal", ("frames",)),
         ("aim.temporal.up_proj", ("frames",)),
+        ("aim.temporal_input.down_proj", ("frames",)),
         ("aim.spatial.down_proj", ("tokens",)),
         ("aim.joint", ("mlp",)),
     ],
 )
 def test_hooks_are_called(path: str, as_modules: tuple[str, ...], chains: list[list[str]]) -> None:
-    block = block_of(init_values=0.1)
+    block = block_of(init_values=0.1, temporal_input_adapter=True)
     expected = block(tokens())
     assert chains == [ALL]
     called: list[nn.Module] = []

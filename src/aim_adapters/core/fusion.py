@@ -265,8 +265,6 @@ def _unfit(x: Tensor) -> str | None:
 
 def _temporal(block: Any, x: Tensor, parts: AttentionParts, frozen: AttentionTensors) -> Branch:
     aim, state = block.aim, block.aim.root_state
-    if aim.temporal_input is not None:
-        return ByModules("it has an adapter in front of its attention")
     heads, dtype = parts.heads, compute_dtype(x)
     width = parts.qkv_weight.shape[0] // 3 // heads
     choice = choose(state.execution.attention, case_of(x.device.type, dtype, width, state.num_frames))
@@ -276,7 +274,7 @@ def _temporal(block: Any, x: Tensor, parts: AttentionParts, frozen: AttentionTen
     bias = None
     if (table := aim.temporal_bias) is not None:
         bias = Derived(relative_temporal_bias, (table,), (table.shape[1], state.num_frames, state.num_frames))
-    return _fused(block, plan, frozen, aim.temporal, bias=bias, drop=True)
+    return _fused(block, plan, frozen, aim.temporal, bias=bias, entering=aim.temporal_input, drop=True)
 
 
 def _spatial(block: Any, x: Tensor, parts: AttentionParts, frozen: AttentionTensors, *, positions: bool) -> Branch:
@@ -342,6 +340,7 @@ def _fused(
     adapter: Adapter | None,
     *,
     bias: Derived | None = None,
+    entering: Adapter | None = None,
     windows: WindowTensors | None = None,
     drop: bool = False,
 ) -> Branch:
@@ -354,17 +353,27 @@ def _fused(
         return ByModules("a weight of the image model requires a gradient")
     if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in fixed):
         return ByModules("a weight of the image model is a tensor of another kind, as of a quantized or sharded layer")
-    weights = None
-    if adapter is not None:
-        if not (is_plain(adapter, Adapter) and all(is_plain(layer, nn.Linear) for layer in adapter.children())):
-            return ByModules("its adapter is not as it was made: a layer was replaced, or has hooks")
-        down, up = adapter.down_proj, adapter.up_proj
-        weights = AdapterTensors(down.weight, down.bias, up.weight, up.bias)
-        if not all(type(tensor) in (Tensor, nn.Parameter) for tensor in weights):
-            return ByModules("its adapter is not as it was made: a weight is missing, or a tensor of another kind")
+    weights, input_weights = _adapter_tensors(adapter), _adapter_tensors(entering)
+    if isinstance(weights, str):
+        return ByModules(weights)
+    if isinstance(input_weights, str):
+        return ByModules(input_weights)
     drops = drop and adapter is not None and block.training and block.aim.drop_path > 0
-    tensors = BranchTensors(frozen, TrainedTensors(weights, bias), None, windows)  # type: ignore[arg-type]
-    return FusedBranch(plan, tensors, drops, bool(derived) or bias is not None)
+    trained = TrainedTensors(weights, bias, input_weights)  # type: ignore[arg-type]
+    return FusedBranch(plan, BranchTensors(frozen, trained, None, windows), drops, bool(derived) or bias is not None)
+
+
+def _adapter_tensors(adapter: Adapter | None) -> AdapterTensors | str | None:
+    """Return the weights of an adapter, if there is one, or why they cannot be read."""
+    if adapter is None:
+        return None
+    if not (is_plain(adapter, Adapter) and all(is_plain(layer, nn.Linear) for layer in adapter.children())):
+        return "its adapter is not as it was made: a layer was replaced, or has hooks"
+    down, up = adapter.down_proj, adapter.up_proj
+    weights = AdapterTensors(down.weight, down.bias, up.weight, up.bias)
+    if not all(type(tensor) in (Tensor, nn.Parameter) for tensor in weights):
+        return "its adapter is not as it was made: a weight is missing, or a tensor of another kind"
+    return weights
 
 
 def is_plain(module: nn.Module, expected: type[nn.Module]) -> bool:

@@ -51,6 +51,7 @@ class Case:
     affine: bool = True  # of the norm
     factor: bool = False  # stochastic depth
     time_bias: bool = False
+    entering: bool = False  # an adapter in front of temporal attention
     activation: str = "gelu"
 
     def tokens_in(self, seed: int = 0) -> Tensor:
@@ -85,15 +86,21 @@ class Case:
         absent |= set() if self.biases else {"qkv_bias", "in_bias", "out_bias"}
         absent |= set() if self.affine else {"norm_weight", "norm_bias"}
         frozen = kind(*(None if n in absent else 0.5 * draw(seed + i, *shapes[n]) for i, n in enumerate(kind._fields)))
-        adapter, bias = None, None
+        adapter, bias, entering = None, None, None
         if self.adapter:
-            trained = ((self.width, d), (self.width,), (d, self.width), (d,))
-            adapter = AdapterTensors(*(leaf(seed + 20 + i, *shape) for i, shape in enumerate(trained)))
+            adapter = self.adapter_tensors(self.width, seed + 20)
+        if self.entering and attends and plan.over == "frames":
+            entering = self.adapter_tensors(self.width + 2, seed + 30, 0.1)  # larger, softmax would be a maximum
         if self.time_bias and attends and plan.over == "frames":
             bias = leaf(seed + 24, self.heads, self.frames, self.frames)
         drops = self.factor and self.adapter and not (attends and plan.over != "frames")
         factor = torch.tensor([0.0, 2.0, 1.25], dtype=torch.float64)[: self.clips] if drops else None
-        return BranchTensors(frozen, TrainedTensors(adapter, bias), factor, self.windows(plan, seed))
+        return BranchTensors(frozen, TrainedTensors(adapter, bias, entering), factor, self.windows(plan, seed))
+
+    def adapter_tensors(self, width: int, seed: int, size: float = 0.5) -> AdapterTensors:
+        """Return the weights of an adapter of a width, which train."""
+        shapes = ((width, self.dim), (width,), (self.dim, width), (self.dim,))
+        return AdapterTensors(*(leaf(seed + i, *shape, size=size) for i, shape in enumerate(shapes)))
 
     def windows(self, plan: AttentionPlan | MlpPlan, seed: int) -> WindowTensors | None:
         """Return the bias of windows ``[H, N, N]``, their mask ``[W, N, N]`` and their tokens ``[W, N]``."""
@@ -108,9 +115,9 @@ def draw(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def leaf(seed: int, *shape: int) -> Tensor:
+def leaf(seed: int, *shape: int, size: float = 0.5) -> Tensor:
     """Return a tensor that trains."""
-    return (0.5 * draw(seed, *shape)).requires_grad_()
+    return (size * draw(seed, *shape)).requires_grad_()
 
 
 def leaves_of(branches: Sequence[BranchTensors]) -> list[Tensor]:
@@ -141,6 +148,8 @@ def plain_attention(x: Tensor, tensors: BranchTensors, plan: AttentionPlan, num_
     t = tensors.frozen
     assert isinstance(t, AttentionTensors)
     h = F.layer_norm(x, x.shape[-1:], t.norm_weight, t.norm_bias, plan.eps)
+    if tensors.trained.input_adapter is not None:
+        h = h + plain_adapter(h, tensors.trained.input_adapter, None, num_frames)
     qkv = F.linear(h, t.qkv_weight, t.qkv_bias).unflatten(-1, (3, plan.heads, -1))  # [B*T, N, 3, H, d]
     o = plain_attend(qkv, tensors.trained.temporal_bias, plan, num_frames, tensors.windows)
     out = F.linear(o.flatten(2), t.out_weight, t.out_bias)

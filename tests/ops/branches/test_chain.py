@@ -35,6 +35,7 @@ CASES = {
     "no_adapters": Case(adapter=False),
     "bare": Case(gamma=False, biases=False, affine=False, activation="quick_gelu"),
     "one_frame": Case(frames=1),
+    "entering": Case(clips=3, factor=True, entering=True),
 }
 
 
@@ -193,20 +194,19 @@ def test_autograd_holds_the_input_and_what_is_kept_and_no_more(memory: str) -> N
 # Dtypes
 
 
-@pytest.mark.parametrize("memory", MEMORY)
-@pytest.mark.parametrize(
+LOW = pytest.mark.parametrize(
     ("dtype", "tokens"),
     [(torch.bfloat16, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)],
     ids=str,
 )
-def test_low_precision_errs_no_more_than_twice_what_plain_operators_do(
-    dtype: torch.dtype, tokens: torch.dtype, memory: str
-) -> None:
-    """Products in a low precision, as under autocast; tokens in float32 or in bfloat16; what trains in float32."""
-    case = Case(clips=3, frames=4, tokens=9, dim=32, heads=2, head_dim=16, hidden=64, width=8, factor=True)
+WIDE = Case(clips=3, frames=4, tokens=9, dim=32, heads=2, head_dim=16, hidden=64, width=8, factor=True)
+
+
+def errors_of(case: Case, dtype: torch.dtype, tokens: torch.dtype, memory: str, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return the errors of output and gradients, ours and those of plain operators, under autocast."""
     name = str(dtype).removeprefix("torch.")
     plan, given, full = build(case, CHAINS["block"], dtype=name, memory=memory)
-    x, d_out = case.tokens_in(), draw(7, *case.tokens_in().shape)
+    x, d_out = case.tokens_in(seed), draw(7 + seed, *case.tokens_in().shape)
 
     def cast(branches: Branches, to: torch.dtype) -> Branches:
         return mapped(branches, lambda t: t.detach().to(to, copy=True).requires_grad_(t.requires_grad))
@@ -214,15 +214,34 @@ def test_low_precision_errs_no_more_than_twice_what_plain_operators_do(
     def run(call: Callable[..., Tensor], tensors: Branches, of: torch.dtype) -> list[Tensor]:
         leaf = x.to(of, copy=True).requires_grad_()
         out = call(leaf, tensors, plan)
-        return [out, *torch.autograd.grad(out, [leaf, *leaves_of(tensors)], d_out.to(out.dtype))]
+        return [out.detach(), *torch.autograd.grad(out, [leaf, *leaves_of(tensors)], d_out.to(out.dtype))]
 
     exact = run(plain_chain, cast(full, torch.float64), torch.float64)
     with torch.autocast("cpu", dtype):
         theirs = run(plain_chain, cast(full, torch.float32), tokens)
         ours = run(run_branches, cast(given, torch.float32), tokens)
     assert [t.dtype for t in ours] == [tokens] * 2 + [torch.float32] * (len(ours) - 2)
-    for index, (mine, plain, right) in enumerate(zip(ours, theirs, exact, strict=True)):
-        assert (mine.double() - right).norm() <= 2 * (plain.double() - right).norm() + 1e-12, index
+    mine, plain = ([(a.double() - b).norm() for a, b in zip(each, exact, strict=True)] for each in (ours, theirs))
+    return torch.stack(mine), torch.stack(plain)
+
+
+@pytest.mark.parametrize("memory", MEMORY)
+@LOW
+def test_low_precision_errs_no_more_than_twice_what_plain_operators_do(
+    dtype: torch.dtype, tokens: torch.dtype, memory: str
+) -> None:
+    """Products in a low precision, as under autocast; tokens in float32 or in bfloat16; what trains in float32."""
+    ours, theirs = errors_of(WIDE, dtype, tokens, memory)
+    assert (ours <= 2 * theirs + 1e-12).all(), ours / theirs
+
+
+@LOW
+def test_so_does_an_adapter_in_front_of_the_projection(dtype: torch.dtype, tokens: torch.dtype) -> None:
+    """In most draws: of one, the error of a gradient of eight numbers may happen to be small."""
+    case = replace(WIDE, entering=True)
+    draws = [errors_of(case, dtype, tokens, "fast", seed) for seed in range(0, 90, 10)]
+    ratios = torch.stack([ours / theirs for ours, theirs in draws]).median(0).values
+    assert (ratios <= 2).all(), ratios
 
 
 def test_autocast_does_not_reach_inside() -> None:
@@ -238,7 +257,7 @@ def test_autocast_does_not_reach_inside() -> None:
 
 
 def compile_case(memory: str) -> tuple[ChainPlan, Branches, Tensor]:
-    plan, given, _ = build(Case(time_bias=True, factor=True), CHAINS["block"], memory=memory)
+    plan, given, _ = build(Case(time_bias=True, factor=True, entering=True), CHAINS["block"], memory=memory)
     return plan, given, Case().tokens_in()
 
 
@@ -276,7 +295,7 @@ def test_compiles_once_for_every_number_of_clips() -> None:
 @pytest.mark.parametrize("kinds", [CHAINS["block"], CHAINS["windows"], CHAINS["mlp_alone"]], ids="-".join)
 @pytest.mark.parametrize("memory", MEMORY)
 def test_operators_are_registered_in_full(memory: str, kinds: tuple[str, ...]) -> None:
-    plan, given, _ = build(Case(time_bias=True, factor=True), kinds, memory=memory)
+    plan, given, _ = build(Case(time_bias=True, factor=True, entering=True), kinds, memory=memory)
     check_operators(sized(Case(), kinds).tokens_in(), given, plan)
 
 

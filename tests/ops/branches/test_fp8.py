@@ -20,6 +20,7 @@ CASES = {
     "no_adapters": Case(adapter=False),
     "bare": Case(gamma=False, biases=False, affine=False, activation="quick_gelu"),
     "one_frame": Case(frames=1),
+    "entering": Case(clips=3, factor=True, entering=True),
     "no_clips": Case(clips=0),
 }
 # Wide enough for errors to average out as they do in a model.
@@ -95,7 +96,7 @@ def test_the_gradient_of_the_projection_is_multiplied_in_float8(kind: str, monke
 @pytest.mark.parametrize("memory", ["balanced", "low"])
 @pytest.mark.parametrize("kinds", CHAINS.values(), ids=CHAINS)
 def test_what_is_computed_again_is_the_same(kinds: tuple[str, ...], memory: str) -> None:
-    case, found = replace(WIDE, tokens=24), []
+    case, found = replace(WIDE, tokens=24, entering=True), []
     for each in ("fast", memory):
         plan, given, _ = build(case, kinds, memory=each)
         x = case.tokens_in().requires_grad_()
@@ -140,7 +141,7 @@ def test_every_element_is_written(kinds: tuple[str, ...], memory: str) -> None:
 @pytest.mark.parametrize("adapter", [True, False])
 @pytest.mark.parametrize("memory", MEMORY)
 def test_operators_are_registered_in_full(memory: str, adapter: bool) -> None:
-    case = Case(time_bias=True, factor=True, adapter=adapter)
+    case = Case(time_bias=True, factor=True, adapter=adapter, entering=True)
     plan, given, _ = build(case, CHAINS["block"], memory=memory)
     check_operators(case.tokens_in(), given, plan._replace(frozen_precision="fp8"))
 

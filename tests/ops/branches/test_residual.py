@@ -23,6 +23,8 @@ VARIANTS = {
     "plain_norm": Case(affine=False),
     "drop_path": Case(clips=3, factor=True),
     "time_bias": Case(time_bias=True),
+    "entering": Case(clips=3, factor=True, time_bias=True, entering=True),
+    "entering_alone": Case(adapter=False, biases=False, affine=False, entering=True),
     "narrow_heads": Case(heads=3, head_dim=2),
     "wide_heads": Case(head_dim=8),
     "wide_adapter": Case(width=20),
@@ -52,6 +54,7 @@ def check(case: Case, kind: str, *, memory: str = "fast", needs: bool = True) ->
     runs: list[list[Tensor]] = []
     names = ["input"] * needs + [*AdapterTensors._fields] * (trained.adapter is not None)
     names += ["temporal_bias"] * (trained.temporal_bias is not None)
+    names += [*AdapterTensors._fields] * (trained.input_adapter is not None)
     for run in (run_branches, plain_chain):
         leaf = x.detach().requires_grad_(needs)
         out = run(leaf, [tensors], chain)
@@ -77,7 +80,7 @@ def test_output_and_gradients(case: Case, kind: str) -> None:
 @pytest.mark.parametrize("adapter", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_whatever_is_kept(kind: str, adapter: bool, memory: str, needs: bool) -> None:
-    check(Case(adapter=adapter, time_bias=True, factor=True), kind, memory=memory, needs=needs)
+    check(Case(adapter=adapter, time_bias=True, factor=True, entering=True), kind, memory=memory, needs=needs)
 
 
 @pytest.mark.parametrize("memory", MEMORY)
@@ -106,6 +109,6 @@ def test_every_element_is_written(kind: str, memory: str) -> None:
     torch.use_deterministic_algorithms(True)
     try:
         assert torch.empty(3, dtype=torch.float64).isnan().all()
-        check(Case(time_bias=True, factor=True), kind, memory=memory)
+        check(Case(time_bias=True, factor=True, entering=True), kind, memory=memory)
     finally:
         torch.use_deterministic_algorithms(False)

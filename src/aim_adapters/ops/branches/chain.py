@@ -271,6 +271,7 @@ def _fake_kept(x: Tensor, branch: AttentionPlan | MlpPlan, tensors: BranchTensor
     dtype, (frames, tokens, _) = plan.compute_dtype, x.shape
     rows, adapter, t = frames * tokens, tensors.trained.adapter, tensors.frozen
     units = 0 if adapter is None else adapter.down_weight.shape[0]
+    entering = tensors.trained.input_adapter
 
     def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return x.new_empty(shape, dtype=dtype)
@@ -287,6 +288,7 @@ def _fake_kept(x: Tensor, branch: AttentionPlan | MlpPlan, tensors: BranchTensor
         pre=empty(rows, units),
         composed=empty(units, width),
         packed=empty(frames, tokens, 3, branch.heads, width // branch.heads),
+        input_pre=None if entering is None else empty(rows, entering.down_weight.shape[0]),
     )
 
 

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from aim_adapters.ops.bottleneck import bottleneck_rows, padded
+from aim_adapters.ops.branches.entrance import enter
 from aim_adapters.ops.branches.linear import in_dtype, linear, scaled_output
 from aim_adapters.ops.branches.plan import MlpPlan
-from aim_adapters.ops.branches.products import FirstLayer, HiddenGradient, MlpHidden
+from aim_adapters.ops.branches.products import FirstLayer, HiddenGradient, MlpHidden, Projected
 from aim_adapters.ops.branches.tensors import AdapterTensors, AttentionTensors, MlpTensors
 from aim_adapters.ops.frozen import frozen_rows
 
@@ -24,10 +25,14 @@ class DenseProducts:
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._rows, self._bottleneck, self._dtype = frozen_rows(device), bottleneck_rows(device), dtype
 
-    def project(self, x: Tensor, y: Tensor | None, t: AttentionTensors, eps: float) -> tuple[Tensor, Tensor]:
+    def project(
+        self, x: Tensor, y: Tensor | None, t: AttentionTensors, adapter: AdapterTensors | None, eps: float
+    ) -> Projected:
         """Compute `Products.project`."""
         x, h = self._enter(x, y, t, eps)
-        return x, linear(h, t.qkv_weight.to(self._dtype), in_dtype(t.qkv_bias, self._dtype))  # [M, 3*H*d]
+        pre = None if adapter is None else enter(h, adapter)
+        packed = linear(h, t.qkv_weight.to(self._dtype), in_dtype(t.qkv_bias, self._dtype))  # [M, 3*H*d]
+        return Projected(x, packed, pre)
 
     def project_backward(self, d_qkv: Tensor, t: AttentionTensors) -> Tensor:
         """Compute `Products.project_backward`."""

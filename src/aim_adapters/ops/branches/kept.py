@@ -20,6 +20,7 @@ class KeptAttention(NamedTuple):
         pre: What the adapter activates ``[M, W]``.
         composed: The adapter's down-projection composed with the output projection ``[W, H*d]``.
         packed: Queries, keys and values ``[B*T, N, 3, H, d]``.
+        input_pre: What an adapter in front of the projection activates ``[M, W]``.
     """
 
     wide: Tensor | None = None
@@ -27,6 +28,7 @@ class KeptAttention(NamedTuple):
     pre: Tensor | None = None
     composed: Tensor | None = None
     packed: Tensor | None = None
+    input_pre: Tensor | None = None
 
 
 class KeptMlp(NamedTuple):
@@ -61,7 +63,8 @@ def kept_names(branch: AttentionPlan | MlpPlan, chain: ChainPlan, tensors: Branc
         return ["pre", *["units"] * apart] if keep == "fast" else []
     spatial = ["wide", "lse"] if branch.over != "frames" else []
     adapter = ["pre", "composed"] if has_adapter else []
-    return [*spatial, *adapter, *["packed"] * branch.keeps_packed(keep)]
+    projected = ["packed"] + ["input_pre"] * (tensors.trained.input_adapter is not None)
+    return [*spatial, *adapter, *projected * branch.keeps_packed(keep)]
 
 
 def select(kept: Kept, names: Sequence[str]) -> Kept:

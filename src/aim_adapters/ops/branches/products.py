@@ -10,6 +10,20 @@ from aim_adapters.ops.branches.plan import MlpPlan
 from aim_adapters.ops.branches.tensors import AdapterTensors, AttentionTensors, MlpTensors
 
 
+class Projected(NamedTuple):
+    """What `Products.project` computes.
+
+    Attributes:
+        x: Tokens with what the branch in front adds to them ``[M, D]``.
+        packed: Queries, keys and values ``[M, 3*H*d]``.
+        pre: What an adapter in front of the projection activates ``[M, W]``, or None where there is none.
+    """
+
+    x: Tensor
+    packed: Tensor
+    pre: Tensor | None
+
+
 class FirstLayer(NamedTuple):
     """The first layer of an MLP, as one way to multiply takes it.
 
@@ -64,22 +78,22 @@ class Products(Protocol[ActivatedT]):
     M rows are tokens of width D, ``t`` the frozen layers of a branch. Products of adapters alone are none of these.
     """
 
-    def project(self, x: Tensor, y: Tensor | None, t: AttentionTensors, eps: float) -> tuple[Tensor, Tensor]:
-        """Normalize and project.
+    def project(
+        self, x: Tensor, y: Tensor | None, t: AttentionTensors, adapter: AdapterTensors | None, eps: float
+    ) -> Projected:
+        """Normalize, adapt and project.
 
         Args:
             x: Tokens ``[M, D]``.
             y: What the branch in front adds to them ``[M, D]``, or None.
             t: Norm and projection.
+            adapter: An adapter with an inner skip between the two, or None.
             eps: Of the norm.
-
-        Returns:
-            ``x + y``, and queries, keys and values ``[M, 3*H*d]``.
         """
         ...
 
     def project_backward(self, d_qkv: Tensor, t: AttentionTensors) -> Tensor:
-        """Return the gradient of the normalized tokens ``[M, D]`` from that of queries, keys and values."""
+        """Return the gradient of the projected tokens ``[M, D]`` from that of queries, keys and values."""
         ...
 
     def first_layer(self, t: MlpTensors, adapter: AdapterTensors | None) -> FirstLayer:

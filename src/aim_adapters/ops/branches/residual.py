@@ -23,6 +23,7 @@ from torch import Tensor
 from aim_adapters.ops.bottleneck import bottleneck_rows, padded
 from aim_adapters.ops.branches.attention import attend, attend_backward
 from aim_adapters.ops.branches.dense import DenseProducts, hidden_gradient
+from aim_adapters.ops.branches.entrance import enter_backward
 from aim_adapters.ops.branches.kept import Kept, KeptAttention, KeptMlp, kept_names, select
 from aim_adapters.ops.branches.linear import linear, scaled_output, wide_product
 from aim_adapters.ops.branches.plan import AttentionPlan, ChainPlan, MlpPlan
@@ -137,7 +138,7 @@ def _attention_forward(
     t, adapter, dtype = tensors.frozen, tensors.trained.adapter, chain.compute_dtype
     assert isinstance(t, AttentionTensors)
     bottleneck = bottleneck_rows(x.device)
-    x, packed = products.project(x, y, t, branch.eps)
+    x, packed, input_pre = products.project(x, y, t, tensors.trained.input_adapter, branch.eps)
     qkv = _as_heads(packed, branch, chain)  # [B*T, N, 3, H, d]
     out_weight, out_bias = scaled_output(t.out_weight, t.out_bias, t.gamma, dtype)
     width, hidden = out_weight.shape[1], 0 if adapter is None else padded(adapter.up_weight.shape[1])
@@ -150,7 +151,7 @@ def _attention_forward(
         rows = attend(qkv, bias, branch, chain.num_frames)[0].view(len(x), width)
         wide = qkv.new_empty((len(x), hidden))
     if adapter is None:
-        kept = select(KeptAttention(wide, lse, packed=qkv), names)
+        kept = select(KeptAttention(wide, lse, packed=qkv, input_pre=input_pre), names)
         return Output(x, linear(rows, out_weight, out_bias), kept)
     down_weight, down_bias = adapter.down_weight.to(dtype), adapter.down_bias.to(dtype)
     composed = down_weight @ out_weight  # [W, H*d]
@@ -159,7 +160,7 @@ def _attention_forward(
     bottleneck.hidden(pre, wide[:, -hidden:], tensors.factor, chain.rows_per_clip, 1.0)
     widened = bottleneck.widened(out_weight if branch.skip else None, adapter.up_weight, adapter.up_bias, dtype)
     y = linear(wide, widened, out_bias if branch.skip else None)  # [M, D]
-    return Output(x, y, select(KeptAttention(wide, lse, pre, composed, qkv), names))
+    return Output(x, y, select(KeptAttention(wide, lse, pre, composed, qkv, input_pre), names))
 
 
 def _attention_backward(
@@ -197,11 +198,11 @@ def _attention_backward(
             d_o = d.joined[:, :width].addmm_(d.adapter, kept.composed)  # [M, H*d]
         else:
             d_o = d.adapter @ kept.composed  # [M, H*d]
-    qkv = (
-        kept.packed
-        if kept.packed is not None
-        else _as_heads(products.project(x, None, t, branch.eps)[1], branch, chain)
-    )
+    entering, qkv, input_pre = tensors.trained.input_adapter, kept.packed, kept.input_pre
+    if qkv is None:
+        _, packed, input_pre = products.project(x, None, t, entering, branch.eps)
+        qkv = _as_heads(packed, branch, chain)
+        del packed
     o = None if wide is None else _heads(wide[:, :width], qkv)
     d_qkv, o, d_bias = attend_backward(
         _heads(d_o, qkv), qkv, tensors.trained.temporal_bias, o, kept.lse, branch, chain.num_frames,
@@ -214,12 +215,18 @@ def _attention_backward(
         d_adapter = AdapterTensors(*bottleneck.gradients(wide_product(d_composed, out_weight.T), sums, d_up, out_bias))
         del d
     del o, wide
-    d_x = None
-    if needs_input:
+    d_x, d_entering = None, None
+    if needs_input or entering is not None:
+        frozen = frozen_rows(x.device)
         d_h = products.project_backward(d_qkv.view(len(x), len(t.qkv_weight)), t)  # [M, D]
         del d_qkv
-        d_x = frozen_rows(x.device).layer_norm_backward(d_h, x, t.norm_weight, branch.eps, d_out)
-    return Gradients(d_x, TrainedTensors(d_adapter, d_bias))
+        if entering is not None and input_pre is not None:
+            h = frozen.layer_norm(x, t.norm_weight, t.norm_bias, branch.eps, dtype)
+            d_entering = enter_backward(d_h, h, input_pre, entering)
+            del h
+        if needs_input:
+            d_x = frozen.layer_norm_backward(d_h, x, t.norm_weight, branch.eps, d_out)
+    return Gradients(d_x, TrainedTensors(d_adapter, d_bias, d_entering))
 
 
 def _mlp_forward(

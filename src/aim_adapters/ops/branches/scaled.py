@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from aim_adapters.ops.bottleneck import bottleneck_rows, padded
+from aim_adapters.ops.branches.entrance import enter
 from aim_adapters.ops.branches.linear import in_dtype, linear, scaled_output
 from aim_adapters.ops.branches.plan import MlpPlan
-from aim_adapters.ops.branches.products import FirstLayer, HiddenGradient, MlpHidden
+from aim_adapters.ops.branches.products import FirstLayer, HiddenGradient, MlpHidden, Projected
 from aim_adapters.ops.branches.tensors import AdapterTensors, AttentionTensors, MlpTensors
 from aim_adapters.ops.frozen import Scaled, product, scaled_rows
 
@@ -34,11 +35,18 @@ class ScaledProducts:
         self._scaled, self._dtype = scaled_rows(device), dtype
         self._bottleneck = bottleneck_rows(device)
 
-    def project(self, x: Tensor, y: Tensor | None, t: AttentionTensors, eps: float) -> tuple[Tensor, Tensor]:
-        """Compute `Products.project`."""
-        x, _, h = self._scaled.layer_norm(x, y, t.norm_weight, t.norm_bias, eps, None)
+    def project(
+        self, x: Tensor, y: Tensor | None, t: AttentionTensors, adapter: AdapterTensors | None, eps: float
+    ) -> Projected:
+        """Compute `Products.project`; adapted tokens are scaled in a pass of their own."""
+        wanted, pre = None if adapter is None else self._dtype, None
+        x, h, scaled = self._scaled.layer_norm(x, y, t.norm_weight, t.norm_bias, eps, wanted)
+        if adapter is not None and h is not None:
+            pre = enter(h, adapter)
+            scaled = self._scaled.quantize(h)
         weight = self._scaled.quantize(t.qkv_weight)
-        return x, product(h, weight, in_dtype(t.qkv_bias, self._dtype), self._dtype)  # [M, 3*H*d]
+        packed = product(scaled, weight, in_dtype(t.qkv_bias, self._dtype), self._dtype)  # [M, 3*H*d]
+        return Projected(x, packed, pre)
 
     def project_backward(self, d_qkv: Tensor, t: AttentionTensors) -> Tensor:
         """Compute `Products.project_backward`."""
