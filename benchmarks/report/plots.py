@@ -26,7 +26,7 @@ PAGES = (PAGE, *(ROOT / name for name in ("README.md", "docs/index.md", "docs/ch
 MARKED = re.compile(r"(?<=<!-- begin )(\w+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 ATTENTION = ("temporal_attention", "temporal_attention_sizes")
 WITHOUT_GPU = ("checkpoint_io", "load_video_model", "wrap_time", "import_time")
-FILES = (*ATTENTION, *step_tables.STEPS, "data_parallel", "learning", *WITHOUT_GPU)
+FILES = (*ATTENTION, *step_tables.STEPS, "data_parallel", "learning", *WITHOUT_GPU, "host_share")
 
 
 def load(folder: Path = RESULTS) -> Results:
@@ -103,7 +103,7 @@ def targets(results: Results) -> str:
         met = sum(entry["met"] for entry in held)
         rows.append(("temporal attention: targets met", str(met), f"{len(held)}", verdict(met == len(held))))
     rows += step_tables.target_rows(results)
-    for name, words in (("data_parallel", "several GPUs"), ("learning", "learning")):
+    for name, words in (("data_parallel", "several GPUs"), ("learning", "learning"), ("host_share", "host's share")):
         found = results.get(name, {"targets": ()})["targets"]
         rows += [target_row(words, entry, digits=4) for entry in found]
     return table(" what|measured|target| ", rows)
@@ -146,9 +146,9 @@ def files(results: Results) -> str:
 
 
 def times(results: Results) -> str:
-    """Return the times behind `files`."""
+    """Return the times behind `files`, and those of the host's share of a step."""
     rows = []
-    for name in WITHOUT_GPU:
+    for name in (*WITHOUT_GPU, "host_share"):
         for what, entry in results.get(name, {"timings": {}})["timings"].items():
             rows.append((f"`{name}`", what, ms(entry["median"]), spread(entry)))
     return table(" benchmark| what|ms|first to ninth decile", rows)
