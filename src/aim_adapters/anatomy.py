@@ -20,6 +20,7 @@ ProjectPacked = Callable[[Any, Tensor], Tensor | None]
 ProjectOut = Callable[[Any, Tensor, Tensor], Tensor]
 Attend = Callable[..., Tensor]
 Parts = Callable[[Any, Any], "BlockParts"]
+ReadPositions = Callable[..., "Positions | str | None"]
 Tiles = Callable[[Any, int, int], Tensor]
 Override = Callable[..., Any]
 
@@ -80,6 +81,11 @@ class Positions(NamedTuple):
     sin: Tensor | None = None
     cos: Tensor | None = None
     bias: Tensor | None = None
+
+    def kind(self) -> tuple[Any, ...]:
+        """Return what the choice of a way to compute depends on: all but the values."""
+        tensors = (self.sin, self.cos, self.bias)
+        return self.rotary, *(each is not None and (each.shape, each.dtype, each.requires_grad) for each in tensors)
 
 
 class AttentionParts(NamedTuple):
@@ -250,7 +256,7 @@ class BlockAnatomy:
     temporal: bool = True
     parts: Parts | None = None
     tiles: Tiles | None = None
-    positions: Callable[..., Positions | str | None] | None = None
+    positions: ReadPositions | None = None
 
 
 @dataclass(frozen=True)

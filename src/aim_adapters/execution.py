@@ -172,7 +172,7 @@ def explain_execution(model: nn.Module) -> BlockTable[BlockExecution]:
             rows.append(BlockExecution(index, "-", *["not adapted: the image model's own block"] * 2))
             continue
         tokens = torch.empty(state.num_frames, 1, width, **place_of(block))
-        branches = fused_branches(block, tokens, positions=False)
+        branches = fused_branches(block, tokens)
         words = [
             "-" if branch is None else branch.reason if isinstance(branch, ByModules) else fused for branch in branches
         ]

@@ -32,17 +32,15 @@ FAMILIES = {
     "open_clip": test_open_clip_vit, "torchvision": test_torchvision_vit, "transformers": test_transformers,
 }  # fmt: skip
 MEMBERS = {f"{family}-{case.name}": case for family, module in FAMILIES.items() for case in module.CASES}
-NORM_INSIDE = "its attention has a LayerNorm inside"
+GROUPED = "its attention has fewer key and value heads than query heads"
 POST_NORM = "it has no LayerNorm in front"
 # Members of which a branch is not made of plain layers: why not, of attention and of the MLP. Of all others both are.
 NOT_PLAIN: dict[str, tuple[str, str]] = {
     "timm_vit-registers_layer_scale_dinov2": ("", "its MLP is a GluMlp, not two layers around an activation"),
-    "timm_vit-query_key_norm": (NORM_INSIDE, ""),
     "timm_vit-post_norm": (POST_NORM, POST_NORM),
     "timm_eva-eva02_rotary_swiglu_norms": ("", "its MLP is a SwiGLU, not two layers around an activation"),
     "timm_eva-post_norm": (POST_NORM, POST_NORM),
-    "timm_eva-perception_encoder": (NORM_INSIDE, ""),
-    "timm_eva-grouped_heads": (NORM_INSIDE, ""),
+    "timm_eva-grouped_heads": (GROUPED, ""),
     "timm_beit-shared_bias": ("", "its MLP is a SwiGLU, not two layers around an activation"),
 }
 UNDESCRIBED = {"swin-timm_v2", "swin-torchvision_v2", "open_clip-custom_blocks"}
@@ -81,7 +79,8 @@ def test_attention_is_what_the_family_computes(member: str) -> None:
         h = apply_part(block, anatomy.pre_attention, x)
         theirs = (case.plain_attention or anatomy.attend)(block, h)
         expected = x + apply_part(block, anatomy.post_attention, theirs)
-        plan = AttentionPlan("tokens", parts.heads, parts.scale, parts.eps, "")
+        norms = {name: getattr(parts, name) for name in ("norm", "head_norm", "head_eps", "inner_norm", "inner_eps")}
+        plan = AttentionPlan("tokens", parts.heads, parts.scale, parts.eps, "", **norms)
         tensors = BranchTensors(AttentionTensors(*map(made, attention_tensors(parts))))
         ours = plain_attention(x.flatten(1, -2), tensors, plan, 1).view(x.shape)
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
@@ -196,7 +195,9 @@ class MyNorm(nn.LayerNorm):
         ("norm1", nn.Identity, "its norm is a Identity"),
         ("attn.qkv", lambda: MyLinear(32, 96), "it holds a MyLinear in place of a linear layer"),
         ("attn.proj", lambda: nn.Conv1d(32, 32, 1), "it holds a Conv1d in place of a linear layer"),
-        ("attn.k_norm", lambda: nn.LayerNorm(16), "its attention has a LayerNorm inside"),
+        ("attn.k_norm", lambda: nn.LayerNorm(16), "its attention normalizes queries and keys in different ways"),
+        ("attn.q_norm", lambda: nn.LayerNorm(32), "its attention has a LayerNorm inside"),
+        ("attn.q_norm", lambda: MyNorm(16), "its attention has a MyNorm inside"),
         ("attn.norm", lambda: RmsNorm(32), "its attention has a RmsNorm inside"),
         ("ls1", MyLayerScale, "behind its branch comes a MyLayerScale"),
     ],

@@ -16,6 +16,10 @@ T = 4
 SIZE: dict[str, Any] = {
     "img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5,
 }  # fmt: skip
+_OF_MODEL = (
+    *("init_values", "use_rot_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias"),
+    *("qk_norm", "scale_attn_norm"),
+)
 ALL = ["frames", "tokens", "mlp"]
 UNFROZEN = "a weight of the image model requires a gradient"
 POSITIONS = "its spatial attention knows positions or masks"
@@ -35,7 +39,7 @@ class LowRank(nn.Module):
 
 def model_of(cls: type[nn.Module] = VisionTransformer, **arguments: Any) -> Any:
     """Return a wrapped model with random weights everywhere, float64."""
-    sizes = {key: arguments.pop(key) for key in ("init_values", "use_rot_pos_emb") if key in arguments}
+    sizes = {key: arguments.pop(key) for key in _OF_MODEL if key in arguments}
     torch.manual_seed(0)
     model = scramble(cls(**SIZE, **sizes)).double()
     return wake(aim.wrap_image_model(model, T, **arguments)).eval()
@@ -55,7 +59,7 @@ def video(clips: int = 2, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(clips, T, 3, 16, 16, dtype=torch.float64, generator=generator).to(dtype)
 
 
-def answers(block: Any, x: Tensor | None = None, *, positions: bool = False) -> list[str | None]:
+def answers(block: Any, x: Tensor | None = None, *, positions: Any = None) -> list[str | None]:
     """Return for each branch ``"fused"``, why not, or None."""
     branches = fused_branches(block, tokens() if x is None else x, positions=positions)
     return [b and (b.reason if isinstance(b, ByModules) else "fused") for b in branches]

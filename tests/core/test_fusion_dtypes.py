@@ -116,7 +116,7 @@ def test_all_ways_to_run_draw_the_same(attention: Any, temporal_input_adapter: b
 def test_factors_are_exact(dtype: torch.dtype) -> None:
     """``1 / (1 - rate)`` has no short form, so it is not rounded to the dtype of the products."""
     block = model_of(drop_path=0.3).blocks[1].train().to(dtype)
-    temporal, spatial, mlp = fused_branches(block, tokens(clips=6, dtype=dtype), positions=False)
+    temporal, spatial, mlp = fused_branches(block, tokens(clips=6, dtype=dtype))
     assert isinstance(temporal, FusedBranch) and isinstance(spatial, FusedBranch) and isinstance(mlp, FusedBranch)
     torch.manual_seed(0)
     wide = torch.promote_types(dtype, torch.float32)
@@ -125,7 +125,7 @@ def test_factors_are_exact(dtype: torch.dtype) -> None:
     assert set(drawn.tolist()) == {0.0, (torch.ones((), dtype=wide) / 0.7).item()}
     assert spatial.now(block, tokens(clips=6, dtype=dtype)).factor is None
     block.eval()
-    for each in fused_branches(block, tokens(dtype=dtype), positions=False):
+    for each in fused_branches(block, tokens(dtype=dtype)):
         assert each.now(block, tokens(dtype=dtype)).factor is None  # type: ignore[union-attr]
 
 

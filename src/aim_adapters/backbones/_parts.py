@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ _NORMS = frozenset(
         "open_clip.transformer.LayerNorm",
         "open_clip.transformer.LayerNormFp32",
     }
+)
+_RMS_NORMS = frozenset(
+    {"timm.layers.norm.RmsNorm", "timm.layers.norm.RmsNormFp32", "torch.nn.modules.normalization.RMSNorm"}
 )
 # Libraries whose attention is determined by its layers; a class from elsewhere may do more.
 _LIBRARIES = frozenset({"open_clip", "timm", "torch", "torchvision", "transformers"})
@@ -146,14 +149,19 @@ def _attention(block: Any, anatomy: BlockAnatomy, *, plain: bool, windows: _Read
     if type(attn).__module__.partition(".")[0] not in _LIBRARIES:
         raise _UnknownPart(f"its attention is a {type(attn).__name__}, which this package does not know")
     _refuse_hooks(attn, anatomy.attention)
-    for name in ("q_norm", "k_norm", "norm", "ln_q", "ln_k", "ln_inner"):
-        part = getattr(attn, name, None)
-        if isinstance(part, nn.Module) and not isinstance(part, nn.Identity):
+    for name in ("ln_q", "ln_k", "ln_inner"):
+        if (part := _inside(attn, name)) is not None:
             raise _UnknownPart(f"its attention has a {type(part).__name__} inside")
     if getattr(attn, "gate", None) is not None or getattr(attn, "head_scale", None) is not None:
         raise _UnknownPart("its attention is gated")
     weight, bias = _qkv(attn)
     layer = next(getattr(attn, name) for name in ("proj", "out_proj", "o_proj") if hasattr(attn, name))
+    heads, width = anatomy.heads(attn), weight.shape[0] // 3
+    q, k, inner = (
+        _head_norm(attn, *each) for each in (("q_norm", width // heads), ("k_norm", width // heads), ("norm", width))
+    )
+    if (q.kind, q.eps, q.weight is None, q.bias is None) != (k.kind, k.eps, k.weight is None, k.bias is None):
+        raise _UnknownPart("its attention normalizes queries and keys in different ways")
     return AttentionParts(
         *_norm(block, anatomy.pre_attention),
         weight,
@@ -161,11 +169,46 @@ def _attention(block: Any, anatomy: BlockAnatomy, *, plain: bool, windows: _Read
         *_linear(layer),
         _scale(block, anatomy.post_attention),
         _eps(block, anatomy.pre_attention),
-        anatomy.heads(attn),
+        heads,
         anatomy.softmax_scale(attn),
         plain,
         None if windows is None else windows(block),
+        head_norm=q.kind,
+        head_eps=q.eps,
+        q_norm_weight=q.weight,
+        q_norm_bias=q.bias,
+        k_norm_weight=k.weight,
+        k_norm_bias=k.bias,
+        inner_norm=inner.kind,
+        inner_eps=inner.eps,
+        inner_weight=inner.weight,
+        inner_bias=inner.bias,
     )
+
+
+class _InnerNorm(NamedTuple):
+    """A norm inside of an attention; its kind is ``""`` where there is none."""
+
+    kind: str = ""
+    eps: float = 0.0
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+
+def _inside(attn: Any, name: str) -> nn.Module | None:
+    part = getattr(attn, name, None)
+    return part if isinstance(part, nn.Module) and not isinstance(part, nn.Identity) else None
+
+
+def _head_norm(attn: Any, name: str, width: int) -> _InnerNorm:
+    norm: Any = _inside(attn, name)
+    if norm is None:
+        return _InnerNorm()
+    kind = "layer" if _full_name(norm) in _NORMS else "rms" if _full_name(norm) in _RMS_NORMS else ""
+    if not kind or tuple(norm.normalized_shape) != (width,) or norm.eps is None or (name == "norm" and kind != "layer"):
+        raise _UnknownPart(f"its attention has a {type(norm).__name__} inside")
+    _refuse_hooks(norm, name)
+    return _InnerNorm(kind, float(norm.eps), norm.weight, getattr(norm, "bias", None))
 
 
 def _qkv(attn: Any) -> tuple[Tensor | Derived, Tensor | Derived | None]:

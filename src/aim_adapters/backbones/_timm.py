@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from aim_adapters.anatomy import Attend, BlockAnatomy, Parts
+from aim_adapters.anatomy import Attend, BlockAnatomy, Parts, ReadPositions
 from aim_adapters.backbones._answers import OVERRIDES
 from aim_adapters.backbones._assign import read_once
 from aim_adapters.backbones._attention import num_heads, project_out, project_packed, project_qkv, softmax_scale
@@ -194,13 +194,16 @@ _ARGUMENTS: dict[str, Kind] = {
 }
 
 
-def block_anatomy(attend: Attend, *, scales: tuple[str, str], parts: Parts = placed_parts) -> BlockAnatomy:
+def block_anatomy(
+    attend: Attend, *, scales: tuple[str, str], parts: Parts = placed_parts, positions: ReadPositions | None = None
+) -> BlockAnatomy:
     """Return the anatomy of a pre-norm block.
 
     Args:
         attend: The block's own attention.
         scales: Attributes of the LayerScales after attention and MLP.
         parts: Reads the block's branches.
+        positions: Reads what the block's spatial attention knows of places.
     """
     return BlockAnatomy(
         attention="attn",
@@ -216,6 +219,7 @@ def block_anatomy(attend: Attend, *, scales: tuple[str, str], parts: Parts = pla
         softmax_scale=softmax_scale,
         heads=num_heads,
         parts=parts,
+        positions=positions,
     )
 
 

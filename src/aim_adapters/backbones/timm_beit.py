@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy, require_type
+from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy, Positions, require_type
 from aim_adapters.backbones._timm import block_anatomy, build, classifier, common_fields, final_norm, hub_id, names
 from aim_adapters.backbones.descriptor import Backbone
 
@@ -47,7 +47,15 @@ def _attend(block: Any, h: Tensor, shared_rel_pos_bias: Tensor | None = None) ->
     return out
 
 
-_BLOCK = block_anatomy(_attend, scales=("gamma_1", "gamma_2"))
+def _positions(block: Any, shared_rel_pos_bias: Tensor | None = None) -> Positions | None:
+    bias = shared_rel_pos_bias
+    if block.attn.relative_position_bias_table is not None:
+        own = block.attn._get_rel_pos_bias()
+        bias = own if bias is None else own + bias
+    return None if bias is None else Positions(bias=bias.view(bias.shape[-3:]))  # [H, N, N]
+
+
+_BLOCK = block_anatomy(_attend, scales=("gamma_1", "gamma_2"), positions=_positions)
 
 BACKBONE = Backbone(
     name="timm_beit",

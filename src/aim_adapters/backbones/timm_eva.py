@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
+from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, Positions, require_type
 from aim_adapters.backbones._attention import refuse_masks
 from aim_adapters.backbones._timm import (
     block_anatomy,
@@ -67,7 +67,17 @@ def _attend(
     return out
 
 
-_BLOCK = block_anatomy(_attend, scales=("gamma_1", "gamma_2"))
+def _positions(
+    block: Any, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> Positions | None:
+    refuse_masks(attn_mask=attn_mask, is_causal=is_causal)
+    if rope is None:
+        return None
+    sin, cos = rope.chunk(2, -1)  # [(H,) N', d]
+    return Positions("halves" if getattr(block.attn, "rotate_half", False) else "interleaved", sin, cos)
+
+
+_BLOCK = block_anatomy(_attend, scales=("gamma_1", "gamma_2"), positions=_positions)
 _POST_NORM_BLOCK = post_norm(_BLOCK)
 
 BACKBONE = Backbone(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy
+from aim_adapters.anatomy import BackboneAnatomy, HeadAnatomy, Positions
 from aim_adapters.backbones._parts import placed_parts
 from aim_adapters.backbones._transformers import (
     attend_attention,
@@ -72,7 +73,23 @@ _BLOCK = block_anatomy(
     norms=("norm1", "norm2"),
     after=(("layer_scale1", "drop_path"), ("layer_scale2", "drop_path")),
 )
-_ROTARY_BLOCK = dataclasses.replace(_BLOCK, parts=placed_parts)
+
+
+def _positions(
+    block: Any,
+    attention_mask: Tensor | None = None,
+    position_embeddings: tuple[Tensor, Tensor] | None = None,
+    **options: Any,
+) -> Positions | str | None:
+    if attention_mask is not None or any(option is not None for option in options.values()):
+        return "its attention got a mask or options, which its own modules read"
+    if position_embeddings is None:
+        return None
+    cos, sin = position_embeddings  # [N', d]
+    return Positions("halves", sin, cos)
+
+
+_ROTARY_BLOCK = dataclasses.replace(_BLOCK, parts=placed_parts, positions=_positions)
 
 BACKBONE = Backbone(
     name="transformers_dino",

@@ -15,6 +15,7 @@ from aim_adapters.core.decisions import decide
 from aim_adapters.core.fusion import Branch, ByModules, FusedBranch, run_fused
 from aim_adapters.core.guards import require_recorded
 from aim_adapters.core.patching import Patched
+from aim_adapters.core.places import read_positions
 from aim_adapters.core.records import RootCall
 from aim_adapters.core.state import AIMState, BlockState
 from aim_adapters.layers import add_temporal_embedding, drop_path, relative_temporal_bias
@@ -93,7 +94,7 @@ class AdaptedBlock(Patched):
         require_called(aim, f"{aim.key}aim")
         if aim.enters and state.temporal_embedding is not None:
             x = add_temporal_embedding(x, state.temporal_embedding)
-        positions = any(argument is not None for argument in (*args, *kwargs.values()))
+        positions = read_positions(self, args, kwargs)
         x, (temporal, spatial, mlp) = decide(self, x, positions=positions)
         stream = ResidualStream(self, x)
         stream.add(temporal, self._temporal)  # Eq. 3
@@ -120,7 +121,8 @@ class AdaptedBlock(Patched):
         # A checkpointed block runs again in the backward pass, outside of the root's forward: as it ran there.
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             return aim.narrowed
-        plain = isinstance(spatial, FusedBranch)  # so its adapter is one of ours, or none
+        # Fused, so that its adapter is one of ours, or none; and nothing but what `attend_from_first` computes.
+        plain = isinstance(spatial, FusedBranch) and spatial.bare
         same = plain and (
             torch.is_autocast_enabled(x.device.type) or aim.spatial is None or x.dtype == aim.spatial.dtype
         )

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from aim_adapters.anatomy import Positions
 from aim_adapters.config import AIMConfig, Execution
 from aim_adapters.core.fusion import Branches, compute_dtype, dtype_beside, fused_branches, held_weight
 from aim_adapters.core.watch import Watch
@@ -36,13 +37,13 @@ class Decision(NamedTuple):
     weight: Tensor | None
 
 
-def decide(block: Any, x: Tensor, *, positions: bool) -> tuple[Tensor, Branches]:
+def decide(block: Any, x: Tensor, *, positions: Positions | str | None) -> tuple[Tensor, Branches]:
     """Return the tokens of a block in the dtype in which it runs, and how each of its branches runs.
 
     Args:
         block: An adapted block.
         x: Its tokens ``[B*T, ..., D]``.
-        positions: It was called with further arguments for its spatial attention.
+        positions: What its spatial attention reads of places, or why it must run as modules.
 
     Raises:
         UnsupportedKernelError: ``fused=True`` or ``frozen_precision="fp8"`` was asked for, and a branch cannot be.
@@ -52,7 +53,8 @@ def decide(block: Any, x: Tensor, *, positions: bool) -> tuple[Tensor, Branches]
         x = x.to(dtype_beside(held_weight(block), x))
         return x, fused_branches(block, x, positions=positions)
     state = aim.root_state
-    kind = (x.dtype, x.device, x.shape[1:], compute_dtype(x), positions, torch.is_grad_enabled(), block.training)
+    places = positions.kind() if isinstance(positions, Positions) else positions
+    kind = (x.dtype, x.device, x.shape[1:], compute_dtype(x), places, torch.is_grad_enabled(), block.training)
     found: Decision | None = aim.decisions.get(kind)
     if (
         found is None
@@ -65,10 +67,11 @@ def decide(block: Any, x: Tensor, *, positions: bool) -> tuple[Tensor, Branches]
         if len(aim.decisions) >= _MOST:
             aim.decisions.clear()
         aim.decisions[kind] = found
-    return (x if x.dtype == found.dtype else x.to(found.dtype)), found.branches
+    branches = found.branches.at(positions) if isinstance(positions, Positions) else found.branches
+    return (x if x.dtype == found.dtype else x.to(found.dtype)), branches
 
 
-def _decide(block: Any, x: Tensor, *, positions: bool) -> Decision:
+def _decide(block: Any, x: Tensor, *, positions: Positions | str | None) -> Decision:
     aim, state, weight = block.aim, block.aim.root_state, held_weight(block)
     x = x.to(dtype_beside(weight, x))
     branches = fused_branches(block, x, positions=positions)

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from aim_adapters.anatomy import AttentionParts, BlockAnatomy, Derived, MlpParts, Windows, has_hooks, made
+from aim_adapters.anatomy import AttentionParts, BlockAnatomy, Derived, MlpParts, Positions, Windows, has_hooks, made
 from aim_adapters.config import Execution
+from aim_adapters.core.places import PLACED, place_tensors, unfit_places
 from aim_adapters.core.state import BlockState
 from aim_adapters.errors import UnsupportedKernelError
 from aim_adapters.layers import Adapter, keep_clips, relative_temporal_bias
@@ -22,6 +23,7 @@ from aim_adapters.ops.branches import (
     ChainPlan,
     MlpPlan,
     MlpTensors,
+    PositionTensors,
     TrainedTensors,
     WindowTensors,
     flash_takes,
@@ -52,6 +54,17 @@ class FusedBranch(NamedTuple):
     tensors: BranchTensors
     drops: bool = False
     derived: bool = False
+
+    @property
+    def bare(self) -> bool:
+        """Return whether it is attention with nothing between norm and output projection, over all tokens."""
+        return isinstance(self.plan, AttentionPlan) and self.plan.bare and self.tensors.windows is None
+
+    def at(self, positions: Positions) -> FusedBranch:
+        """Return the same with other positions of the same kind."""
+        frozen, trained, factor, *_ = self.tensors
+        tensors = BranchTensors(frozen, trained, factor, *place_tensors(positions))
+        return FusedBranch(self.plan, tensors, self.drops, self.derived)
 
     def after(self, chain: list[FusedBranch]) -> FusedBranch:
         """Return the same without the frozen layers that the branch in front gives: both passes attend by one layer."""
@@ -100,6 +113,11 @@ class Branches(NamedTuple):
     temporal: Branch
     spatial: Branch
     mlp: Branch
+
+    def at(self, positions: Positions) -> Branches:
+        """Return the same with other positions of the same kind."""
+        spatial = self.spatial.at(positions) if isinstance(self.spatial, FusedBranch) else self.spatial
+        return Branches(self.temporal, spatial, self.mlp)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -158,13 +176,13 @@ def _describe(
 _describe_once = functools.lru_cache(maxsize=1024)(_describe)
 
 
-def fused_branches(block: Any, x: Tensor, *, positions: bool) -> Branches:
+def fused_branches(block: Any, x: Tensor, *, positions: Positions | str | None = None) -> Branches:
     """Return how each branch of a block runs.
 
     Args:
         block: An adapted block.
         x: Its tokens ``[B*T, ..., D]``.
-        positions: It was called with further arguments for its spatial attention.
+        positions: What its spatial attention reads of places, or why it must run as modules.
 
     Raises:
         UnsupportedKernelError: ``fused=True`` or ``frozen_precision="fp8"`` was asked for, and a branch cannot be.
@@ -183,7 +201,7 @@ def fused_branches(block: Any, x: Tensor, *, positions: bool) -> Branches:
     return branches
 
 
-def _branches(block: Any, x: Tensor, *, positions: bool) -> Branches:
+def _branches(block: Any, x: Tensor, *, positions: Positions | str | None) -> Branches:
     anatomy: BlockAnatomy = block.aim_spec
     reason = "asked for by name" if block.aim.root_state.execution.fused is False else _unfit(x)
     parts = None if reason is not None or anatomy.parts is None else anatomy.parts(block, anatomy)
@@ -270,26 +288,48 @@ def _temporal(block: Any, x: Tensor, parts: AttentionParts, frozen: AttentionTen
     choice = choose(state.execution.attention, case_of(x.device.type, dtype, width, state.num_frames))
     if choice.implementation == "sdpa":
         return ByModules(f"its attention runs as 'sdpa': {choice.reason}")
-    plan = AttentionPlan("frames", heads, parts.scale, parts.eps, choice.implementation)
+    plan = _attention_plan("frames", parts, choice.implementation)
     bias = None
     if (table := aim.temporal_bias) is not None:
         bias = Derived(relative_temporal_bias, (table,), (table.shape[1], state.num_frames, state.num_frames))
     return _fused(block, plan, frozen, aim.temporal, bias=bias, entering=aim.temporal_input, drop=True)
 
 
-def _spatial(block: Any, x: Tensor, parts: AttentionParts, frozen: AttentionTensors, *, positions: bool) -> Branch:
-    if positions or not (parts.plain or parts.windows):
-        return ByModules("its spatial attention knows positions or masks")
+def _spatial(
+    block: Any,
+    x: Tensor,
+    parts: AttentionParts,
+    frozen: AttentionTensors,
+    *,
+    positions: Positions | str | None,
+) -> Branch:
+    if isinstance(positions, str):
+        return ByModules(positions)
+    described = parts.plain or block.aim_spec.positions is not None
+    if not (described or parts.windows) or (positions and parts.windows):
+        return ByModules(PLACED)
     dtype, width = compute_dtype(x), parts.qkv_weight.shape[0] // 3 // parts.heads
     if parts.windows is not None:
         return _windowed(block, x, parts, frozen, parts.windows)
     if not flash_takes(x.device.type, dtype, width):
         return ByModules(f"no fused attention takes heads of width {width} in {dtype} on {x.device.type}")
-    tokens = x.flatten(1, -2).shape[1]
-    choice = spatial.choose("auto", spatial.case_of(x.device.type, dtype, width, tokens))
+    tokens, places = x.flatten(1, -2).shape[1], positions or Positions()
+    if (reason := unfit_places(places, tokens, parts.heads, width)) is not None:
+        return ByModules(reason)
+    added = places.bias is not None
+    choice = spatial.choose("auto", spatial.case_of(x.device.type, dtype, width, tokens, added=added))
+    if added and x.device.type != "cpu" and choice.implementation != "triton":
+        return ByModules(f"no fused attention takes a position bias of {tokens} tokens: {choice.reason}")
     implementation = "triton" if choice.implementation == "triton" else "flash"
-    plan = AttentionPlan("tokens", parts.heads, parts.scale, parts.eps, implementation)
-    return _fused(block, plan, frozen, block.aim.spatial)
+    plan = _attention_plan("tokens", parts, implementation, places.rotary)
+    windows, turned = place_tensors(places)
+    return _fused(block, plan, frozen, block.aim.spatial, windows=windows, positions=turned)
+
+
+def _attention_plan(over: str, parts: AttentionParts, implementation: str, rotary: str = "") -> AttentionPlan:
+    numbers, norms = (parts.heads, parts.scale, parts.eps), (parts.norm, parts.head_norm, parts.head_eps)
+    inner = parts.inner_norm, parts.inner_eps
+    return AttentionPlan(over, *numbers, implementation, False, *norms, rotary, *inner)
 
 
 def _windowed(block: Any, x: Tensor, parts: AttentionParts, frozen: AttentionTensors, windows: Windows) -> Branch:
@@ -310,7 +350,7 @@ def _windowed(block: Any, x: Tensor, parts: AttentionParts, frozen: AttentionTen
             f"no fused attention takes windows of {tokens} tokens, {width} wide, in {dtype}: {choice.reason}"
         )
     implementation = "triton" if device != "cpu" else "flash"
-    plan = AttentionPlan("windows", parts.heads, parts.scale, parts.eps, implementation)
+    plan = _attention_plan("windows", parts, implementation)
     index, mask = tile(height, across, size, windows.shift, x.device)
     tensors = WindowTensors(windows.bias, mask, index)  # type: ignore[arg-type]
     return _fused(block, plan, frozen, block.aim.spatial, windows=tensors)
@@ -342,9 +382,10 @@ def _fused(
     bias: Derived | None = None,
     entering: Adapter | None = None,
     windows: WindowTensors | None = None,
+    positions: PositionTensors | None = None,
     drop: bool = False,
 ) -> Branch:
-    given: list[Any] = [tensor for tensor in (*frozen, *(windows or ())) if tensor is not None]
+    given: list[Any] = [each for each in (*frozen, *(windows or ()), *(positions or ())) if each is not None]
     derived = [tensor for tensor in given if isinstance(tensor, Derived)]
     fixed = [tensor for tensor in given if not isinstance(tensor, Derived)]
     for each in derived:
@@ -360,7 +401,8 @@ def _fused(
         return ByModules(input_weights)
     drops = drop and adapter is not None and block.training and block.aim.drop_path > 0
     trained = TrainedTensors(weights, bias, input_weights)  # type: ignore[arg-type]
-    return FusedBranch(plan, BranchTensors(frozen, trained, None, windows), drops, bool(derived) or bias is not None)
+    tensors = BranchTensors(frozen, trained, None, windows, positions)
+    return FusedBranch(plan, tensors, drops, bool(derived) or bias is not None)
 
 
 def _adapter_tensors(adapter: Adapter | None) -> AdapterTensors | str | None:

@@ -18,6 +18,7 @@ from aim_adapters.ops.branches import (
     ChainPlan,
     MlpPlan,
     MlpTensors,
+    PositionTensors,
     TrainedTensors,
     WindowTensors,
     tile,
@@ -52,6 +53,11 @@ class Case:
     factor: bool = False  # stochastic depth
     time_bias: bool = False
     entering: bool = False  # an adapter in front of temporal attention
+    head_norm: str = ""  # of queries and keys
+    rotary: str = ""  # of the tokens but the first, where attention is over tokens
+    per_head: bool = False  # rotation
+    inner_norm: str = ""  # of attended values
+    place_bias: bool = False  # of all tokens of a frame
     activation: str = "gelu"
 
     def tokens_in(self, seed: int = 0) -> Tensor:
@@ -65,7 +71,9 @@ class Case:
     def attention(self, over: str, *, implementation: str = "", shares: bool = False) -> AttentionPlan:
         """Return a branch as the adapted block asks for it: over frames without inner skip, over others with one."""
         implementation = implementation or ("eager" if over == "frames" else "flash")
-        return AttentionPlan(over, self.heads, SCALE, EPS, implementation, shares)
+        rotary = self.rotary if over == "tokens" else ""
+        norms = {"head_norm": self.head_norm, "head_eps": 2 * EPS, "inner_norm": self.inner_norm, "inner_eps": 3 * EPS}
+        return AttentionPlan(over, self.heads, SCALE, EPS, implementation, shares, rotary=rotary, **norms)
 
     def mlp(self) -> MlpPlan:
         """Return an MLP branch."""
@@ -81,6 +89,12 @@ class Case:
             "in_weight": (wide, d), "in_bias": (wide,), "out_weight": (d, inner), "out_bias": (d,), "gamma": (d,),
         }  # fmt: skip
         kind = AttentionTensors if attends else MlpTensors
+        if attends and self.head_norm:
+            shapes |= {f"{x}_norm_weight": (self.head_dim,) for x in "qk"}
+        if attends and self.head_norm == "layer":
+            shapes |= {f"{x}_norm_bias": (self.head_dim,) for x in "qk"}
+        if attends and self.inner_norm:
+            shapes |= {"inner_weight": (inner,), "inner_bias": (inner,)}
         absent = set(kind._fields) - set(shapes)
         absent |= set() if self.gamma else {"gamma"}
         absent |= set() if self.biases else {"qkv_bias", "in_bias", "out_bias"}
@@ -95,7 +109,11 @@ class Case:
             bias = leaf(seed + 24, self.heads, self.frames, self.frames)
         drops = self.factor and self.adapter and not (attends and plan.over != "frames")
         factor = torch.tensor([0.0, 2.0, 1.25], dtype=torch.float64)[: self.clips] if drops else None
-        return BranchTensors(frozen, TrainedTensors(adapter, bias, entering), factor, self.windows(plan, seed))
+        trained, places = (
+            TrainedTensors(adapter, bias, entering),
+            (self.windows(plan, seed), self.positions(plan, seed)),
+        )
+        return BranchTensors(frozen, trained, factor, *places)
 
     def adapter_tensors(self, width: int, seed: int, size: float = 0.5) -> AdapterTensors:
         """Return the weights of an adapter of a width, which train."""
@@ -104,11 +122,21 @@ class Case:
 
     def windows(self, plan: AttentionPlan | MlpPlan, seed: int) -> WindowTensors | None:
         """Return the bias of windows ``[H, N, N]``, their mask ``[W, N, N]`` and their tokens ``[W, N]``."""
+        if isinstance(plan, AttentionPlan) and plan.over == "tokens" and self.place_bias:
+            return WindowTensors(draw(seed + 40, self.heads, self.tokens, self.tokens))
         if isinstance(plan, MlpPlan) or plan.over != "windows":
             return None
         assert self.tokens == FRAME[0] * FRAME[1]
         index, mask = tile(*FRAME, WINDOW, SHIFT, torch.device("cpu"))
         return WindowTensors(draw(seed + 40, self.heads, *[WINDOW[0] * WINDOW[1]] * 2), mask, index)
+
+    def positions(self, plan: AttentionPlan | MlpPlan, seed: int) -> PositionTensors | None:
+        """Return sines and cosines ``[(H,) N - 1, d]`` of any numbers: an angle for each of two is no part of it."""
+        if isinstance(plan, MlpPlan) or not plan.rotary:
+            return None
+        rows = (self.heads, self.tokens - 1) if self.per_head else (self.tokens - 1,)
+        angles = draw(seed + 41, *rows, 2 * self.head_dim)
+        return PositionTensors(*angles.chunk(2, -1))
 
 
 def draw(seed: int, *shape: int) -> Tensor:
@@ -151,13 +179,41 @@ def plain_attention(x: Tensor, tensors: BranchTensors, plan: AttentionPlan, num_
     if tensors.trained.input_adapter is not None:
         h = h + plain_adapter(h, tensors.trained.input_adapter, None, num_frames)
     qkv = F.linear(h, t.qkv_weight, t.qkv_bias).unflatten(-1, (3, plan.heads, -1))  # [B*T, N, 3, H, d]
-    o = plain_attend(qkv, tensors.trained.temporal_bias, plan, num_frames, tensors.windows)
-    out = F.linear(o.flatten(2), t.out_weight, t.out_bias)
+    o = plain_attend(plain_heads(qkv, tensors, plan), tensors.trained.temporal_bias, plan, num_frames, tensors.windows)
+    o = o.flatten(2)
+    if plan.inner_norm:
+        o = F.layer_norm(o, o.shape[-1:], t.inner_weight, t.inner_bias, plan.inner_eps)
+    out = F.linear(o, t.out_weight, t.out_bias)
     out = out if t.gamma is None else out * t.gamma
     if tensors.trained.adapter is not None:
         branch = plain_adapter(out, tensors.trained.adapter, tensors.factor, num_frames)
         out = out + branch if plan.over != "frames" else branch
     return x + out
+
+
+def plain_heads(qkv: Tensor, tensors: BranchTensors, plan: AttentionPlan) -> Tensor:
+    """Normalize and rotate queries and keys of ``[B*T, N, 3, H, d]``."""
+    t, parts = tensors.frozen, list(qkv.unbind(2))
+    assert isinstance(t, AttentionTensors)
+    norms = ((t.q_norm_weight, t.q_norm_bias), (t.k_norm_weight, t.k_norm_bias))
+    for index, (weight, bias) in enumerate(norms):
+        x = parts[index]
+        if plan.head_norm == "layer":
+            x = F.layer_norm(x, x.shape[-1:], weight, bias, plan.head_eps)
+        elif plan.head_norm == "rms":
+            x = F.rms_norm(x, x.shape[-1:], weight, plan.head_eps)
+        if plan.rotary:
+            assert tensors.positions is not None
+            sin, cos = (each if each.ndim == 2 else each.transpose(0, 1) for each in tensors.positions)
+            sin, cos = (each.unsqueeze(-2) if each.ndim == 2 else each for each in (sin, cos))  # [N', 1 or H, d]
+            first, turned = x[:, :1], x[:, 1:]
+            if plan.rotary == "halves":
+                other = torch.cat((-turned[..., turned.shape[-1] // 2 :], turned[..., : turned.shape[-1] // 2]), -1)
+            else:
+                other = torch.stack((-turned[..., 1::2], turned[..., ::2]), -1).flatten(-2)
+            x = torch.cat((first, turned * cos.to(x.dtype) + other * sin.to(x.dtype)), 1)
+        parts[index] = x.to(qkv.dtype)
+    return torch.stack(parts, 2)
 
 
 def plain_attend(
@@ -175,6 +231,7 @@ def plain_attend(
         q, k, v = qkv.unflatten(0, (-1, num_frames)).permute(3, 0, 2, 4, 1, 5)  # [B, N, H, T, d]
     else:
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B*T, H, N, d]
+        bias = None if windows is None else windows.bias.to(q.dtype)
     scores = q @ k.mT * plan.scale
     o = (scores if bias is None else scores + bias).softmax(-1) @ v
     return o.permute(0, 3, 1, 2, 4).flatten(0, 1) if plan.over == "frames" else o.transpose(1, 2)

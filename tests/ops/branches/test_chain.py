@@ -36,6 +36,8 @@ CASES = {
     "bare": Case(gamma=False, biases=False, affine=False, activation="quick_gelu"),
     "one_frame": Case(frames=1),
     "entering": Case(clips=3, factor=True, entering=True),
+    "rotary": Case(rotary="interleaved", inner_norm="layer"),
+    "head_norms": Case(rotary="halves", head_norm="rms", place_bias=True),
 }
 
 
@@ -297,6 +299,13 @@ def test_compiles_once_for_every_number_of_clips() -> None:
 def test_operators_are_registered_in_full(memory: str, kinds: tuple[str, ...]) -> None:
     plan, given, _ = build(Case(time_bias=True, factor=True, entering=True), kinds, memory=memory)
     check_operators(sized(Case(), kinds).tokens_in(), given, plan)
+
+
+@pytest.mark.parametrize("memory", MEMORY)
+def test_operators_are_registered_in_full_of_norms_and_positions(memory: str) -> None:
+    for name in ("rotary", "head_norms"):
+        plan, given, _ = build(CASES[name], CHAINS["block"], memory=memory)
+        check_operators(CASES[name].tokens_in(), given, plan)
 
 
 def check_operators(x: Tensor, given: Branches, plan: ChainPlan) -> None:

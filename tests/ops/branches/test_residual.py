@@ -32,6 +32,16 @@ VARIANTS = {
     "one_token": Case(tokens=1, heads=1),
     "one_of_all": Case(clips=1, frames=1, tokens=1, heads=1, width=1),
     "no_clips": Case(clips=0),
+    "head_norms": Case(head_norm="layer"),
+    "head_rms": Case(head_norm="rms", gamma=False),
+    "rotary": Case(rotary="interleaved", time_bias=True),
+    "rotary_halves_per_head": Case(rotary="halves", per_head=True, head_dim=6),
+    "rotary_behind_norms": Case(rotary="halves", head_norm="layer"),
+    "inner_norm": Case(inner_norm="layer"),
+    "inner_norm_no_adapter": Case(inner_norm="layer", adapter=False),
+    "inner_norm_no_biases": Case(inner_norm="layer", biases=False, head_dim=7),
+    "place_bias": Case(place_bias=True),
+    "all_of_it": Case(clips=3, factor=True, entering=True, head_norm="rms", rotary="interleaved", inner_norm="layer"),
 }
 
 
@@ -80,7 +90,11 @@ def test_output_and_gradients(case: Case, kind: str) -> None:
 @pytest.mark.parametrize("adapter", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_whatever_is_kept(kind: str, adapter: bool, memory: str, needs: bool) -> None:
-    check(Case(adapter=adapter, time_bias=True, factor=True, entering=True), kind, memory=memory, needs=needs)
+    case = Case(adapter=adapter, time_bias=True, factor=True, entering=True)
+    check(case, kind, memory=memory, needs=needs)
+    between = {"rotary": "halves", "inner_norm": "layer", "place_bias": True}
+    check(replace(case, **between), kind, memory=memory, needs=needs)
+    check(replace(case, **between, head_norm="layer"), kind, memory=memory, needs=needs)
 
 
 @pytest.mark.parametrize("memory", MEMORY)

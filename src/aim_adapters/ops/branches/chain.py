@@ -283,7 +283,7 @@ def _fake_kept(x: Tensor, branch: AttentionPlan | MlpPlan, tensors: BranchTensor
     width = t.qkv_weight.shape[0] // 3
     lse = lse_shape(branch, frames, tokens, None if tensors.windows is None else tensors.windows.token_index)
     return KeptAttention(
-        wide=empty(rows, width + (0 if adapter is None else padded(units))),
+        wide=empty(rows, width + (0 if adapter is None or branch.inner_norm else padded(units))),
         lse=empty(*lse, dtype=torch.promote_types(dtype, torch.float32)),
         pre=empty(rows, units),
         composed=empty(units, width),

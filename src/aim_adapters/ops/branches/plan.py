@@ -52,6 +52,11 @@ class AttentionPlan(NamedTuple):
         """Return whether the adapter has an inner skip: the attention's output itself is added too."""
         return self.over != "frames"
 
+    @property
+    def bare(self) -> bool:
+        """Return whether there is nothing between LayerNorm, projections and attention."""
+        return self.norm == "layer" and not (self.head_norm or self.rotary or self.inner_norm)
+
     def keeps_packed(self, keep: str) -> bool:
         """Return whether queries, keys and values are kept: in ``"balanced"`` memory those of spatial attention."""
         return keep == "fast" or (keep == "balanced" and self.over != "frames")

@@ -37,6 +37,7 @@ from aim_adapters.ops.branches.tensors import (
     TrainedTensors,
 )
 from aim_adapters.ops.frozen import frozen_rows
+from aim_adapters.ops.heads import Heads, head_rows
 
 
 class Output(NamedTuple):
@@ -142,14 +143,19 @@ def _attention_forward(
     qkv = _as_heads(packed, branch, chain)  # [B*T, N, 3, H, d]
     out_weight, out_bias = scaled_output(t.out_weight, t.out_bias, t.gamma, dtype)
     width, hidden = out_weight.shape[1], 0 if adapter is None else padded(adapter.up_weight.shape[1])
-    lse, bias = None, tensors.trained.temporal_bias
+    heads = _heads_between(branch, tensors)
+    ready = qkv if heads is None else head_rows(x.device).prepare(qkv, heads)
+    lse, bias, wide = None, tensors.trained.temporal_bias, None
     if branch.over != "frames":
-        wide = qkv.new_empty((len(x), width + hidden))  # attended values, and the adapter's hidden layer beside them
+        # Attended values, and the adapter's hidden layer beside them unless they are normalized first.
+        wide = qkv.new_empty((len(x), width + (0 if branch.inner_norm else hidden)))
         rows = wide[:, :width]
-        _, lse = attend(qkv, bias, branch, chain.num_frames, windows=tensors.windows, out=_heads(rows, qkv))
+        _, lse = attend(ready, bias, branch, chain.num_frames, windows=tensors.windows, out=_heads(rows, qkv))
     else:
-        rows = attend(qkv, bias, branch, chain.num_frames)[0].view(len(x), width)
-        wide = qkv.new_empty((len(x), hidden))
+        rows = attend(ready, bias, branch, chain.num_frames)[0].view(len(x), width)
+    del ready
+    if branch.inner_norm:
+        rows = _normalized(rows, t, branch)
     if adapter is None:
         kept = select(KeptAttention(wide, lse, packed=qkv, input_pre=input_pre), names)
         return Output(x, linear(rows, out_weight, out_bias), kept)
@@ -157,9 +163,14 @@ def _attention_forward(
     composed = down_weight @ out_weight  # [W, H*d]
     composed_bias = down_bias if out_bias is None else torch.addmv(down_bias, down_weight, out_bias)
     pre = torch.addmm(composed_bias, rows, composed.T)  # [M, W]
-    bottleneck.hidden(pre, wide[:, -hidden:], tensors.factor, chain.rows_per_clip, 1.0)
-    widened = bottleneck.widened(out_weight if branch.skip else None, adapter.up_weight, adapter.up_bias, dtype)
-    y = linear(wide, widened, out_bias if branch.skip else None)  # [M, D]
+    joined = wide is not None and not branch.inner_norm
+    beside = wide if wide is not None and joined else qkv.new_empty((len(x), hidden))
+    bottleneck.hidden(pre, beside[:, -hidden:], tensors.factor, chain.rows_per_clip, 1.0)
+    widened = bottleneck.widened(out_weight if joined else None, adapter.up_weight, adapter.up_bias, dtype)
+    if branch.skip and not joined:
+        y = linear(rows, out_weight, out_bias).addmm_(beside, widened.T)  # [M, D]
+    else:
+        y = linear(beside, widened, out_bias if branch.skip else None)  # [M, D]
     return Output(x, y, select(KeptAttention(wide, lse, pre, composed, qkv, input_pre), names))
 
 
@@ -187,15 +198,17 @@ def _attention_backward(
         up_weight, up_bias = adapter.up_weight, adapter.up_bias
         widened = bottleneck.widened(out_weight if branch.skip else None, up_weight, up_bias, dtype)
         d = hidden_gradient(d_low, widened, up_weight.shape[1])
-        hidden = d_low.new_empty((len(x), padded(len(adapter.down_weight)))) if wide is None else wide[:, width:]
+        again = wide is None or branch.inner_norm != ""
+        hidden = wide[:, width:] if wide is not None and not again else _hidden_of(adapter, d_low)
         sums = bottleneck.hidden_backward(
-            d.adapter, kept.pre, hidden if wide is None else None, tensors.factor, chain.rows_per_clip, 1.0
+            d.adapter, kept.pre, hidden if again else None, tensors.factor, chain.rows_per_clip, 1.0
         )
         d_up = wide_product(d_low.T, hidden)  # [D, P]
         del hidden
         if branch.skip:
             assert d.joined is not None
-            d_o = d.joined[:, :width].addmm_(d.adapter, kept.composed)  # [M, H*d]
+            add = torch.Tensor.addmm if branch.inner_norm else torch.Tensor.addmm_  # whole rows for the norm
+            d_o = add(d.joined[:, :width], d.adapter, kept.composed)  # [M, H*d]
         else:
             d_o = d.adapter @ kept.composed  # [M, H*d]
     entering, qkv, input_pre = tensors.trained.input_adapter, kept.packed, kept.input_pre
@@ -203,18 +216,30 @@ def _attention_backward(
         _, packed, input_pre = products.project(x, None, t, entering, branch.eps)
         qkv = _as_heads(packed, branch, chain)
         del packed
-    o = None if wide is None else _heads(wide[:, :width], qkv)
+    heads = _heads_between(branch, tensors)
+    # What was kept has been rotated already; norms are kept as what they read.
+    as_kept = heads is None or (kept.packed is not None and not heads.norm)
+    ready = qkv if as_kept or heads is None else head_rows(x.device).prepare(qkv, heads)
+    bias, rows = tensors.trained.temporal_bias, None if wide is None else wide[:, :width]
+    o = None if rows is None else _heads(rows, qkv)
+    if branch.inner_norm:
+        attended = attend(ready, bias, branch, chain.num_frames)[0].view(len(x), width) if rows is None else rows
+        rows = _normalized(attended, t, branch)
+        d_o = frozen_rows(x.device).layer_norm_backward(d_o, attended, t.inner_weight, branch.inner_eps, None)
+        del attended
     d_qkv, o, d_bias = attend_backward(
-        _heads(d_o, qkv), qkv, tensors.trained.temporal_bias, o, kept.lse, branch, chain.num_frames,
-        windows=tensors.windows,
-    )  # fmt: skip
-    del d_o, qkv
+        _heads(d_o, qkv), ready, bias, o, kept.lse, branch, chain.num_frames, windows=tensors.windows
+    )
+    del d_o, ready
+    if heads is not None:
+        head_rows(x.device).prepare_backward(d_qkv, qkv, heads)
+    del qkv
     d_adapter = None
     if adapter is not None:
-        d_composed = d.adapter.T @ (o.view(len(x), width) if wide is None else wide[:, :width])  # [W, H*d]
+        d_composed = d.adapter.T @ (o.view(len(x), width) if rows is None else rows)  # [W, H*d]
         d_adapter = AdapterTensors(*bottleneck.gradients(wide_product(d_composed, out_weight.T), sums, d_up, out_bias))
         del d
-    del o, wide
+    del o, wide, rows
     d_x, d_entering = None, None
     if needs_input or entering is not None:
         frozen = frozen_rows(x.device)
@@ -287,6 +312,28 @@ def _mlp_backward(
         del d, pre, first  # before the gradient of the tokens needs memory
         d_x = frozen_rows(x.device).layer_norm_backward(d_h, x, t.norm_weight, branch.eps, d_out)
     return Gradients(d_x, TrainedTensors(d_adapter))
+
+
+def _normalized(attended: Tensor, t: AttentionTensors, branch: AttentionPlan) -> Tensor:
+    """Return attended values ``[M, H*d]``, normalized for the output projection."""
+    rows = frozen_rows(attended.device)
+    return rows.layer_norm(attended, t.inner_weight, t.inner_bias, branch.inner_eps, attended.dtype)
+
+
+def _hidden_of(adapter: AdapterTensors, d_low: Tensor) -> Tensor:
+    """Return memory for an adapter's hidden layer ``[M, P]``."""
+    return d_low.new_empty((len(d_low), padded(len(adapter.down_weight))))
+
+
+def _heads_between(branch: AttentionPlan, tensors: BranchTensors) -> Heads | None:
+    """Return what queries and keys go through between projection and attention, if anything."""
+    t = tensors.frozen
+    assert isinstance(t, AttentionTensors)
+    if not (branch.head_norm or branch.rotary):
+        return None
+    sin, cos = tensors.positions or (None, None)
+    norms = t.q_norm_weight, t.q_norm_bias, t.k_norm_weight, t.k_norm_bias
+    return Heads(branch.head_norm, branch.head_eps, *norms, branch.rotary, sin, cos)
 
 
 def _as_heads(packed: Tensor, branch: AttentionPlan, chain: ChainPlan) -> Tensor:
