@@ -71,31 +71,48 @@ def _tile_of_elements(num_rows, UNITS: tl.constexpr, BLOCK_ROWS: tl.constexpr, B
 
 @triton.jit
 def activation_kernel(
-    pre_ptr, out_ptr, num_rows,
+    pre_ptr, value_ptr, out_ptr, num_rows,
     STRIDE_PRE_ROW: tl.constexpr, STRIDE_OUT_ROW: tl.constexpr, UNITS: tl.constexpr, ACTIVATION: tl.constexpr,
-    EXACT_ERF: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    GATED: tl.constexpr, EXACT_ERF: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    # out = f(pre), both [M, K]. A program computes one tile [BLOCK_ROWS, BLOCK_COLUMNS].
+    # out = f(pre), or with GATED f(pre) * value, all [M, K]; rows of pre and of value are STRIDE_PRE_ROW apart.
+    # A program computes one tile [BLOCK_ROWS, BLOCK_COLUMNS].
     row, column, inside = _tile_of_elements(num_rows, UNITS, BLOCK_ROWS, BLOCK_COLUMNS)
-    pre = tl.load(pre_ptr + row * STRIDE_PRE_ROW + column, mask=inside, other=0.0)
-    value, _ = activate(pre.to(tl.float32), ACTIVATION, EXACT_ERF)
-    tl.store(out_ptr + row * STRIDE_OUT_ROW + column, value.to(out_ptr.dtype.element_ty), mask=inside)
+    offsets = row * STRIDE_PRE_ROW + column
+    pre = tl.load(pre_ptr + offsets, mask=inside, other=0.0)
+    if GATED:  # asked for early: its bytes come while the other is activated
+        value = tl.load(value_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+    activated, _ = activate(pre.to(tl.float32), ACTIVATION, EXACT_ERF)
+    if GATED:
+        activated *= value
+    tl.store(out_ptr + row * STRIDE_OUT_ROW + column, activated.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def activation_backward_kernel(
-    d_act_ptr, pre_ptr, num_rows,
+    d_act_ptr, pre_ptr, value_ptr, d_pre_ptr, num_rows,
     STRIDE_PRE_ROW: tl.constexpr, STRIDE_OUT_ROW: tl.constexpr, UNITS: tl.constexpr, ACTIVATION: tl.constexpr,
-    EXACT_ERF: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    GATED: tl.constexpr, EXACT_ERF: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    # d_pre = d_act * f'(pre), all [M, K], in place of d_act, whose rows are STRIDE_OUT_ROW apart.
+    # All are [M, K]; rows of d_act and of d_pre are STRIDE_OUT_ROW apart, those of pre and of value STRIDE_PRE_ROW.
+    #
+    #     d_pre = d_act * f'(pre)                                         in place of d_act
+    #     d_pre = d_act * value * f'(pre),  d_value = d_act * f(pre)      with GATED, d_value in place of d_act
+    #
     # A program computes one tile [BLOCK_ROWS, BLOCK_COLUMNS].
     row, column, inside = _tile_of_elements(num_rows, UNITS, BLOCK_ROWS, BLOCK_COLUMNS)
-    d_act = tl.load(d_act_ptr + row * STRIDE_OUT_ROW + column, mask=inside, other=0.0).to(tl.float32)
-    pre = tl.load(pre_ptr + row * STRIDE_PRE_ROW + column, mask=inside, other=0.0)
-    _, slope = activate(pre.to(tl.float32), ACTIVATION, EXACT_ERF)
-    d_pre = (d_act * slope).to(d_act_ptr.dtype.element_ty)
-    tl.store(d_act_ptr + row * STRIDE_OUT_ROW + column, d_pre, mask=inside)
+    offsets, out_offsets = row * STRIDE_PRE_ROW + column, row * STRIDE_OUT_ROW + column
+    d_act = tl.load(d_act_ptr + out_offsets, mask=inside, other=0.0).to(tl.float32)
+    pre = tl.load(pre_ptr + offsets, mask=inside, other=0.0)
+    if GATED:
+        value = tl.load(value_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+    activated, slope = activate(pre.to(tl.float32), ACTIVATION, EXACT_ERF)
+    if GATED:
+        tl.store(d_pre_ptr + out_offsets, (d_act * value * slope).to(d_pre_ptr.dtype.element_ty), mask=inside)
+        d_in_place = d_act * activated
+    else:
+        d_in_place = d_act * slope
+    tl.store(d_act_ptr + out_offsets, d_in_place.to(d_act_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -119,24 +136,36 @@ def _tile_of_rows(num_rows, FEATURES: tl.constexpr, BLOCK_FEATURES: tl.constexpr
 
 
 @triton.jit
-def _normalize(x, inside, eps, FEATURES: tl.constexpr):
-    # Return the rows minus their means, and rstd = 1 / sqrt(variance + eps) of each row, [BLOCK_ROWS, 1].
-    centered = tl.where(inside, x - (tl.sum(x, 1) / FEATURES)[:, None], 0.0)
+def _normalize(x, inside, eps, FEATURES: tl.constexpr, RMS: tl.constexpr = False):
+    # Return the rows minus their means, and rstd = 1 / sqrt(variance + eps) of each row, [BLOCK_ROWS, 1]; with RMS the
+    # rows as they are, zeros behind their ends, and the mean of their squares for the variance.
+    centered = x if RMS else tl.where(inside, x - (tl.sum(x, 1) / FEATURES)[:, None], 0.0)
     return centered, tl.rsqrt(tl.sum(centered * centered, 1) / FEATURES + eps)[:, None]
+
+
+@triton.jit
+def _normalize_backward(g, centered, rstd, FEATURES: tl.constexpr, RMS: tl.constexpr):
+    # Return the gradient of rows x from g, that of `centered * rstd`:
+    #
+    #     d_x = (g - sum(g) / D - c * rstd^2 * sum(g * c) / D) * rstd      with c = centered; RMS: without sum(g) / D
+    along_centered = (tl.sum(g * centered, 1) / FEATURES)[:, None] * rstd * rstd
+    if not RMS:
+        g -= (tl.sum(g, 1) / FEATURES)[:, None]
+    return (g - centered * along_centered) * rstd
 
 
 @triton.jit
 def layer_norm_kernel(
     x_ptr, other_ptr, weight_ptr, bias_ptr, total_ptr, out_ptr, num_rows, eps,
-    FEATURES: tl.constexpr, BLOCK_FEATURES: tl.constexpr, HAS_OTHER: tl.constexpr, HAS_WEIGHT: tl.constexpr,
-    HAS_BIAS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    FEATURES: tl.constexpr, BLOCK_FEATURES: tl.constexpr, RMS: tl.constexpr, HAS_OTHER: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
     # total = x + other, rounded to the dtype it is stored in; out = (total - mean) * rstd * weight + bias, with
     #
     #     mean = sum(total) / D,  rstd = 1 / sqrt(sum((total - mean)^2) / D + eps)      of each row, float32
     #
-    # x, other, total and out are contiguous [M, D], weight and bias [D]. Without HAS_OTHER total is x and not written.
-    # A program computes BLOCK_ROWS whole rows.
+    # or with RMS mean = 0. x, other, total and out are contiguous [M, D], weight and bias [D]. Without HAS_OTHER total
+    # is x and not written. A program computes BLOCK_ROWS whole rows.
     column, offsets, inside = _tile_of_rows(num_rows, FEATURES, BLOCK_FEATURES, BLOCK_ROWS)
     x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     if HAS_OTHER:
@@ -144,7 +173,7 @@ def layer_norm_kernel(
         rounded = x.to(total_ptr.dtype.element_ty)  # the backward pass normalizes what is stored
         tl.store(total_ptr + offsets, rounded, mask=inside)
         x = rounded.to(tl.float32)
-    centered, rstd = _normalize(x, inside, eps, FEATURES)
+    centered, rstd = _normalize(x, inside, eps, FEATURES, RMS)
     h = centered * rstd
     if HAS_WEIGHT:
         h *= tl.load(weight_ptr + column, mask=column < FEATURES, other=0.0).to(tl.float32)[None, :]
@@ -156,13 +185,10 @@ def layer_norm_kernel(
 @triton.jit
 def layer_norm_backward_kernel(
     d_h_ptr, x_ptr, weight_ptr, d_residual_ptr, d_x_ptr, num_rows, eps,
-    FEATURES: tl.constexpr, BLOCK_FEATURES: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
+    FEATURES: tl.constexpr, BLOCK_FEATURES: tl.constexpr, RMS: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
-    # With c = x - mean and rstd of each row, computed again, and g = d_h * weight:
-    #
-    #     d_x = (g - sum(g) / D - c * rstd^2 * sum(g * c) / D) * rstd + d_residual
-    #
+    # d_x = what `_normalize_backward` makes of g = d_h * weight, + d_residual; statistics of rows are computed again.
     # d_h, x, d_residual and d_x are contiguous [M, D], weight [D]; sums are float32. Weight and bias are frozen and get
     # no gradient. A program computes BLOCK_ROWS whole rows.
     column, offsets, inside = _tile_of_rows(num_rows, FEATURES, BLOCK_FEATURES, BLOCK_ROWS)
@@ -172,10 +198,8 @@ def layer_norm_backward_kernel(
     if HAS_WEIGHT:
         g *= tl.load(weight_ptr + column, mask=column < FEATURES, other=0.0).to(tl.float32)[None, :]
     x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-    centered, rstd = _normalize(x, inside, eps, FEATURES)
-    mean_g = (tl.sum(g, 1) / FEATURES)[:, None]
-    along_centered = (tl.sum(g * centered, 1) / FEATURES)[:, None] * rstd * rstd
-    d_x = (g - mean_g - centered * along_centered) * rstd
+    centered, rstd = _normalize(x, inside, eps, FEATURES, RMS)
+    d_x = _normalize_backward(g, centered, rstd, FEATURES, RMS)
     if HAS_RESIDUAL:
         d_x += d_residual
     tl.store(d_x_ptr + offsets, d_x.to(d_x_ptr.dtype.element_ty), mask=inside)
