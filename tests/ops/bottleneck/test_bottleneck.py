@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aim_adapters.ops.bottleneck import aten, padded
+from aim_adapters.ops.bottleneck import Layer, aligned, aten, padded
 
 kernels = pytest.importorskip("aim_adapters.ops.bottleneck.triton")
 
@@ -319,10 +319,54 @@ def test_joined(
 ) -> None:
     shapes = (own, dim), (width, dim), (own,), (width,)
     weight, down_weight, bias, down_bias = drawn(*shapes, dtype=given, turned=turned)
-    weights, biases = ops.joined(weight, bias if biased else None, down_weight, down_bias, dtype)
+    layer, down = Layer(weight, bias if biased else None), Layer(down_weight, down_bias)
+    weights, biases = ops.joined([layer], down, dtype)
     assert weights.dtype == biases.dtype == dtype and weights.is_contiguous()
     assert torch.equal(weights, torch.cat((weight, down_weight)).to(dtype))
     assert torch.equal(biases, torch.cat((bias if biased else torch.zeros_like(bias), down_bias)).to(dtype))
+
+
+@IMPLEMENTATIONS
+@WEIGHTS
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("with_down", [True, False], ids=["with down", "alone"])
+@pytest.mark.parametrize("biased", [(True, True), (True, False), (False, True)], ids=str)
+@pytest.mark.parametrize(("dim", "own", "width"), [(24, 16, 24), (10, 5, 15)])
+def test_two_layers_joined(
+    ops: ModuleType,
+    given: torch.dtype,
+    dtype: torch.dtype,
+    biased: tuple[bool, bool],
+    with_down: bool,
+    dim: int,
+    own: int,
+    width: int,
+) -> None:
+    """Each takes a multiple of eight rows; layers packed in one tensor are given as views."""
+    packed, packed_bias, down_weight, down_bias = drawn(
+        (2 * own, dim), (2 * own,), (width, dim), (width,), dtype=given, turned=False
+    )
+    parts = zip(packed.split(own), packed_bias.split(own), biased, strict=True)
+    layers = [Layer(weight, bias if there else None) for weight, bias, there in parts]
+    weights, biases = ops.joined(layers, Layer(down_weight, down_bias) if with_down else None, dtype)
+    space = aligned(own)
+    assert weights.shape == (2 * space + width * with_down, dim) and weights.dtype == biases.dtype == dtype
+    for index, (weight, bias) in enumerate(layers):
+        rows, rows_bias = weights[index * space :][:space], biases[index * space :][:space]
+        assert torch.equal(rows[:own], weight.to(dtype)) and not rows[own:].any() and not rows_bias[own:].any()
+        assert torch.equal(rows_bias[:own], torch.zeros_like(rows_bias[:own]) if bias is None else bias.to(dtype))
+    if with_down:
+        assert torch.equal(weights[2 * space :], down_weight.to(dtype))
+        assert torch.equal(biases[2 * space :], down_bias.to(dtype))
+
+
+@IMPLEMENTATIONS
+@pytest.mark.usefixtures("poisoned")
+def test_widened_behind_columns_of_zeros(ops: ModuleType) -> None:
+    weight, up_weight, up_bias = drawn((5, 11), (5, 3), (5,), dtype=torch.float32, turned=False)
+    got = ops.widened(weight, up_weight, up_bias, torch.float32, 16)
+    assert torch.equal(got[:, 16:], ops.widened(None, up_weight, up_bias, torch.float32))
+    assert torch.equal(got[:, :11], weight) and not got[:, 11:16].any()
 
 
 @IMPLEMENTATIONS
@@ -331,7 +375,7 @@ def test_weights_may_be_of_several_dtypes(ops: ModuleType, dtype: torch.dtype) -
     """A frozen layer may be held in half precision beside an adapter in float32."""
     weight, bias = drawn((16, 16), (16,), dtype=torch.float16, turned=False)
     ours, our_bias = drawn((16, 16), (16,), dtype=torch.float32, turned=False)
-    weights, biases = ops.joined(weight, bias, ours, our_bias, dtype)
+    weights, biases = ops.joined([Layer(weight, bias)], Layer(ours, our_bias), dtype)
     assert torch.equal(weights, torch.cat((weight.to(dtype), ours.to(dtype))))
     assert torch.equal(biases, torch.cat((bias.to(dtype), our_bias.to(dtype))))
     got = ops.widened(weight, ours, our_bias, dtype)
@@ -344,7 +388,7 @@ def test_what_is_not_finite_stays_where_it_is(ops: ModuleType) -> None:
     weight[0, 19], up_weight[1, 0], up_bias[2] = float("nan"), float("inf"), float("-inf")
     wide = ops.widened(weight, up_weight, up_bias, torch.float32)
     assert (~wide.isfinite()).nonzero().tolist() == [[0, 19], [1, 20], [2, 28]]
-    both, _ = ops.joined(up_weight, None, up_weight, up_bias, torch.float32)
+    both, _ = ops.joined([Layer(up_weight, None)], Layer(up_weight, up_bias), torch.float32)
     assert (~both.isfinite()).nonzero().tolist() == [[1, 0], [4, 0]]
 
 
@@ -371,5 +415,6 @@ def test_weights_in_use(dim: int, inner: int, width: int, given: torch.dtype) ->
     out_w, in_w, up_w, down_w, up_b, in_b, down_b = drawn(*shapes, dtype=given, turned=False)
     low = torch.bfloat16
     assert torch.equal(kernels.widened(out_w, up_w, up_b, low), aten.widened(out_w, up_w, up_b, low))
-    got, true = (ops.joined(in_w, in_b, down_w, down_b, low) for ops in (kernels, aten))
-    assert all(torch.equal(a, b) for a, b in zip(got, true, strict=True))
+    for layers in ([Layer(in_w, in_b)], [Layer(in_w, None), Layer(in_w, in_b)]):
+        got, true = (ops.joined(layers, Layer(down_w, down_b), low) for ops in (kernels, aten))
+        assert all(torch.equal(a, b) for a, b in zip(got, true, strict=True))

@@ -59,6 +59,9 @@ class Case:
     inner_norm: str = ""  # of attended values
     place_bias: bool = False  # of all tokens of a frame
     activation: str = "gelu"
+    gated: bool = False  # the MLP
+    norm: str = "layer"  # of the MLP
+    inner_norm: str = ""  # of the MLP
 
     def tokens_in(self, seed: int = 0) -> Tensor:
         """Return tokens ``[B*T, N, D]``, float64."""
@@ -77,7 +80,7 @@ class Case:
 
     def mlp(self) -> MlpPlan:
         """Return an MLP branch."""
-        return MlpPlan(self.activation, EPS, 0.7)
+        return MlpPlan(self.activation, EPS, 0.7, self.norm, self.gated, self.inner_norm, 2 * EPS)
 
     def tensors(self, plan: AttentionPlan | MlpPlan, seed: int = 1) -> BranchTensors:
         """Return the tensors of a branch, float64; those that train require a gradient."""
@@ -87,6 +90,7 @@ class Case:
         shapes = {
             "norm_weight": (d,), "norm_bias": (d,), "qkv_weight": (wide, d), "qkv_bias": (wide,),
             "in_weight": (wide, d), "in_bias": (wide,), "out_weight": (d, inner), "out_bias": (d,), "gamma": (d,),
+            "gate_weight": (wide, d), "gate_bias": (wide,), "inner_weight": (wide,), "inner_bias": (wide,),
         }  # fmt: skip
         kind = AttentionTensors if attends else MlpTensors
         if attends and self.head_norm:
@@ -97,8 +101,10 @@ class Case:
             shapes |= {"inner_weight": (inner,), "inner_bias": (inner,)}
         absent = set(kind._fields) - set(shapes)
         absent |= set() if self.gamma else {"gamma"}
-        absent |= set() if self.biases else {"qkv_bias", "in_bias", "out_bias"}
-        absent |= set() if self.affine else {"norm_weight", "norm_bias"}
+        absent |= set() if self.biases else {"qkv_bias", "in_bias", "out_bias", "gate_bias"}
+        absent |= set() if self.affine else {"norm_weight", "norm_bias", "inner_weight", "inner_bias"}
+        absent |= set() if self.gated and not attends else {"gate_weight", "gate_bias"}
+        absent |= set() if self.inner_norm and not attends else {"inner_weight", "inner_bias"}
         frozen = kind(*(None if n in absent else 0.5 * draw(seed + i, *shapes[n]) for i, n in enumerate(kind._fields)))
         adapter, bias, entering = None, None, None
         if self.adapter:
@@ -251,10 +257,25 @@ def plain_windows(qkv: Tensor, plan: AttentionPlan, windows: WindowTensors) -> T
 def plain_mlp(x: Tensor, tensors: BranchTensors, plan: MlpPlan, num_frames: int) -> Tensor:
     t, adapter = tensors.frozen, tensors.trained.adapter
     assert isinstance(t, MlpTensors)
-    h = F.layer_norm(x, x.shape[-1:], t.norm_weight, t.norm_bias, plan.eps)
-    out = F.linear(plain_activation(F.linear(h, t.in_weight, t.in_bias), plan.activation), t.out_weight, t.out_bias)
+    h = plain_norm(x, t.norm_weight, t.norm_bias, plan.norm, plan.eps)
+    out = F.linear(h, t.in_weight, t.in_bias)
+    if plan.gated:
+        out = out * plain_activation(F.linear(h, t.gate_weight, t.gate_bias), plan.activation)
+    else:
+        out = plain_activation(out, plan.activation)
+    if plan.inner_norm:
+        out = plain_norm(out, t.inner_weight, t.inner_bias, plan.inner_norm, plan.inner_eps)
+    out = F.linear(out, t.out_weight, t.out_bias)
     out = out if t.gamma is None else out * t.gamma
     return x + out + (plan.scale * plain_adapter(h, adapter, tensors.factor, num_frames) if adapter else 0)
+
+
+def plain_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: str, eps: float) -> Tensor:
+    if kind == "layer":
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    out = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    out = out if weight is None else out * weight
+    return out if bias is None else out + bias
 
 
 def plain_activation(x: Tensor, kind: str) -> Tensor:

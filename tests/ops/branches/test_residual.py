@@ -103,6 +103,32 @@ def test_activations(activation: str, memory: str) -> None:
     check(Case(activation=activation), "mlp", memory=memory)
 
 
+GATED = {
+    "gated": Case(gated=True),
+    "gated_odd": Case(gated=True, hidden=11),
+    "gated_inner_norm": Case(gated=True, inner_norm="layer", hidden=11, activation="silu"),
+    "inner_norm": Case(inner_norm="layer"),
+    "inner_rms": Case(inner_norm="rms", gated=True, affine=False),
+    "rms": Case(norm="rms", activation="silu"),
+    "rms_gated_no_biases": Case(norm="rms", gated=True, biases=False, gamma=False, activation="silu"),
+    "all_and_drop_path": Case(clips=3, norm="rms", gated=True, inner_norm="layer", hidden=13, factor=True),
+}
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+@pytest.mark.parametrize("memory", MEMORY)
+@pytest.mark.parametrize("case", GATED.values(), ids=GATED)
+def test_gated_mlps_and_their_norms(case: Case, memory: str, adapter: bool) -> None:
+    for needs in (True, False):
+        check(replace(case, adapter=adapter), "mlp", memory=memory, needs=needs)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_that_gate(activation: str) -> None:
+    check(Case(activation=activation, gated=True, inner_norm="layer"), "mlp")
+    check(Case(activation=activation, gated=True), "mlp")
+
+
 @pytest.mark.parametrize("kind", ["frames", "mlp"])
 def test_dropped_clips_give_the_adapter_nothing(kind: str) -> None:
     case = VARIANTS["drop_path"]
@@ -124,5 +150,8 @@ def test_every_element_is_written(kind: str, memory: str) -> None:
     try:
         assert torch.empty(3, dtype=torch.float64).isnan().all()
         check(Case(time_bias=True, factor=True, entering=True), kind, memory=memory)
+        if kind == "mlp":
+            check(GATED["all_and_drop_path"], kind, memory=memory)
+            check(GATED["gated_odd"], kind, memory=memory)
     finally:
         torch.use_deterministic_algorithms(False)

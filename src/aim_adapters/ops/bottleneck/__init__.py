@@ -1,6 +1,7 @@
 """The hidden layer of an adapter, as columns beside those of a frozen layer: one product gives both branches."""
 
 from aim_adapters.ops.bottleneck.api import BottleneckRows, bottleneck_rows
-from aim_adapters.ops.bottleneck.width import padded
+from aim_adapters.ops.bottleneck.layer import Layer
+from aim_adapters.ops.bottleneck.width import aligned, padded
 
-__all__ = ["BottleneckRows", "bottleneck_rows", "padded"]
+__all__ = ["BottleneckRows", "Layer", "aligned", "bottleneck_rows", "padded"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from aim_adapters.ops.bottleneck import aten
+from aim_adapters.ops.bottleneck.layer import Layer
 
 
 class BottleneckRows(Protocol):
@@ -69,7 +71,9 @@ class BottleneckRows(Protocol):
         """
         ...
 
-    def widened(self, weight: Tensor | None, up_weight: Tensor, up_bias: Tensor, dtype: torch.dtype) -> Tensor:
+    def widened(
+        self, weight: Tensor | None, up_weight: Tensor, up_bias: Tensor, dtype: torch.dtype, columns: int | None = None
+    ) -> Tensor:
         """Return a layer's weights with an up-projection's beside them, for the columns that `hidden` writes.
 
         Args:
@@ -77,26 +81,23 @@ class BottleneckRows(Protocol):
             up_weight: ``[D, W]``, any floating dtype.
             up_bias: ``[D]``, any floating dtype.
             dtype: Dtype of the result.
+            columns: Those of the layer's own in the result, zeros behind K; K if None.
 
         Returns:
             ``[D, K + P]``, P columns for the adapter.
         """
         ...
 
-    def joined(
-        self, weight: Tensor, bias: Tensor | None, down_weight: Tensor, down_bias: Tensor, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        """Return a layer with a down-projection's rows below its own.
+    def joined(self, layers: Sequence[Layer], down: Layer | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return layers as one, with a down-projection's rows below theirs.
 
         Args:
-            weight: ``[K, D]``, any floating dtype.
-            bias: ``[K]``, any floating dtype, or None for zeros.
-            down_weight: ``[W, D]``, any floating dtype.
-            down_bias: ``[W]``, any floating dtype.
+            layers: One ``[K, D]``, or two: each then takes `aligned` rows, zeros behind K.
+            down: The down-projection ``[W, D]``, or None for the layers alone.
             dtype: Dtype of the result.
 
         Returns:
-            ``[K + W, D]`` and ``[K + W]``.
+            Weights ``[K + W, D]`` and biases ``[K + W]``, or with two layers ``[2*aligned(K) + W, D]``.
         """
         ...
 

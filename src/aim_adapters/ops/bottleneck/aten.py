@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aim_adapters.ops.bottleneck.width import padded
+from aim_adapters.ops.bottleneck.layer import Layer
+from aim_adapters.ops.bottleneck.width import aligned, padded
 
 
 def hidden(pre: Tensor, out: Tensor, factor: Tensor | None, rows_per_factor: int, scale: float) -> None:
@@ -38,25 +41,32 @@ def gradients(d_down: Tensor, sums: Tensor, d_up: Tensor, bias: Tensor | None) -
     return d_down, d_down_b, d_up[:, :width].contiguous(), d_up[:, width].contiguous()
 
 
-def widened(weight: Tensor | None, up_weight: Tensor, up_bias: Tensor, dtype: torch.dtype) -> Tensor:
+def widened(
+    weight: Tensor | None, up_weight: Tensor, up_bias: Tensor, dtype: torch.dtype, columns: int | None = None
+) -> Tensor:
     """Compute `BottleneckRows.widened` by PyTorch's operators."""
-    (rows, width), own = up_weight.shape, 0 if weight is None else weight.shape[1]
+    (rows, width), given = up_weight.shape, 0 if weight is None else weight.shape[1]
+    own = given if columns is None else columns
     out = torch.empty((rows, own + padded(width)), dtype=dtype, device=up_weight.device)
     if weight is not None:
-        out[:, :own] = weight
+        out[:, :given] = weight
+    out[:, given:own] = 0
     out[:, own : own + width] = up_weight
     out[:, own + width] = up_bias
     out[:, own + width + 1 :] = 0
     return out
 
 
-def joined(
-    weight: Tensor, bias: Tensor | None, down_weight: Tensor, down_bias: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def joined(layers: Sequence[Layer], down: Layer | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Compute `BottleneckRows.joined` by PyTorch's operators."""
-    bias = weight.new_zeros(len(weight)) if bias is None else bias
-    weights = torch.cat((weight.to(dtype), down_weight.to(dtype)))
-    return weights, torch.cat((bias.to(dtype), down_bias.to(dtype)))
+    weights: list[Tensor] = []
+    biases: list[Tensor] = []
+    for layer in (*layers, *([] if down is None else [down])):
+        bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
+        padding = 0 if len(layers) == 1 or layer is down else aligned(len(bias)) - len(bias)
+        weights.append(F.pad(layer.weight.to(dtype), (0, 0, 0, padding)))
+        biases.append(F.pad(bias.to(dtype), (0, padding)))
+    return torch.cat(weights), torch.cat(biases)
 
 
 def _of_rows(factor: Tensor | None, rows: int, scale: float) -> Tensor | float:

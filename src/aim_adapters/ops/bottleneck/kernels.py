@@ -135,11 +135,13 @@ def gradients_kernel(
 @triton.jit
 def widened_kernel(
     weight_ptr, up_weight_ptr, up_bias_ptr, out_ptr,
-    OWN_COLUMNS: tl.constexpr, UNITS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    GIVEN_COLUMNS: tl.constexpr, OWN_COLUMNS: tl.constexpr, UNITS: tl.constexpr, COLUMNS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    # out[d] = (weight[d], up_weight[d], up_bias[d], 0, ...), of a layer's weight [D, K] (OWN_COLUMNS, 0 for no layer),
-    # up_weight [D, W], up_bias [D] and out [D, K + P], all contiguous: (x, f h, f, 0, ...) out^T =
-    # x weight^T + f (h up_weight^T + up_bias). A program computes BLOCK_COLUMNS columns of one row.
+    # out[d] = (weight[d], up_weight[d], up_bias[d], 0, ...), of a layer's weight [D, K] (GIVEN_COLUMNS, 0 for no layer;
+    # with zeros behind up to OWN_COLUMNS), up_weight [D, W], up_bias [D] and out [D, OWN_COLUMNS + P], all contiguous:
+    # (x, f h, f, 0, ...) out^T = x weight^T + f (h up_weight^T + up_bias). A program computes BLOCK_COLUMNS columns of
+    # one row.
     column_tiles: tl.constexpr = (OWN_COLUMNS + COLUMNS + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS
     row = (tl.program_id(0) // column_tiles).to(tl.int64)
     column = tl.program_id(0) % column_tiles * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
@@ -147,32 +149,46 @@ def widened_kernel(
     # Each column is of one source: the other loads give it zeros.
     tile = tl.load(up_weight_ptr + row * UNITS + unit, mask=(unit >= 0) & (unit < UNITS), other=0.0).to(tl.float32)
     tile += tl.load(up_bias_ptr + row + 0 * unit, mask=unit == UNITS, other=0.0).to(tl.float32)
-    if OWN_COLUMNS > 0:
-        own = tl.load(weight_ptr + row * OWN_COLUMNS + column, mask=column < OWN_COLUMNS, other=0.0)
+    if GIVEN_COLUMNS > 0:
+        own = tl.load(weight_ptr + row * GIVEN_COLUMNS + column, mask=column < GIVEN_COLUMNS, other=0.0)
         tile += own.to(tl.float32)
     inside = column < OWN_COLUMNS + COLUMNS
     tl.store(out_ptr + row * (OWN_COLUMNS + COLUMNS) + column, tile.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
+def _row(weight_ptr, bias_ptr, row, column, ROWS: tl.constexpr, FEATURES: tl.constexpr, HAS_BIAS: tl.constexpr):
+    # Return a row of weight [ROWS, FEATURES] and its element of bias [ROWS], float32: zeros for a row that is not
+    # there, and without HAS_BIAS.
+    there = (row >= 0) & (row < ROWS)
+    tile = tl.load(weight_ptr + row * FEATURES + column, mask=there & (column < FEATURES), other=0.0).to(tl.float32)
+    bias = 0.0
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + row, mask=there, other=0.0).to(tl.float32)
+    return tile, bias
+
+
+@triton.jit
 def joined_kernel(
-    weight_ptr, bias_ptr, down_weight_ptr, down_bias_ptr, out_ptr, out_bias_ptr,
-    OWN_ROWS: tl.constexpr, FEATURES: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_FEATURES: tl.constexpr,
+    first_ptr, first_bias_ptr, second_ptr, second_bias_ptr, down_ptr, down_bias_ptr, out_ptr, out_bias_ptr,
+    OWN_ROWS: tl.constexpr, ALIGNED_ROWS: tl.constexpr, DOWN_ROWS: tl.constexpr, FEATURES: tl.constexpr,
+    HAS_FIRST_BIAS: tl.constexpr, HAS_SECOND: tl.constexpr, HAS_SECOND_BIAS: tl.constexpr, BLOCK_FEATURES: tl.constexpr,
 ):  # fmt: skip
-    # A layer's rows, weight [K, D] (OWN_ROWS, FEATURES) and bias [K] or zeros, and below them those of a
-    # down-projection, down_weight [W, D] and down_bias [W]: out [K + W, D] and out_bias [K + W], all contiguous.
-    # A program copies one row.
+    # The rows of a layer, first [K, D] (OWN_ROWS, FEATURES), below them with HAS_SECOND those of a second of the same
+    # size, and those of a down-projection, down [W, D] (DOWN_ROWS, may be 0), as out [.., D]; their biases, or zeros,
+    # as out_bias. Each layer but the last takes ALIGNED_ROWS, zeros behind K. All are contiguous. A program copies one
+    # row, which is of one source: the others give it zeros.
     row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_FEATURES)
-    inside = column < FEATURES
-    if row < OWN_ROWS:
-        tile = tl.load(weight_ptr + row * FEATURES + column, mask=inside).to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + row * FEATURES + column, tile, mask=inside)
-        if HAS_BIAS:
-            tl.store(out_bias_ptr + row, tl.load(bias_ptr + row).to(out_ptr.dtype.element_ty))
-        else:
-            tl.store(out_bias_ptr + row, 0.0)
-    else:
-        tile = tl.load(down_weight_ptr + (row - OWN_ROWS) * FEATURES + column, mask=inside)
-        tile = tile.to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + row * FEATURES + column, tile, mask=inside)
-        tl.store(out_bias_ptr + row, tl.load(down_bias_ptr + row - OWN_ROWS).to(out_ptr.dtype.element_ty))
+    tile, bias = _row(first_ptr, first_bias_ptr, row, column, OWN_ROWS, FEATURES, HAS_FIRST_BIAS)
+    below = row - ALIGNED_ROWS
+    if HAS_SECOND:
+        other, other_bias = _row(second_ptr, second_bias_ptr, below, column, OWN_ROWS, FEATURES, HAS_SECOND_BIAS)
+        tile += other
+        bias += other_bias
+        below -= ALIGNED_ROWS
+    if DOWN_ROWS > 0:
+        other, other_bias = _row(down_ptr, down_bias_ptr, below, column, DOWN_ROWS, FEATURES, True)
+        tile += other
+        bias += other_bias
+    tl.store(out_ptr + row * FEATURES + column, tile.to(out_ptr.dtype.element_ty), mask=column < FEATURES)
+    tl.store(out_bias_ptr + row, bias)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from aim_adapters.ops.bottleneck import kernels
-from aim_adapters.ops.bottleneck.width import padded
+from aim_adapters.ops.bottleneck.layer import Layer
+from aim_adapters.ops.bottleneck.width import aligned, padded
+from aim_adapters.ops.frozen.triton import dense
 from aim_adapters.ops.launch import cdiv, launch, next_power_of_2
 
 _TILES, _STAGES = 8, 3  # tiles of rows of a program that adds rows up, and of how many loads are under way
@@ -65,34 +68,42 @@ def gradients(d_down: Tensor, sums: Tensor, d_up: Tensor, bias: Tensor | None) -
     return d_down, d_down_b, d_up_w, d_up_b
 
 
-def widened(weight: Tensor | None, up_weight: Tensor, up_bias: Tensor, dtype: torch.dtype) -> Tensor:
+def widened(
+    weight: Tensor | None, up_weight: Tensor, up_bias: Tensor, dtype: torch.dtype, columns: int | None = None
+) -> Tensor:
     """Compute `BottleneckRows.widened` by a kernel."""
-    (rows, width), own = up_weight.shape, 0 if weight is None else weight.shape[1]
+    (rows, width), given = up_weight.shape, 0 if weight is None else weight.shape[1]
+    own = given if columns is None else columns
     out = torch.empty((rows, own + padded(width)), dtype=dtype, device=up_weight.device)
     weight = None if weight is None else weight.contiguous()
     launch(
         kernels.widened_kernel, rows * cdiv(out.shape[1], _COLUMNS),
         weight, up_weight.contiguous(), up_bias.contiguous(), out,
-        OWN_COLUMNS=own, UNITS=width, COLUMNS=out.shape[1] - own, BLOCK_COLUMNS=_COLUMNS, num_warps=4,
+        GIVEN_COLUMNS=given, OWN_COLUMNS=own, UNITS=width, COLUMNS=out.shape[1] - own, BLOCK_COLUMNS=_COLUMNS,
+        num_warps=4,
     )  # fmt: skip
     return out
 
 
-def joined(
-    weight: Tensor, bias: Tensor | None, down_weight: Tensor, down_bias: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def joined(layers: Sequence[Layer], down: Layer | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Compute `BottleneckRows.joined` by a kernel."""
-    own, width = len(weight), weight.shape[1]
-    rows = own + len(down_weight)
-    out = torch.empty((rows, width), dtype=dtype, device=weight.device)
-    out_bias = torch.empty(rows, dtype=dtype, device=weight.device)
+    first, second = layers[0], layers[1] if len(layers) == 2 else _NO_LAYER
+    own, width = first.weight.shape
+    below, units = (own if len(layers) == 1 else aligned(own)), 0 if down is None else len(down.weight)
+    rows = len(layers) * below + units
+    out = torch.empty((rows, width), dtype=dtype, device=first.weight.device)
+    out_bias = torch.empty(rows, dtype=dtype, device=out.device)
+    given = [dense(tensor) for layer in (first, second, down or _NO_LAYER) for tensor in layer]
     launch(
-        kernels.joined_kernel, rows,
-        weight.contiguous(), None if bias is None else bias.contiguous(), down_weight.contiguous(),
-        down_bias.contiguous(), out, out_bias,
-        OWN_ROWS=own, FEATURES=width, HAS_BIAS=bias is not None, BLOCK_FEATURES=next_power_of_2(width), num_warps=4,
+        kernels.joined_kernel, rows, *given, out, out_bias,
+        OWN_ROWS=own, ALIGNED_ROWS=below, DOWN_ROWS=units, FEATURES=width, HAS_FIRST_BIAS=first.bias is not None,
+        HAS_SECOND=len(layers) == 2, HAS_SECOND_BIAS=second[1] is not None, BLOCK_FEATURES=next_power_of_2(width),
+        num_warps=4,
     )  # fmt: skip
     return out, out_bias
+
+
+_NO_LAYER = (None, None)
 
 
 def _options(pre: Tensor, out: Tensor | None, factor: Tensor | None) -> dict[str, Any]:

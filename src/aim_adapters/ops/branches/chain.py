@@ -22,6 +22,7 @@ from aim_adapters.ops.branches.kept import (
     unflatten_kept,
 )
 from aim_adapters.ops.branches.plan import AttentionPlan, ChainPlan, MlpPlan, decode, encode
+from aim_adapters.ops.branches.products import columns_of
 from aim_adapters.ops.branches.residual import branch_backward, branch_forward
 from aim_adapters.ops.branches.tensors import (
     AttentionTensors,
@@ -278,7 +279,8 @@ def _fake_kept(x: Tensor, branch: AttentionPlan | MlpPlan, tensors: BranchTensor
 
     if isinstance(t, MlpTensors):
         joined = 0 if plan.frozen_precision == "fp8" else units
-        return KeptMlp(empty(rows, t.in_weight.shape[0] + joined), empty(rows, units))
+        layers = 1 if t.gate_weight is None else 2
+        return KeptMlp(empty(rows, layers * columns_of(t) + joined), empty(rows, units))
     assert isinstance(t, AttentionTensors) and isinstance(branch, AttentionPlan)
     width = t.qkv_weight.shape[0] // 3
     lse = lse_shape(branch, frames, tokens, None if tensors.windows is None else tensors.windows.token_index)

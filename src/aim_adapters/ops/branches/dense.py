@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from aim_adapters.ops.bottleneck import bottleneck_rows, padded
+from aim_adapters.ops.bottleneck import Layer, bottleneck_rows, padded
 from aim_adapters.ops.branches.entrance import enter
 from aim_adapters.ops.branches.linear import in_dtype, linear, scaled_output
 from aim_adapters.ops.branches.plan import MlpPlan
-from aim_adapters.ops.branches.products import FirstLayer, HiddenGradient, MlpHidden, Projected
+from aim_adapters.ops.branches.products import FirstLayer, HiddenGradient, MlpHidden, Projected, columns_of
 from aim_adapters.ops.branches.tensors import AdapterTensors, AttentionTensors, MlpTensors
-from aim_adapters.ops.frozen import frozen_rows
+from aim_adapters.ops.frozen import InnerNorm, frozen_rows
 
 
 class DenseProducts:
@@ -39,11 +40,14 @@ class DenseProducts:
         return d_qkv @ t.qkv_weight.to(d_qkv.dtype)
 
     def first_layer(self, t: MlpTensors, adapter: AdapterTensors | None) -> FirstLayer:
-        """Return the first layer with the adapter's down-projection below it: one product gives both."""
-        if adapter is None:
+        """Return the first layers with the adapter's down-projection below them: one product gives all."""
+        layers = [Layer(t.in_weight, t.in_bias)]
+        if t.gate_weight is not None:
+            layers.insert(0, Layer(t.gate_weight, t.gate_bias))
+        elif adapter is None:
             return FirstLayer(t.in_weight.to(self._dtype), in_dtype(t.in_bias, self._dtype))
-        joined = self._bottleneck.joined(t.in_weight, t.in_bias, adapter.down_weight, adapter.down_bias, self._dtype)
-        return FirstLayer(*joined)
+        down = None if adapter is None else Layer(adapter.down_weight, adapter.down_bias)
+        return FirstLayer(*self._bottleneck.joined(layers, down, self._dtype))
 
     def expand(
         self,
@@ -52,35 +56,39 @@ class DenseProducts:
         first: FirstLayer,
         t: MlpTensors,
         adapter: AdapterTensors | None,
-        eps: float,
+        branch: MlpPlan,
     ) -> tuple[Tensor, Tensor | None, MlpHidden]:
         """Compute `Products.expand`."""
-        x, h = self._enter(x, y, t, eps)
-        joined = linear(h, first.weight, first.bias)  # [M, K (+ W)]
-        return x, None if adapter is None else h, MlpHidden.split(joined, len(t.in_weight))
+        x, h = self._enter(x, y, t, branch.eps, branch.norm)
+        joined = linear(h, first.weight, first.bias)  # [M, C (+ C) (+ W)]
+        return x, None if adapter is None else h, MlpHidden.split(joined, t)
 
-    def activate(self, pre: MlpHidden, branch: MlpPlan, factor: Tensor | None, rows_per_clip: int) -> Tensor:
-        """Return activations ``[M, K]``, with the adapter's hidden layer behind them ``[M, K + P]``."""
-        if pre.adapter is None:
-            return self._rows.activation(pre.frozen, branch.activation)
-        rows, width = pre.frozen.shape
-        activated = pre.frozen.new_empty((rows, width + padded(pre.adapter.shape[1])))
-        self._rows.activation(pre.frozen, branch.activation, out=activated[:, :width])
-        self._bottleneck.hidden(pre.adapter, activated[:, width:], factor, rows_per_clip, branch.scale)
+    def activate(
+        self, pre: MlpHidden, t: MlpTensors, branch: MlpPlan, factor: Tensor | None, rows_per_clip: int
+    ) -> Tensor:
+        """Return activations ``[M, C]``, with the adapter's hidden layer behind them ``[M, C + P]``."""
+        rows, columns = pre.frozen.shape
+        units = 0 if pre.adapter is None else padded(pre.adapter.shape[1])
+        activated = pre.frozen.new_empty((rows, columns + units))
+        own, inner = activated[:, :columns], _inner_norm(t, branch)
+        if inner is None:
+            self._rows.activation(pre.frozen, branch.activation, own, pre.value)
+        else:
+            self._rows.activation_norm(pre.frozen, branch.activation, inner, own, pre.value)
+        if pre.adapter is not None:
+            self._bottleneck.hidden(pre.adapter, activated[:, columns:], factor, rows_per_clip, branch.scale)
         return activated
 
     def contract(self, activated: Tensor, t: MlpTensors, adapter: AdapterTensors | None) -> Tensor:
         """Compute `Products.contract`: one product gives both, added."""
-        weight, bias = scaled_output(t.out_weight, t.out_bias, t.gamma, self._dtype)
-        if adapter is not None:
-            weight = self._bottleneck.widened(weight, adapter.up_weight, adapter.up_bias, self._dtype)
+        weight, bias = self._last_layer(t, adapter)
         return linear(activated, weight, bias)
 
     def contract_backward(self, d_low: Tensor, t: MlpTensors, adapter: AdapterTensors) -> HiddenGradient:
         """Compute `Products.contract_backward`: one product gives both."""
-        weight, _ = scaled_output(t.out_weight, t.out_bias, t.gamma, self._dtype)
-        widened = self._bottleneck.widened(weight, adapter.up_weight, adapter.up_bias, self._dtype)
-        return hidden_gradient(d_low, widened, adapter.up_weight.shape[1])
+        weight, _ = self._last_layer(t, adapter)
+        before = 0 if t.gate_weight is None else columns_of(t)
+        return hidden_gradient(d_low, weight, adapter.up_weight.shape[1], before)
 
     def expand_backward(
         self,
@@ -90,14 +98,22 @@ class DenseProducts:
         first: FirstLayer,
         t: MlpTensors,
         adapter: AdapterTensors | None,
-        activation: str,
+        branch: MlpPlan,
     ) -> Tensor:
         """Compute `Products.expand_backward`: one product adds up what comes from both."""
+        columns, gated = columns_of(t), t.gate_weight is not None
         if d is None or d.joined is None:
-            d_pre = d_out.to(self._dtype) @ scaled_output(t.out_weight, t.out_bias, t.gamma, self._dtype)[0]  # [M, K]
+            d_pre = d_out.new_empty((len(d_out), len(first.weight)), dtype=self._dtype)  # [M, C (+ C)]
+            weight, _ = self._last_layer(t, None)
+            torch.mm(d_out.to(self._dtype), weight, out=d_pre[:, -columns:])
         else:
-            d_pre = d.joined[:, : len(first.weight)]  # [M, K + W]
-        self._rows.activation_backward(d_pre[:, : len(t.in_weight)], pre.frozen, activation)
+            d_pre = d.joined[:, : len(first.weight)]  # [M, C (+ C) + W]
+        d_gate, d_own = (d_pre[:, :columns], d_pre[:, columns : 2 * columns]) if gated else (None, d_pre[:, :columns])
+        inner = _inner_norm(t, branch)
+        if inner is None:
+            self._rows.activation_backward(d_own, pre.frozen, branch.activation, pre.value, d_gate)
+        else:
+            self._rows.activation_norm_backward(d_own, pre.frozen, branch.activation, inner, pre.value, d_gate)
         return d_pre @ first.weight
 
     def kept(self, pre: MlpHidden) -> tuple[Tensor, Tensor | None]:
@@ -106,25 +122,44 @@ class DenseProducts:
 
     def restored(self, pre: Tensor, units: Tensor | None, t: MlpTensors) -> MlpHidden:
         """Compute `Products.restored`."""
-        return MlpHidden.split(pre, len(t.in_weight))
+        return MlpHidden.split(pre, t)
+
+    def _last_layer(self, t: MlpTensors, adapter: AdapterTensors | None) -> tuple[Tensor, Tensor | None]:
+        """Return the last layer with LayerScale, an adapter's up-projection beside it: ``[D, C (+ P)]`` and ``[D]``."""
+        weight, bias = scaled_output(t.out_weight, t.out_bias, t.gamma, self._dtype)
+        columns = columns_of(t)
+        if adapter is not None:
+            return self._bottleneck.widened(weight, adapter.up_weight, adapter.up_bias, self._dtype, columns), bias
+        padding = columns - weight.shape[1]
+        return (F.pad(weight, (0, padding)) if padding else weight), bias
 
     def _enter(
-        self, x: Tensor, y: Tensor | None, t: AttentionTensors | MlpTensors, eps: float
+        self, x: Tensor, y: Tensor | None, t: AttentionTensors | MlpTensors, eps: float, norm: str = "layer"
     ) -> tuple[Tensor, Tensor]:
         """Return ``x + y``, and that normalized."""
         if y is None:
-            return x, self._rows.layer_norm(x, t.norm_weight, t.norm_bias, eps, self._dtype)
-        return self._rows.add_layer_norm(x, y, t.norm_weight, t.norm_bias, eps, self._dtype)
+            return x, self._rows.layer_norm(x, t.norm_weight, t.norm_bias, eps, self._dtype, norm)
+        return self._rows.add_layer_norm(x, y, t.norm_weight, t.norm_bias, eps, self._dtype, norm)
 
 
-def hidden_gradient(d: Tensor, widened: Tensor, units: int) -> HiddenGradient:
+def _inner_norm(t: MlpTensors, branch: MlpPlan) -> InnerNorm | None:
+    if not branch.inner_norm:
+        return None
+    return InnerNorm(t.inner_weight, t.inner_bias, branch.inner_eps, branch.inner_norm, t.in_weight.shape[0])
+
+
+def hidden_gradient(d: Tensor, widened: Tensor, units: int, before: int = 0) -> HiddenGradient:
     """Return the gradient of what `BottleneckRows.widened` weights multiply, up to the adapter's units.
 
     Args:
         d: Gradient of what they return ``[M, D]``.
         widened: The weights ``[D, K + P]``.
         units: W.
+        before: Columns of memory to leave in front.
     """
     first = widened.shape[1] - padded(units)
-    joined = d @ widened[:, : first + -(-units // 8) * 8]  # rows a multiple of 16 bytes long: others take a slow path
-    return HiddenGradient(joined[:, first : first + units], joined)
+    columns = first + -(-units // 8) * 8  # rows a multiple of 16 bytes long: others take a slow path
+    joined = d.new_empty((len(d), before + columns))
+    torch.mm(d, widened[:, :columns], out=joined[:, before:])
+    start = before + first
+    return HiddenGradient(joined[:, start : start + units], joined)

@@ -35,7 +35,8 @@ class KeptMlp(NamedTuple):
     """What an MLP branch keeps; None where it is absent or computed again.
 
     Attributes:
-        pre: What the MLP activates ``[M, K]``, or with what the adapter activates behind it ``[M, K + W]``.
+        pre: What the MLP activates ``[M, K]``, with what that gates behind it ``[M, 2*C]``, and with what the adapter
+            activates behind that ``[M, .. + W]``.
         units: What the adapter activates ``[M, W]``, where it lies apart.
     """
 

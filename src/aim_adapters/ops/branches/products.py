@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
+from aim_adapters.ops.bottleneck import aligned
 from aim_adapters.ops.branches.plan import MlpPlan
 from aim_adapters.ops.branches.tensors import AdapterTensors, AttentionTensors, MlpTensors
 
@@ -28,8 +29,9 @@ class FirstLayer(NamedTuple):
     """The first layer of an MLP, as one way to multiply takes it.
 
     Attributes:
-        weight: ``[K, D]``, or ``[K + W, D]`` with the adapter's down-projection below.
-        bias: ``[K]`` or ``[K + W]``, or None.
+        weight: ``[K, D]``, or ``[K + W, D]`` with the adapter's down-projection below. Of a gated MLP ``[2*C (+ W),
+            D]``, C as `columns_of` returns it: the layer that is activated above the other, each with zeros below.
+        bias: As many, or None.
     """
 
     weight: Tensor
@@ -37,24 +39,33 @@ class FirstLayer(NamedTuple):
 
 
 class MlpHidden(NamedTuple):
-    """What an MLP and the adapter beside it activate.
+    """What an MLP and the adapter beside it activate; C is what `columns_of` returns.
 
     Attributes:
-        frozen: What the MLP activates ``[M, K]``.
+        frozen: What the MLP activates ``[M, C]``.
+        value: What that gates ``[M, C]``, or None where the MLP is not gated.
         adapter: What the adapter activates ``[M, W]``, or None where there is none.
-        joined: Both side by side ``[M, K + W]``, of which the two are views; None where they lie apart.
+        joined: All side by side ``[M, C + W]`` or ``[M, 2*C + W]``, of which they are views; None where they lie apart.
     """
 
     frozen: Tensor
+    value: Tensor | None
     adapter: Tensor | None
     joined: Tensor | None
 
     @classmethod
-    def split(cls, joined: Tensor, width: int) -> MlpHidden:
-        """Return the two parts of what lies side by side; the first is ``width`` wide, the second may be empty."""
-        if joined.shape[1] == width:
-            return cls(joined, None, joined)
-        return cls(joined[:, :width], joined[:, width:], joined)
+    def split(cls, joined: Tensor, t: MlpTensors) -> MlpHidden:
+        """Return the parts of what lies side by side; the adapter's may be empty."""
+        columns, gated = columns_of(t), t.gate_weight is not None
+        frozen, value = joined[:, :columns], joined[:, columns : 2 * columns] if gated else None
+        adapter = joined[:, (1 + gated) * columns :]
+        return cls(frozen, value, adapter if adapter.shape[1] else None, joined)
+
+
+def columns_of(t: MlpTensors) -> int:
+    """Return the columns that the hidden units of an MLP take: as many as they are, but of a gated one `aligned`."""
+    units = t.in_weight.shape[0]
+    return units if t.gate_weight is None else aligned(units)
 
 
 class HiddenGradient(NamedTuple):
@@ -62,7 +73,8 @@ class HiddenGradient(NamedTuple):
 
     Attributes:
         adapter: That of the adapter's hidden units ``[M, W]``.
-        joined: That of the MLP's activations with it behind ``[M, >= K + W]``; None where it is still to be computed.
+        joined: That of the MLP's activations with it behind ``[M, >= C + W]``; of a gated MLP with memory for that of
+            the layer that is activated in front ``[M, >= 2*C + W]``. None where it is still to be computed.
     """
 
     adapter: Tensor
@@ -107,7 +119,7 @@ class Products(Protocol[ActivatedT]):
         first: FirstLayer,
         t: MlpTensors,
         adapter: AdapterTensors | None,
-        eps: float,
+        branch: MlpPlan,
     ) -> tuple[Tensor, Tensor | None, MlpHidden]:
         """Normalize and apply the first layers of MLP and adapter.
 
@@ -117,18 +129,21 @@ class Products(Protocol[ActivatedT]):
             first: What `first_layer` returned.
             t: The frozen layers.
             adapter: The adapter, or None.
-            eps: Of the norm.
+            branch: The branch.
 
         Returns:
             ``x + y``; that normalized, if there is an adapter; what is activated.
         """
         ...
 
-    def activate(self, pre: MlpHidden, branch: MlpPlan, factor: Tensor | None, rows_per_clip: int) -> ActivatedT:
-        """Activate what `expand` returned, for `contract`.
+    def activate(
+        self, pre: MlpHidden, t: MlpTensors, branch: MlpPlan, factor: Tensor | None, rows_per_clip: int
+    ) -> ActivatedT:
+        """Activate what `expand` returned, gate and normalize it, for `contract`.
 
         Args:
             pre: What is activated.
+            t: The frozen layers.
             branch: The branch.
             factor: Stochastic depth of each clip, or None.
             rows_per_clip: T*N.
@@ -160,7 +175,7 @@ class Products(Protocol[ActivatedT]):
         first: FirstLayer,
         t: MlpTensors,
         adapter: AdapterTensors | None,
-        activation: str,
+        branch: MlpPlan,
     ) -> Tensor:
         """Return the gradient of the normalized tokens ``[M, D]``.
 
@@ -172,7 +187,7 @@ class Products(Protocol[ActivatedT]):
             first: What `first_layer` returned.
             t: The frozen layers.
             adapter: The adapter, or None.
-            activation: Of the MLP.
+            branch: The branch.
         """
         ...
 

@@ -265,10 +265,10 @@ def _mlp_forward(
 ) -> Output:
     t, adapter = tensors.frozen, tensors.trained.adapter
     assert isinstance(t, MlpTensors)
-    x, h, pre = products.expand(x, y, products.first_layer(t, adapter), t, adapter, branch.eps)
+    x, h, pre = products.expand(x, y, products.first_layer(t, adapter), t, adapter, branch)
     del h
     kept = select(KeptMlp(*products.kept(pre)), names)
-    activated = products.activate(pre, branch, tensors.factor, chain.rows_per_clip)
+    activated = products.activate(pre, t, branch, tensors.factor, chain.rows_per_clip)
     del pre
     return Output(x, products.contract(activated, t, adapter), kept)
 
@@ -288,11 +288,12 @@ def _mlp_backward(
     assert isinstance(t, MlpTensors)
     first = products.first_layer(t, adapter)
     if kept.pre is None:
-        _, h, pre = products.expand(x, None, first, t, adapter, branch.eps)
+        _, h, pre = products.expand(x, None, first, t, adapter, branch)
     else:
         h = None  # [M, D]
         if adapter is not None:
-            h = frozen_rows(x.device).layer_norm(x, t.norm_weight, t.norm_bias, branch.eps, chain.compute_dtype)
+            frozen, dtype = frozen_rows(x.device), chain.compute_dtype
+            h = frozen.layer_norm(x, t.norm_weight, t.norm_bias, branch.eps, dtype, branch.norm)
         pre = products.restored(kept.pre, kept.units, t)
     d, d_adapter = None, None
     if adapter is not None:
@@ -308,9 +309,9 @@ def _mlp_backward(
         del h, hidden
     d_x = None
     if needs_input:
-        d_h = products.expand_backward(d_out, d, pre, first, t, adapter, branch.activation)  # [M, D]
+        d_h = products.expand_backward(d_out, d, pre, first, t, adapter, branch)  # [M, D]
         del d, pre, first  # before the gradient of the tokens needs memory
-        d_x = frozen_rows(x.device).layer_norm_backward(d_h, x, t.norm_weight, branch.eps, d_out)
+        d_x = frozen_rows(x.device).layer_norm_backward(d_h, x, t.norm_weight, branch.eps, d_out, branch.norm)
     return Gradients(d_x, TrainedTensors(d_adapter))
 
 

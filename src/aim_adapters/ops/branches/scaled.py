@@ -64,20 +64,20 @@ class ScaledProducts:
         first: FirstLayer,
         t: MlpTensors,
         adapter: AdapterTensors | None,
-        eps: float,
+        branch: MlpPlan,
     ) -> tuple[Tensor, Tensor | None, MlpHidden]:
         """Compute `Products.expand`."""
         wanted = None if adapter is None else self._dtype
-        x, h, scaled = self._scaled.layer_norm(x, y, t.norm_weight, t.norm_bias, eps, wanted)
+        x, h, scaled = self._scaled.layer_norm(x, y, t.norm_weight, t.norm_bias, branch.eps, wanted)
         weight, bias = self._scaled.quantize(first.weight), in_dtype(first.bias, self._dtype)
         pre = product(scaled, weight, bias, self._dtype)  # [M, K]
         if adapter is None or h is None:
-            return x, None, MlpHidden(pre, None, None)
+            return x, None, MlpHidden(pre, None, None, None)
         units = linear(h, adapter.down_weight.to(self._dtype), adapter.down_bias.to(self._dtype))  # [M, W]
-        return x, h, MlpHidden(pre, units, None)
+        return x, h, MlpHidden(pre, None, units, None)
 
     def activate(
-        self, pre: MlpHidden, branch: MlpPlan, factor: Tensor | None, rows_per_clip: int
+        self, pre: MlpHidden, t: MlpTensors, branch: MlpPlan, factor: Tensor | None, rows_per_clip: int
     ) -> tuple[Scaled, Tensor | None]:
         """Return activations ``[M, K]``, and the adapter's hidden layer ``[M, P]`` or None."""
         activated, hidden = self._scaled.activation(pre.frozen, branch.activation), None
@@ -110,13 +110,13 @@ class ScaledProducts:
         first: FirstLayer,
         t: MlpTensors,
         adapter: AdapterTensors | None,
-        activation: str,
+        branch: MlpPlan,
     ) -> Tensor:
         """Compute `Products.expand_backward`."""
         weight, _ = scaled_output(t.out_weight, t.out_bias, t.gamma, self._dtype)
         columns = self._scaled.quantize_columns(weight)
         d_activated = product(self._scaled.quantize(d_out), columns, None, self._dtype)  # [M, K]
-        d_pre = self._scaled.activation_backward(d_activated, pre.frozen, activation)
+        d_pre = self._scaled.activation_backward(d_activated, pre.frozen, branch.activation)
         del d_activated
         d_h = product(d_pre, self._scaled.quantize_columns(first.weight), None, self._dtype)  # [M, D]
         if d is not None and adapter is not None:
@@ -129,4 +129,4 @@ class ScaledProducts:
 
     def restored(self, pre: Tensor, units: Tensor | None, t: MlpTensors) -> MlpHidden:
         """Compute `Products.restored`."""
-        return MlpHidden(pre, units, None)
+        return MlpHidden(pre, None, units, None)
