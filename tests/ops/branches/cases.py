@@ -61,7 +61,7 @@ class Case:
     activation: str = "gelu"
     gated: bool = False  # the MLP
     norm: str = "layer"  # of the MLP
-    inner_norm: str = ""  # of the MLP
+    hidden_norm: str = ""  # of the MLP
 
     def tokens_in(self, seed: int = 0) -> Tensor:
         """Return tokens ``[B*T, N, D]``, float64."""
@@ -80,7 +80,7 @@ class Case:
 
     def mlp(self) -> MlpPlan:
         """Return an MLP branch."""
-        return MlpPlan(self.activation, EPS, 0.7, self.norm, self.gated, self.inner_norm, 2 * EPS)
+        return MlpPlan(self.activation, EPS, 0.7, self.norm, self.gated, self.hidden_norm, 2 * EPS)
 
     def tensors(self, plan: AttentionPlan | MlpPlan, seed: int = 1) -> BranchTensors:
         """Return the tensors of a branch, float64; those that train require a gradient."""
@@ -104,7 +104,7 @@ class Case:
         absent |= set() if self.biases else {"qkv_bias", "in_bias", "out_bias", "gate_bias"}
         absent |= set() if self.affine else {"norm_weight", "norm_bias", "inner_weight", "inner_bias"}
         absent |= set() if self.gated and not attends else {"gate_weight", "gate_bias"}
-        absent |= set() if self.inner_norm and not attends else {"inner_weight", "inner_bias"}
+        absent |= set() if (self.inner_norm if attends else self.hidden_norm) else {"inner_weight", "inner_bias"}
         frozen = kind(*(None if n in absent else 0.5 * draw(seed + i, *shapes[n]) for i, n in enumerate(kind._fields)))
         adapter, bias, entering = None, None, None
         if self.adapter:

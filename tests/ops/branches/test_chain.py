@@ -35,7 +35,7 @@ CASES = {
     "no_adapters": Case(adapter=False),
     "bare": Case(gamma=False, biases=False, affine=False, activation="quick_gelu"),
     "one_frame": Case(frames=1),
-    "gated": Case(gated=True, norm="rms", inner_norm="layer", hidden=11, activation="silu"),
+    "gated": Case(gated=True, norm="rms", hidden_norm="layer", hidden=11, activation="silu"),
     "entering": Case(clips=3, factor=True, entering=True),
     "rotary": Case(rotary="interleaved", inner_norm="layer"),
     "head_norms": Case(rotary="halves", head_norm="rms", place_bias=True),
@@ -260,7 +260,7 @@ def test_autocast_does_not_reach_inside() -> None:
 
 
 COMPILED = Case(time_bias=True, factor=True, entering=True)
-COMPILED_GATED = replace(COMPILED, gated=True, norm="rms", inner_norm="layer", hidden=11)
+COMPILED_GATED = replace(COMPILED, gated=True, norm="rms", hidden_norm="layer", hidden=11)
 
 
 @pytest.mark.parametrize(("memory", "case"), [*((memory, COMPILED) for memory in MEMORY), ("fast", COMPILED_GATED)])
@@ -302,18 +302,17 @@ def test_operators_are_registered_in_full(memory: str, kinds: tuple[str, ...]) -
     check_operators(sized(Case(), kinds).tokens_in(), given, plan)
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("memory", MEMORY)
 def test_operators_are_registered_in_full_of_norms_and_positions(memory: str) -> None:
     for name in ("rotary", "head_norms"):
         plan, given, _ = build(CASES[name], CHAINS["block"], memory=memory)
         check_operators(CASES[name].tokens_in(), given, plan)
-=======
+
+
 @pytest.mark.parametrize("adapter", [True, False])
 def test_so_are_those_of_gated_mlps(adapter: bool) -> None:
     plan, given, _ = build(replace(COMPILED_GATED, adapter=adapter), CHAINS["mlp_alone"])
     check_operators(Case().tokens_in(), given, plan)
->>>>>>> 0faa304 (branches: gated MLPs, norms in front of their last layer, RMS norms)
 
 
 def check_operators(x: Tensor, given: Branches, plan: ChainPlan) -> None:

@@ -106,12 +106,12 @@ def test_activations(activation: str, memory: str) -> None:
 GATED = {
     "gated": Case(gated=True),
     "gated_odd": Case(gated=True, hidden=11),
-    "gated_inner_norm": Case(gated=True, inner_norm="layer", hidden=11, activation="silu"),
-    "inner_norm": Case(inner_norm="layer"),
-    "inner_rms": Case(inner_norm="rms", gated=True, affine=False),
+    "gated_inner_norm": Case(gated=True, hidden_norm="layer", hidden=11, activation="silu"),
+    "inner_norm": Case(hidden_norm="layer"),
+    "inner_rms": Case(hidden_norm="rms", gated=True, affine=False),
     "rms": Case(norm="rms", activation="silu"),
     "rms_gated_no_biases": Case(norm="rms", gated=True, biases=False, gamma=False, activation="silu"),
-    "all_and_drop_path": Case(clips=3, norm="rms", gated=True, inner_norm="layer", hidden=13, factor=True),
+    "all_and_drop_path": Case(clips=3, norm="rms", gated=True, hidden_norm="layer", hidden=13, factor=True),
 }
 
 
@@ -125,7 +125,7 @@ def test_gated_mlps_and_their_norms(case: Case, memory: str, adapter: bool) -> N
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_that_gate(activation: str) -> None:
-    check(Case(activation=activation, gated=True, inner_norm="layer"), "mlp")
+    check(Case(activation=activation, gated=True, hidden_norm="layer"), "mlp")
     check(Case(activation=activation, gated=True), "mlp")
 
 

@@ -2,6 +2,17 @@
 
 from aim_adapters.ops.bottleneck.api import BottleneckRows, bottleneck_rows
 from aim_adapters.ops.bottleneck.layer import Layer
+from aim_adapters.ops.bottleneck.weights import Adapter, Composed, MlpLayers, OutputLayer
 from aim_adapters.ops.bottleneck.width import aligned, padded
 
-__all__ = ["BottleneckRows", "Layer", "aligned", "bottleneck_rows", "padded"]
+__all__ = [
+    "Adapter",
+    "BottleneckRows",
+    "Composed",
+    "Layer",
+    "MlpLayers",
+    "OutputLayer",
+    "aligned",
+    "bottleneck_rows",
+    "padded",
+]

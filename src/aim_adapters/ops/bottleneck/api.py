@@ -11,6 +11,7 @@ from torch import Tensor
 
 from aim_adapters.ops.bottleneck import aten
 from aim_adapters.ops.bottleneck.layer import Layer
+from aim_adapters.ops.bottleneck.weights import Adapter, MlpLayers, OutputLayer
 
 
 class BottleneckRows(Protocol):
@@ -98,6 +99,44 @@ class BottleneckRows(Protocol):
 
         Returns:
             Weights ``[K + W, D]`` and biases ``[K + W]``, or with two layers ``[2*aligned(K) + W, D]``.
+        """
+        ...
+
+    def output_layer(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        gamma: Tensor | None,
+        adapters: Sequence[Adapter],
+        dtype: torch.dtype,
+    ) -> OutputLayer:
+        """Put together a frozen output layer, the LayerScale behind it, and adapters that read what it returns.
+
+        Args:
+            weight: ``[D, K]``, any floating dtype.
+            bias: ``[D]``, any floating dtype, or None.
+            gamma: LayerScale ``[D]``, any floating dtype, or None.
+            adapters: Two at most.
+            dtype: Dtype of the result.
+        """
+        ...
+
+    def mlp_layers(
+        self,
+        first: Layer,
+        last: Layer,
+        gamma: Tensor | None,
+        adapter: Adapter,
+        dtype: torch.dtype,
+    ) -> MlpLayers:
+        """Put together the layers of a frozen MLP, the LayerScale behind it, and an adapter beside it.
+
+        Args:
+            first: Weight ``[K, D]`` and bias ``[K]`` or None, any floating dtype.
+            last: Weight ``[D, K]`` and bias ``[D]`` or None, any floating dtype.
+            gamma: LayerScale ``[D]``, any floating dtype, or None.
+            adapter: The adapter.
+            dtype: Dtype of the result.
         """
         ...
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aim_adapters.ops.bottleneck.layer import Layer
+from aim_adapters.ops.bottleneck.weights import Adapter, Composed, MlpLayers, OutputLayer, scaled
 from aim_adapters.ops.bottleneck.width import aligned, padded
 
 
@@ -67,6 +68,33 @@ def joined(layers: Sequence[Layer], down: Layer | None, dtype: torch.dtype) -> t
         weights.append(F.pad(layer.weight.to(dtype), (0, 0, 0, padding)))
         biases.append(F.pad(bias.to(dtype), (0, padding)))
     return torch.cat(weights), torch.cat(biases)
+
+
+def output_layer(
+    weight: Tensor, bias: Tensor | None, gamma: Tensor | None, adapters: Sequence[Adapter], dtype: torch.dtype
+) -> OutputLayer:
+    """Compute `BottleneckRows.output_layer` by PyTorch's operators."""
+    weight, bias = scaled(weight, bias, gamma, dtype)
+    found = []
+    for down_weight, down_bias, up_weight, up_bias, beside in adapters:
+        down_weight, down_bias = down_weight.to(dtype), down_bias.to(dtype)
+        composed_bias = down_bias if bias is None else torch.addmv(down_bias, down_weight, bias)
+        wide = widened(weight if beside else None, up_weight, up_bias, dtype)
+        found.append(Composed(down_weight @ weight, composed_bias, wide))
+    return OutputLayer(weight, bias, found)
+
+
+def mlp_layers(
+    first: Layer,
+    last: Layer,
+    gamma: Tensor | None,
+    adapter: Adapter,
+    dtype: torch.dtype,
+) -> MlpLayers:
+    """Compute `BottleneckRows.mlp_layers` by PyTorch's operators."""
+    weight, bias = scaled(*last, gamma, dtype)
+    wide = widened(weight, adapter.up_weight, adapter.up_bias, dtype)
+    return MlpLayers(*joined([first], Layer(adapter.down_weight, adapter.down_bias), dtype), wide, bias)
 
 
 def _of_rows(factor: Tensor | None, rows: int, scale: float) -> Tensor | float:

@@ -133,6 +133,127 @@ def gradients_kernel(
 
 
 @triton.jit
+def _write_wide_row(
+    weight_ptr, gamma, up_weight_ptr, up_bias_ptr, out_ptr, row,
+    OWN_COLUMNS: tl.constexpr, UNITS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    # out[row] = (gamma * weight[row], up_weight[row], up_bias[row], 0, ...), K + P columns; as `widened_kernel`.
+    for start in tl.static_range(0, OWN_COLUMNS + COLUMNS, BLOCK_COLUMNS):
+        column = start + tl.arange(0, BLOCK_COLUMNS)
+        unit = column - OWN_COLUMNS
+        # Each column is of one source: the other loads give it zeros.
+        tile = tl.load(up_weight_ptr + row * UNITS + unit, mask=(unit >= 0) & (unit < UNITS), other=0.0).to(tl.float32)
+        tile += tl.load(up_bias_ptr + row + 0 * unit, mask=unit == UNITS, other=0.0).to(tl.float32)
+        if start < OWN_COLUMNS:
+            own = tl.load(weight_ptr + row * OWN_COLUMNS + column, mask=column < OWN_COLUMNS, other=0.0)
+            tile += own.to(tl.float32) * gamma
+        inside = column < OWN_COLUMNS + COLUMNS
+        tl.store(out_ptr + row * (OWN_COLUMNS + COLUMNS) + column, tile.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _copy_row(
+    weight_ptr, bias_ptr, row, out_ptr, out_bias_ptr, out_row,
+    FEATURES: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    # Row `row` of a layer, weight [K, D] and bias [K] or zeros, becomes row `out_row` of out [K', D] and out_bias [K'].
+    for start in tl.static_range(0, FEATURES, BLOCK_COLUMNS):
+        column = start + tl.arange(0, BLOCK_COLUMNS)
+        tile = tl.load(weight_ptr + row * FEATURES + column, mask=column < FEATURES, other=0.0)
+        tl.store(out_ptr + out_row * FEATURES + column, tile.to(out_ptr.dtype.element_ty), mask=column < FEATURES)
+    if HAS_BIAS:
+        tl.store(out_bias_ptr + out_row, tl.load(bias_ptr + row).to(out_bias_ptr.dtype.element_ty))
+    else:
+        tl.store(out_bias_ptr + out_row, 0.0)
+
+
+@triton.jit
+def _scale_of(gamma_ptr, row, HAS_GAMMA: tl.constexpr):
+    # Return the LayerScale of a feature, or 1.
+    gamma = 1.0
+    if HAS_GAMMA:
+        gamma = tl.load(gamma_ptr + row).to(tl.float32)
+    return gamma
+
+
+@triton.jit
+def output_layer_kernel(
+    weight_ptr, bias_ptr, gamma_ptr,
+    down_weight_1_ptr, down_bias_1_ptr, up_weight_1_ptr, up_bias_1_ptr, widened_1_ptr,
+    down_weight_2_ptr, down_bias_2_ptr, up_weight_2_ptr, up_bias_2_ptr, widened_2_ptr,
+    downs_ptr, down_biases_ptr, out_bias_ptr,
+    FEATURES: tl.constexpr, OWN_1: tl.constexpr, UNITS_1: tl.constexpr, COLUMNS_1: tl.constexpr,
+    OWN_2: tl.constexpr, UNITS_2: tl.constexpr, COLUMNS_2: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_GAMMA: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    # Around a layer with weight [D, K], bias [D] and LayerScale gamma [D], of one or two adapters (UNITS_2 = 0) of
+    # widths W: widened [D, K + P] or [D, P] (OWN = K or 0), as `_write_wide_row` does; the down-projections one below
+    # the other, downs [W1 + W2, D] and down_biases [W1 + W2]; out_bias = gamma * bias. All contiguous. The first D
+    # programs write the rows of the former, the others one of the latter each.
+    row = tl.program_id(0).to(tl.int64)
+    if row < FEATURES:
+        gamma = _scale_of(gamma_ptr, row, HAS_GAMMA)
+        _write_wide_row(
+            weight_ptr, gamma, up_weight_1_ptr, up_bias_1_ptr, widened_1_ptr, row, OWN_1, UNITS_1, COLUMNS_1,
+            BLOCK_COLUMNS,
+        )  # fmt: skip
+        if UNITS_2 > 0:
+            _write_wide_row(
+                weight_ptr, gamma, up_weight_2_ptr, up_bias_2_ptr, widened_2_ptr, row, OWN_2, UNITS_2, COLUMNS_2,
+                BLOCK_COLUMNS,
+            )  # fmt: skip
+        if HAS_BIAS:
+            bias = tl.load(bias_ptr + row).to(tl.float32) * gamma
+            tl.store(out_bias_ptr + row, bias.to(out_bias_ptr.dtype.element_ty))
+    else:
+        unit = row - FEATURES
+        if unit < UNITS_1:
+            _copy_row(
+                down_weight_1_ptr, down_bias_1_ptr, unit, downs_ptr, down_biases_ptr, unit, FEATURES, True,
+                BLOCK_COLUMNS,
+            )  # fmt: skip
+        elif UNITS_2 > 0:
+            _copy_row(
+                down_weight_2_ptr, down_bias_2_ptr, unit - UNITS_1, downs_ptr, down_biases_ptr, unit, FEATURES, True,
+                BLOCK_COLUMNS,
+            )  # fmt: skip
+
+
+@triton.jit
+def mlp_layers_kernel(
+    in_weight_ptr, in_bias_ptr, down_weight_ptr, down_bias_ptr, first_weight_ptr, first_bias_ptr,
+    out_weight_ptr, out_bias_ptr, gamma_ptr, up_weight_ptr, up_bias_ptr, last_weight_ptr, last_bias_ptr,
+    HIDDEN: tl.constexpr, FEATURES: tl.constexpr, UNITS: tl.constexpr, COLUMNS: tl.constexpr,
+    HAS_IN_BIAS: tl.constexpr, HAS_OUT_BIAS: tl.constexpr, HAS_GAMMA: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    # Both layers of an MLP and of an adapter beside it: first [K + W, D] and [K + W], as `joined_kernel` does; and
+    # last [D, K + P], as `_write_wide_row` does, last_bias = gamma * out_bias [D]. K is HIDDEN. All contiguous.
+    # A program writes a row: first those of the last layer, which are longer.
+    row = tl.program_id(0).to(tl.int64)
+    if row < FEATURES:
+        gamma = _scale_of(gamma_ptr, row, HAS_GAMMA)
+        _write_wide_row(
+            out_weight_ptr, gamma, up_weight_ptr, up_bias_ptr, last_weight_ptr, row, HIDDEN, UNITS, COLUMNS,
+            BLOCK_COLUMNS,
+        )  # fmt: skip
+        if HAS_OUT_BIAS:
+            bias = tl.load(out_bias_ptr + row).to(tl.float32) * gamma
+            tl.store(last_bias_ptr + row, bias.to(last_bias_ptr.dtype.element_ty))
+    elif row < FEATURES + HIDDEN:
+        out_row = row - FEATURES
+        _copy_row(
+            in_weight_ptr, in_bias_ptr, out_row, first_weight_ptr, first_bias_ptr, out_row, FEATURES, HAS_IN_BIAS,
+            BLOCK_COLUMNS,
+        )  # fmt: skip
+    else:
+        out_row = row - FEATURES
+        _copy_row(
+            down_weight_ptr, down_bias_ptr, out_row - HIDDEN, first_weight_ptr, first_bias_ptr, out_row, FEATURES, True,
+            BLOCK_COLUMNS,
+        )  # fmt: skip
+
+
+@triton.jit
 def widened_kernel(
     weight_ptr, up_weight_ptr, up_bias_ptr, out_ptr,
     GIVEN_COLUMNS: tl.constexpr, OWN_COLUMNS: tl.constexpr, UNITS: tl.constexpr, COLUMNS: tl.constexpr,

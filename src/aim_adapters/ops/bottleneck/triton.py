@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aim_adapters.ops.bottleneck import kernels
 from aim_adapters.ops.bottleneck.layer import Layer
+from aim_adapters.ops.bottleneck.weights import Adapter, Composed, MlpLayers, OutputLayer, scaled
 from aim_adapters.ops.bottleneck.width import aligned, padded
 from aim_adapters.ops.frozen.triton import dense
 from aim_adapters.ops.launch import cdiv, launch, next_power_of_2
@@ -101,6 +102,75 @@ def joined(layers: Sequence[Layer], down: Layer | None, dtype: torch.dtype) -> t
         num_warps=4,
     )  # fmt: skip
     return out, out_bias
+
+
+def output_layer(
+    weight: Tensor, bias: Tensor | None, gamma: Tensor | None, adapters: Sequence[Adapter], dtype: torch.dtype
+) -> OutputLayer:
+    """Compute `BottleneckRows.output_layer` by a kernel and a product."""
+    if not adapters:
+        return OutputLayer(*scaled(weight, bias, gamma, dtype), [])
+    (features, inner), device = weight.shape, weight.device
+    widths = [len(adapter.down_bias) for adapter in adapters]
+    own = [inner if adapter.beside else 0 for adapter in adapters]
+    columns = [padded(width) for width in widths]
+    out = [
+        torch.empty((features, first + more), dtype=dtype, device=device)
+        for first, more in zip(own, columns, strict=True)
+    ]
+    downs = torch.empty((sum(widths), features), dtype=dtype, device=device)
+    down_biases = torch.empty(sum(widths), dtype=dtype, device=device)
+    out_bias = None if bias is None else torch.empty(features, dtype=dtype, device=device)
+    given: list[Tensor | None] = []
+    for adapter, wide in zip(adapters, out, strict=True):
+        given += [*_all_dense(adapter[:4]), wide]
+    given += [None] * (10 - len(given))
+    second = (own[1], widths[1], columns[1]) if len(adapters) > 1 else (0, 0, 0)
+    launch(
+        kernels.output_layer_kernel, features + sum(widths),
+        *_all_dense((weight, bias, gamma)), *given, downs, down_biases, out_bias,
+        FEATURES=features, OWN_1=own[0], UNITS_1=widths[0], COLUMNS_1=columns[0],
+        OWN_2=second[0], UNITS_2=second[1], COLUMNS_2=second[2],
+        HAS_BIAS=bias is not None, HAS_GAMMA=gamma is not None, BLOCK_COLUMNS=_COLUMNS, num_warps=4,
+    )  # fmt: skip
+    layer = next((wide[:, :inner] for wide, first in zip(out, own, strict=True) if first), None)
+    if layer is None:
+        layer, _ = scaled(weight, None, gamma, dtype)
+    composed, biases = downs @ layer, down_biases  # [W1 + W2, K]
+    if out_bias is not None:
+        biases = torch.addmv(down_biases, downs, out_bias)
+    pairs = zip(composed.split(widths), biases.split(widths), out, strict=True)
+    return OutputLayer(layer, out_bias, [Composed(*each) for each in pairs])
+
+
+def mlp_layers(
+    first: Layer,
+    last: Layer,
+    gamma: Tensor | None,
+    adapter: Adapter,
+    dtype: torch.dtype,
+) -> MlpLayers:
+    """Compute `BottleneckRows.mlp_layers` by a kernel."""
+    (hidden_units, features), device = first[0].shape, first[0].device
+    width = len(adapter.down_bias)
+    first_weight = torch.empty((hidden_units + width, features), dtype=dtype, device=device)
+    first_bias = torch.empty(hidden_units + width, dtype=dtype, device=device)
+    last_weight = torch.empty((features, hidden_units + padded(width)), dtype=dtype, device=device)
+    last_bias = None if last[1] is None else torch.empty(features, dtype=dtype, device=device)
+    down_weight, down_bias, up_weight, up_bias = _all_dense(adapter[:4])
+    launch(
+        kernels.mlp_layers_kernel, hidden_units + width + features,
+        *_all_dense(first), down_weight, down_bias, first_weight, first_bias,
+        *_all_dense((*last, gamma)), up_weight, up_bias, last_weight, last_bias,
+        HIDDEN=hidden_units, FEATURES=features, UNITS=width, COLUMNS=padded(width),
+        HAS_IN_BIAS=first[1] is not None, HAS_OUT_BIAS=last[1] is not None, HAS_GAMMA=gamma is not None,
+        BLOCK_COLUMNS=_COLUMNS, num_warps=4,
+    )  # fmt: skip
+    return MlpLayers(first_weight, first_bias, last_weight, last_bias)
+
+
+def _all_dense(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [dense(tensor) for tensor in tensors]
 
 
 _NO_LAYER = (None, None)
