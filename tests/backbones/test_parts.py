@@ -11,8 +11,10 @@ from timm.layers import RmsNorm
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+import aim_adapters as aim
 from aim_adapters.anatomy import AttentionParts, BlockAnatomy, BlockParts, MlpParts, apply_part, made
 from aim_adapters.backbones import read_anatomy
+from aim_adapters.core import fusion
 from aim_adapters.core.fusion import attention_tensors, mlp_tensors
 from aim_adapters.ops.branches import AttentionPlan, AttentionTensors, BranchTensors, MlpPlan, WindowTensors, tile
 from tests.backbones import (
@@ -24,7 +26,7 @@ from tests.backbones import (
     test_torchvision_vit,
     test_transformers,
 )
-from tests.backbones.cases import Case
+from tests.backbones.cases import FRAMES, Case
 from tests.ops.branches.cases import plain_attention, plain_mlp
 
 FAMILIES = {
@@ -127,6 +129,24 @@ def test_mlp_is_what_the_family_computes(member: str) -> None:
         expected = x + apply_part(block, anatomy.post_mlp, theirs)
         ours = plain_mlp(x, BranchTensors(mlp_tensors(parts)), MlpPlan(parts.activation, parts.eps, 1.0), 1)
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("member", [name for name in MEMBERS if not name.startswith("swin")])
+def test_attention_runs_fused_with_all_that_the_model_passes_to_its_blocks(
+    member: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, seen = MEMBERS[member], []
+    run = fusion.run_branches
+    monkeypatch.setattr(fusion, "run_branches", lambda x, t, plan: seen.extend(plan.branches) or run(x, t, plan))
+    model = case.model()
+    anatomy = read_anatomy(model)
+    aim.wrap_image_model(model, FRAMES).train()
+    case.call(model, case.video())
+    by_modules = NOT_PLAIN.get(member, ("", ""))[0] or member in UNDESCRIBED
+    expected = 0 if by_modules else len(anatomy.blocks)
+    frames, tokens = (sum(getattr(each, "over", "") == over for each in seen) for over in ("frames", "tokens"))
+    assert frames == expected
+    assert tokens in (expected, max(0, expected - 1))  # the last block may need the [class] token alone
 
 
 # What is not plain

@@ -27,7 +27,8 @@ from aim_adapters.core.foreign import (
     outermost_path,
     tuned_parameters,
 )
-from aim_adapters.core.fusion import ByModules, fp8_missing, fused_branches
+from aim_adapters.core.fp8 import fp8_missing
+from aim_adapters.core.fusion import ByModules, fused_branches
 from aim_adapters.core.graphs import GraphRow, Graphs
 from aim_adapters.core.guards import (
     can_train,

@@ -75,6 +75,8 @@ def _decide(block: Any, x: Tensor, *, positions: Positions | str | None) -> Deci
     aim, state, weight = block.aim, block.aim.root_state, held_weight(block)
     x = x.to(dtype_beside(weight, x))
     branches = fused_branches(block, x, positions=positions)
+    if isinstance(positions, Positions):  # those of a call are not remembered
+        branches = branches.at(Positions())
     return Decision(branches, x.dtype, state.execution, state.config, Watch(block, aim, ignoring=_IGNORED), weight)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from aim_adapters.anatomy import AttentionParts, BlockAnatomy, Derived, MlpParts, Positions, Windows, has_hooks, made
 from aim_adapters.config import Execution
+from aim_adapters.core.fp8 import unfit_for_fp8
 from aim_adapters.core.places import PLACED, place_tensors, unfit_places
 from aim_adapters.core.state import BlockState
 from aim_adapters.errors import UnsupportedKernelError
@@ -36,7 +37,6 @@ from aim_adapters.ops.temporal_attention import case_of, choose
 
 DEVICES = ("cpu", "cuda")
 _ON_GPU = (torch.bfloat16, torch.float16, torch.float32)
-_MOST_IN_FP8 = 16384
 
 
 class FusedBranch(NamedTuple):
@@ -226,42 +226,12 @@ def _require_fused(branches: Branches, aim: BlockState, asked: str, instead: str
 
 def _in_fp8(branch: Branch, x: Tensor) -> Branch:
     """Return a branch if its products can be computed in float8, or why they cannot."""
-    if not isinstance(branch, FusedBranch) or (reason := _unfit_for_fp8(branch, x)) is None:
+    if not isinstance(branch, FusedBranch) or branch.tensors.frozen is None:
         return branch
-    return ByModules(reason)
-
-
-def fp8_missing() -> str | None:
-    """Return why this machine's GPU cannot multiply float8, or None.
-
-    Looked up once, at the latest when float8 is asked for: ``torch.compile`` cannot trace how.
-    """
-    if not torch.cuda.is_available():
-        return "float8 needs a CUDA device"
-    if not _fp8_missing:
-        fits = torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 9)
-        _fp8_missing.append(
-            None if fits else "float8 needs an NVIDIA GPU of compute capability 8.9 or more (Ada, Hopper)"
-        )
-    return _fp8_missing[0]
-
-
-_fp8_missing: list[str | None] = []
-
-
-def _unfit_for_fp8(branch: FusedBranch, x: Tensor) -> str | None:
-    device, dtype, frozen = x.device, compute_dtype(x), branch.tensors.frozen
-    assert frozen is not None
+    frozen = branch.tensors.frozen
     weight = frozen.qkv_weight if isinstance(frozen, AttentionTensors) else frozen.in_weight
-    if device.type != "cuda":  # where kernels are interpreted, so is float8: for tests
-        return triton_missing(device.type) and f"float8 needs a CUDA device, got {device.type}"
-    if (missing := fp8_missing()) is not None:
-        return missing
-    if dtype != torch.bfloat16:
-        return f"float8 products return torch.bfloat16, got {dtype}; use torch.autocast"
-    if any(side % 16 or side > _MOST_IN_FP8 for side in weight.shape):
-        return f"float8 needs widths that are multiples of 16 up to {_MOST_IN_FP8}, got {tuple(weight.shape)}"
-    return None
+    reason = unfit_for_fp8(x.device, compute_dtype(x), weight.shape)
+    return branch if reason is None else ByModules(reason)
 
 
 def _unfit(x: Tensor) -> str | None:
