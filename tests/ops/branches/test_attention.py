@@ -92,6 +92,23 @@ def test_over_windows(frames: int, shift: tuple[int, int]) -> None:
     torch.testing.assert_close(d_qkv, wanted, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize(
+    ("implementation", "dtype", "tokens", "tolerance"),
+    [("flash", torch.float64, 5, 1e-10), ("triton", torch.float16, 20, 1e-2), ("triton", torch.float16, 70, 1e-2)],
+)
+def test_a_bias_of_all_tokens(implementation: str, dtype: torch.dtype, tokens: int, tolerance: float) -> None:
+    plan, windows = plan_of("tokens", 2, implementation), WindowTensors(draw(3, 2, tokens, tokens))
+    qkv, d_o = draw(0, 2, tokens, 3, 2, 16).requires_grad_(), draw(2, 2, tokens, 2, 16)
+    expected = plain_attend(qkv, None, plan, 1, windows)
+    (wanted,) = torch.autograd.grad(expected, qkv, d_o)
+    low = qkv.detach().to(dtype)
+    o, lse = attend(low, None, plan, 1, windows=windows)
+    assert lse is not None and lse.shape == lse_shape(plan, 2, tokens, None)
+    d_qkv, _, _ = attend_backward(d_o.to(dtype), low, None, o, lse, plan, 1, windows=windows)
+    for ours, theirs in ((o, expected.detach()), (d_qkv, wanted)):
+        torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(("clips", "frames", "tokens"), [(2, 4, 3), (1, 1, 1), (3, 8, 1)])
 def test_kernels_over_frames(clips: int, frames: int, tokens: int, biased: bool) -> None:

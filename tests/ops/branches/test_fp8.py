@@ -21,6 +21,7 @@ CASES = {
     "bare": Case(gamma=False, biases=False, affine=False, activation="quick_gelu"),
     "one_frame": Case(frames=1),
     "entering": Case(clips=3, factor=True, entering=True),
+    "between": Case(rotary="interleaved", head_norm="layer", inner_norm="layer"),
     "no_clips": Case(clips=0),
 }
 # Wide enough for errors to average out as they do in a model.
