@@ -228,7 +228,9 @@ def _in_fp8(branch: Branch, x: Tensor) -> Branch:
     """Return a branch if its products can be computed in float8, or why they cannot."""
     if not isinstance(branch, FusedBranch) or branch.tensors.frozen is None:
         return branch
-    frozen = branch.tensors.frozen
+    frozen, plan = branch.tensors.frozen, branch.plan
+    if plan.norm != "layer" or (isinstance(plan, MlpPlan) and (plan.gated or plan.inner_norm)):
+        return ByModules("float8 products know no RMSNorm, and no MLP that is gated or has a norm inside")
     weight = frozen.qkv_weight if isinstance(frozen, AttentionTensors) else frozen.in_weight
     reason = unfit_for_fp8(x.device, compute_dtype(x), weight.shape)
     return branch if reason is None else ByModules(reason)

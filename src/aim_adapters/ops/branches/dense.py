@@ -9,7 +9,7 @@ from torch import Tensor
 from aim_adapters.ops.bottleneck import Layer, bottleneck_rows, padded
 from aim_adapters.ops.branches.entrance import enter
 from aim_adapters.ops.branches.linear import in_dtype, linear, scaled_output
-from aim_adapters.ops.branches.plan import MlpPlan
+from aim_adapters.ops.branches.plan import AttentionPlan, MlpPlan
 from aim_adapters.ops.branches.products import FirstLayer, HiddenGradient, MlpHidden, Projected, columns_of
 from aim_adapters.ops.branches.tensors import AdapterTensors, AttentionTensors, MlpTensors
 from aim_adapters.ops.frozen import InnerNorm, frozen_rows
@@ -27,10 +27,15 @@ class DenseProducts:
         self._rows, self._bottleneck, self._dtype = frozen_rows(device), bottleneck_rows(device), dtype
 
     def project(
-        self, x: Tensor, y: Tensor | None, t: AttentionTensors, adapter: AdapterTensors | None, eps: float
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        t: AttentionTensors,
+        adapter: AdapterTensors | None,
+        branch: AttentionPlan,
     ) -> Projected:
         """Compute `Products.project`."""
-        x, h = self._enter(x, y, t, eps)
+        x, h = self._enter(x, y, t, branch.eps, branch.norm)
         pre = None if adapter is None else enter(h, adapter)
         packed = linear(h, t.qkv_weight.to(self._dtype), in_dtype(t.qkv_bias, self._dtype))  # [M, 3*H*d]
         return Projected(x, packed, pre)
@@ -134,7 +139,7 @@ class DenseProducts:
         return (F.pad(weight, (0, padding)) if padding else weight), bias
 
     def _enter(
-        self, x: Tensor, y: Tensor | None, t: AttentionTensors | MlpTensors, eps: float, norm: str = "layer"
+        self, x: Tensor, y: Tensor | None, t: AttentionTensors | MlpTensors, eps: float, norm: str
     ) -> tuple[Tensor, Tensor]:
         """Return ``x + y``, and that normalized."""
         if y is None:

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from torch import Tensor
 
 from aim_adapters.ops.bottleneck import aligned
-from aim_adapters.ops.branches.plan import MlpPlan
+from aim_adapters.ops.branches.plan import AttentionPlan, MlpPlan
 from aim_adapters.ops.branches.tensors import AdapterTensors, AttentionTensors, MlpTensors
 
 
@@ -91,7 +91,12 @@ class Products(Protocol[ActivatedT]):
     """
 
     def project(
-        self, x: Tensor, y: Tensor | None, t: AttentionTensors, adapter: AdapterTensors | None, eps: float
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        t: AttentionTensors,
+        adapter: AdapterTensors | None,
+        branch: AttentionPlan,
     ) -> Projected:
         """Normalize, adapt and project.
 
@@ -100,7 +105,7 @@ class Products(Protocol[ActivatedT]):
             y: What the branch in front adds to them ``[M, D]``, or None.
             t: Norm and projection.
             adapter: An adapter with an inner skip between the two, or None.
-            eps: Of the norm.
+            branch: The branch.
         """
         ...
 

@@ -139,7 +139,7 @@ def _attention_forward(
     t, adapter, dtype = tensors.frozen, tensors.trained.adapter, chain.compute_dtype
     assert isinstance(t, AttentionTensors)
     bottleneck = bottleneck_rows(x.device)
-    x, packed, input_pre = products.project(x, y, t, tensors.trained.input_adapter, branch.eps)
+    x, packed, input_pre = products.project(x, y, t, tensors.trained.input_adapter, branch)
     qkv = _as_heads(packed, branch, chain)  # [B*T, N, 3, H, d]
     out_weight, out_bias = scaled_output(t.out_weight, t.out_bias, t.gamma, dtype)
     width, hidden = out_weight.shape[1], 0 if adapter is None else padded(adapter.up_weight.shape[1])
@@ -213,7 +213,7 @@ def _attention_backward(
             d_o = d.adapter @ kept.composed  # [M, H*d]
     entering, qkv, input_pre = tensors.trained.input_adapter, kept.packed, kept.input_pre
     if qkv is None:
-        _, packed, input_pre = products.project(x, None, t, entering, branch.eps)
+        _, packed, input_pre = products.project(x, None, t, entering, branch)
         qkv = _as_heads(packed, branch, chain)
         del packed
     heads = _heads_between(branch, tensors)
@@ -225,7 +225,8 @@ def _attention_backward(
     if branch.inner_norm:
         attended = attend(ready, bias, branch, chain.num_frames)[0].view(len(x), width) if rows is None else rows
         rows = _normalized(attended, t, branch)
-        d_o = frozen_rows(x.device).layer_norm_backward(d_o, attended, t.inner_weight, branch.inner_eps, None)
+        rows_of, eps = frozen_rows(x.device), branch.inner_eps
+        d_o = rows_of.layer_norm_backward(d_o, attended, t.inner_weight, eps, None, branch.inner_norm)
         del attended
     d_qkv, o, d_bias = attend_backward(
         _heads(d_o, qkv), ready, bias, o, kept.lse, branch, chain.num_frames, windows=tensors.windows
@@ -246,11 +247,11 @@ def _attention_backward(
         d_h = products.project_backward(d_qkv.view(len(x), len(t.qkv_weight)), t)  # [M, D]
         del d_qkv
         if entering is not None and input_pre is not None:
-            h = frozen.layer_norm(x, t.norm_weight, t.norm_bias, branch.eps, dtype)
+            h = frozen.layer_norm(x, t.norm_weight, t.norm_bias, branch.eps, dtype, branch.norm)
             d_entering = enter_backward(d_h, h, input_pre, entering)
             del h
         if needs_input:
-            d_x = frozen.layer_norm_backward(d_h, x, t.norm_weight, branch.eps, d_out)
+            d_x = frozen.layer_norm_backward(d_h, x, t.norm_weight, branch.eps, d_out, branch.norm)
     return Gradients(d_x, TrainedTensors(d_adapter, d_bias, d_entering))
 
 
@@ -318,7 +319,7 @@ def _mlp_backward(
 def _normalized(attended: Tensor, t: AttentionTensors, branch: AttentionPlan) -> Tensor:
     """Return attended values ``[M, H*d]``, normalized for the output projection."""
     rows = frozen_rows(attended.device)
-    return rows.layer_norm(attended, t.inner_weight, t.inner_bias, branch.inner_eps, attended.dtype)
+    return rows.layer_norm(attended, t.inner_weight, t.inner_bias, branch.inner_eps, attended.dtype, branch.inner_norm)
 
 
 def _hidden_of(adapter: AdapterTensors, d_low: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from aim_adapters.ops.bottleneck import bottleneck_rows, padded
 from aim_adapters.ops.branches.entrance import enter
 from aim_adapters.ops.branches.linear import in_dtype, linear, scaled_output
-from aim_adapters.ops.branches.plan import MlpPlan
+from aim_adapters.ops.branches.plan import AttentionPlan, MlpPlan
 from aim_adapters.ops.branches.products import FirstLayer, HiddenGradient, MlpHidden, Projected
 from aim_adapters.ops.branches.tensors import AdapterTensors, AttentionTensors, MlpTensors
 from aim_adapters.ops.frozen import Scaled, product, scaled_rows
@@ -36,11 +36,16 @@ class ScaledProducts:
         self._bottleneck = bottleneck_rows(device)
 
     def project(
-        self, x: Tensor, y: Tensor | None, t: AttentionTensors, adapter: AdapterTensors | None, eps: float
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        t: AttentionTensors,
+        adapter: AdapterTensors | None,
+        branch: AttentionPlan,
     ) -> Projected:
         """Compute `Products.project`; adapted tokens are scaled in a pass of their own."""
         wanted, pre = None if adapter is None else self._dtype, None
-        x, h, scaled = self._scaled.layer_norm(x, y, t.norm_weight, t.norm_bias, eps, wanted)
+        x, h, scaled = self._scaled.layer_norm(x, y, t.norm_weight, t.norm_bias, branch.eps, wanted)
         if adapter is not None and h is not None:
             pre = enter(h, adapter)
             scaled = self._scaled.quantize(h)
