@@ -60,7 +60,7 @@ class Case:
     place_bias: bool = False  # of all tokens of a frame
     activation: str = "gelu"
     gated: bool = False  # the MLP
-    norm: str = "layer"  # of the MLP
+    norm: str = "layer"  # in front
     hidden_norm: str = ""  # of the MLP
 
     def tokens_in(self, seed: int = 0) -> Tensor:
@@ -76,7 +76,7 @@ class Case:
         implementation = implementation or ("eager" if over == "frames" else "flash")
         rotary = self.rotary if over == "tokens" else ""
         norms = {"head_norm": self.head_norm, "head_eps": 2 * EPS, "inner_norm": self.inner_norm, "inner_eps": 3 * EPS}
-        return AttentionPlan(over, self.heads, SCALE, EPS, implementation, shares, rotary=rotary, **norms)
+        return AttentionPlan(over, self.heads, SCALE, EPS, implementation, shares, self.norm, rotary=rotary, **norms)
 
     def mlp(self) -> MlpPlan:
         """Return an MLP branch."""
@@ -181,14 +181,14 @@ def plain_chain(x: Tensor, branches: Sequence[BranchTensors], plan: ChainPlan) -
 def plain_attention(x: Tensor, tensors: BranchTensors, plan: AttentionPlan, num_frames: int) -> Tensor:
     t = tensors.frozen
     assert isinstance(t, AttentionTensors)
-    h = F.layer_norm(x, x.shape[-1:], t.norm_weight, t.norm_bias, plan.eps)
+    h = plain_norm(x, t.norm_weight, t.norm_bias, plan.norm, plan.eps)
     if tensors.trained.input_adapter is not None:
         h = h + plain_adapter(h, tensors.trained.input_adapter, None, num_frames)
     qkv = F.linear(h, t.qkv_weight, t.qkv_bias).unflatten(-1, (3, plan.heads, -1))  # [B*T, N, 3, H, d]
     o = plain_attend(plain_heads(qkv, tensors, plan), tensors.trained.temporal_bias, plan, num_frames, tensors.windows)
     o = o.flatten(2)
     if plan.inner_norm:
-        o = F.layer_norm(o, o.shape[-1:], t.inner_weight, t.inner_bias, plan.inner_eps)
+        o = plain_norm(o, t.inner_weight, t.inner_bias, plan.inner_norm, plan.inner_eps)
     out = F.linear(o, t.out_weight, t.out_bias)
     out = out if t.gamma is None else out * t.gamma
     if tensors.trained.adapter is not None:
