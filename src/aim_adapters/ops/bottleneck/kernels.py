@@ -177,19 +177,39 @@ def _scale_of(gamma_ptr, row, HAS_GAMMA: tl.constexpr):
 
 
 @triton.jit
+def _down_row(
+    weight_ptr, bias_ptr, row, layer_bias_ptr, gamma_ptr, out_ptr, out_bias_ptr, out_row,
+    FEATURES: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_GAMMA: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    # Row `row` of a down-projection, as `_copy_row` does; its bias behind a layer with bias and LayerScale [D].
+    bias = tl.load(bias_ptr + row).to(tl.float32)
+    for start in tl.static_range(0, FEATURES, BLOCK_COLUMNS):
+        column = start + tl.arange(0, BLOCK_COLUMNS)
+        inside = column < FEATURES
+        tile = tl.load(weight_ptr + row * FEATURES + column, mask=inside, other=0.0).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + out_row * FEATURES + column, tile, mask=inside)
+        if HAS_BIAS:
+            added = tl.load(layer_bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
+            if HAS_GAMMA:
+                added *= tl.load(gamma_ptr + column, mask=inside, other=0.0).to(tl.float32)
+            bias += tl.sum(tile.to(tl.float32) * added, 0)
+    tl.store(out_bias_ptr + out_row, bias.to(out_bias_ptr.dtype.element_ty))
+
+
+@triton.jit
 def output_layer_kernel(
     weight_ptr, bias_ptr, gamma_ptr,
     down_weight_1_ptr, down_bias_1_ptr, up_weight_1_ptr, up_bias_1_ptr, widened_1_ptr,
     down_weight_2_ptr, down_bias_2_ptr, up_weight_2_ptr, up_bias_2_ptr, widened_2_ptr,
-    downs_ptr, down_biases_ptr, out_bias_ptr,
+    downs_ptr, biases_ptr, out_bias_ptr,
     FEATURES: tl.constexpr, OWN_1: tl.constexpr, UNITS_1: tl.constexpr, COLUMNS_1: tl.constexpr,
     OWN_2: tl.constexpr, UNITS_2: tl.constexpr, COLUMNS_2: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_GAMMA: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     # Around a layer with weight [D, K], bias [D] and LayerScale gamma [D], of one or two adapters (UNITS_2 = 0) of
     # widths W: widened [D, K + P] or [D, P] (OWN = K or 0), as `_write_wide_row` does; the down-projections one below
-    # the other, downs [W1 + W2, D] and down_biases [W1 + W2]; out_bias = gamma * bias. All contiguous. The first D
-    # programs write the rows of the former, the others one of the latter each.
+    # the other, downs [W1 + W2, D], and their biases behind the layer's, biases [W1 + W2] = down_bias + down_weight
+    # out_bias; out_bias = gamma * bias. All contiguous. The first D programs write rows of widened, the rest of downs.
     row = tl.program_id(0).to(tl.int64)
     if row < FEATURES:
         gamma = _scale_of(gamma_ptr, row, HAS_GAMMA)
@@ -208,14 +228,14 @@ def output_layer_kernel(
     else:
         unit = row - FEATURES
         if unit < UNITS_1:
-            _copy_row(
-                down_weight_1_ptr, down_bias_1_ptr, unit, downs_ptr, down_biases_ptr, unit, FEATURES, True,
-                BLOCK_COLUMNS,
+            _down_row(
+                down_weight_1_ptr, down_bias_1_ptr, unit, bias_ptr, gamma_ptr, downs_ptr, biases_ptr, unit,
+                FEATURES, HAS_BIAS, HAS_GAMMA, BLOCK_COLUMNS,
             )  # fmt: skip
         elif UNITS_2 > 0:
-            _copy_row(
-                down_weight_2_ptr, down_bias_2_ptr, unit - UNITS_1, downs_ptr, down_biases_ptr, unit, FEATURES, True,
-                BLOCK_COLUMNS,
+            _down_row(
+                down_weight_2_ptr, down_bias_2_ptr, unit - UNITS_1, bias_ptr, gamma_ptr, downs_ptr, biases_ptr, unit,
+                FEATURES, HAS_BIAS, HAS_GAMMA, BLOCK_COLUMNS,
             )  # fmt: skip
 
 

@@ -119,7 +119,7 @@ def output_layer(
         for first, more in zip(own, columns, strict=True)
     ]
     downs = torch.empty((sum(widths), features), dtype=dtype, device=device)
-    down_biases = torch.empty(sum(widths), dtype=dtype, device=device)
+    biases = torch.empty(sum(widths), dtype=dtype, device=device)
     out_bias = None if bias is None else torch.empty(features, dtype=dtype, device=device)
     given: list[Tensor | None] = []
     for adapter, wide in zip(adapters, out, strict=True):
@@ -128,7 +128,7 @@ def output_layer(
     second = (own[1], widths[1], columns[1]) if len(adapters) > 1 else (0, 0, 0)
     launch(
         kernels.output_layer_kernel, features + sum(widths),
-        *_all_dense((weight, bias, gamma)), *given, downs, down_biases, out_bias,
+        *_all_dense((weight, bias, gamma)), *given, downs, biases, out_bias,
         FEATURES=features, OWN_1=own[0], UNITS_1=widths[0], COLUMNS_1=columns[0],
         OWN_2=second[0], UNITS_2=second[1], COLUMNS_2=second[2],
         HAS_BIAS=bias is not None, HAS_GAMMA=gamma is not None, BLOCK_COLUMNS=_COLUMNS, num_warps=4,
@@ -136,9 +136,7 @@ def output_layer(
     layer = next((wide[:, :inner] for wide, first in zip(out, own, strict=True) if first), None)
     if layer is None:
         layer, _ = scaled(weight, None, gamma, dtype)
-    composed, biases = downs @ layer, down_biases  # [W1 + W2, K]
-    if out_bias is not None:
-        biases = torch.addmv(down_biases, downs, out_bias)
+    composed = downs @ layer  # [W1 + W2, K]
     pairs = zip(composed.split(widths), biases.split(widths), out, strict=True)
     return OutputLayer(layer, out_bias, [Composed(*each) for each in pairs])
 

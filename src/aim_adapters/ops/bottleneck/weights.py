@@ -55,17 +55,17 @@ class OutputLayer(NamedTuple):
 
 
 class MlpLayers(NamedTuple):
-    """The two layers of an MLP with an adapter beside it, each as one product.
+    """The two layers of an MLP, each as one product with what lies beside it: the adapter's rows or columns.
 
     Attributes:
-        first_weight: ``[K + W, D]``.
-        first_bias: ``[K + W]``.
-        last_weight: ``[D, K + P]``.
+        first_weight: ``[K + W, D]``; of a gated MLP, of gate and value one below the other.
+        first_bias: ``[K + W]``, or None.
+        last_weight: With LayerScale ``[D, K + P]``.
         last_bias: ``[D]``, or None.
     """
 
     first_weight: Tensor
-    first_bias: Tensor
+    first_bias: Tensor | None
     last_weight: Tensor
     last_bias: Tensor | None
 

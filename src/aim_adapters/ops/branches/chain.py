@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from aim_adapters.ops.branches.kept import (
     select,
     unflatten_kept,
 )
+from aim_adapters.ops.branches.layers import Layers, layers_of
 from aim_adapters.ops.branches.plan import AttentionPlan, ChainPlan, MlpPlan, decode, encode
 from aim_adapters.ops.branches.products import columns_of
 from aim_adapters.ops.branches.residual import branch_backward, branch_forward
@@ -79,7 +79,7 @@ def run_branches(x: Tensor, branches: Sequence[BranchTensors], plan: ChainPlan) 
         out = _EagerChain.apply(x, _Call(whole, plan), *trained)
         return out
     with torch.no_grad():
-        out = _compute(x, whole, plan, train=False)[0]
+        out = _compute(x, whole, plan, _layers(x, whole, plan), train=False)[0]
     return out
 
 
@@ -99,8 +99,11 @@ class _EagerChain(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, call: _Call, *trained: Tensor) -> Tensor:
-        out, *kept = _compute(x, call.branches, call.plan, train=True)
+        branches, plan = call
+        layers = _layers(x, branches, plan)
+        out, *kept = _compute(x, branches, plan, layers, train=True)
         ctx.save_for_backward(x, *kept, *trained)
+        ctx.layers = layers if plan.memory == "fast" else None
         ctx.call, ctx.number, ctx.versions = call, len(kept), call.versions()
         return out
 
@@ -115,7 +118,10 @@ class _EagerChain(torch.autograd.Function):
         x, *rest = ctx.saved_tensors  # what trains is looked at, and was not written to either
         needs_input = ctx.needs_input_grad[0]
         branches, plan = ctx.call
-        found = _compute_backward(d_out.contiguous(), x, rest[: ctx.number], branches, plan, needs_input=needs_input)
+        layers = ctx.layers or _layers(x, branches, plan)
+        found = _compute_backward(
+            d_out.contiguous(), x, rest[: ctx.number], branches, plan, layers, needs_input=needs_input
+        )
         return (found[0] if needs_input else None, None, *found[int(needs_input) :])
 
 
@@ -154,20 +160,28 @@ def _run(x: Tensor, flat: Sequence[Tensor | None], text: str, train: bool) -> li
     """Compute as `_compute` does, from what the operator takes."""
     plan = decode(text).with_tokens(x.shape[1])
     with torch.no_grad():
-        return _compute(x, unflatten(flat, plan), plan, train=train)
+        branches = unflatten(flat, plan)
+        return _compute(x, branches, plan, _layers(x, branches, plan), train=train)
 
 
-def _compute(x: Tensor, branches: Sequence[BranchTensors], plan: ChainPlan, *, train: bool) -> list[Tensor]:
+def _layers(x: Tensor, branches: Sequence[BranchTensors], plan: ChainPlan) -> list[Layers]:
+    with _WithoutAutocast(x):
+        return layers_of(branches, plan, x.device)
+
+
+def _compute(
+    x: Tensor, branches: Sequence[BranchTensors], plan: ChainPlan, layers: Sequence[Layers], *, train: bool
+) -> list[Tensor]:
     """Return the output, and what the backward pass uses: inputs of branches but the first, and what each kept.
 
     Autograd must not record.
     """
     keep = plan.memory if train else "low"
     saved: list[Tensor] = []
-    with _without_autocast(x):
+    with _WithoutAutocast(x):
         rows, y = x.view(-1, x.shape[2]), None  # [M, D]
         for index, (branch, tensors) in enumerate(zip(plan.branches, branches, strict=True)):
-            rows, y, kept = branch_forward(rows, y, tensors, branch, plan, keep=keep)
+            rows, y, kept = branch_forward(rows, y, tensors, branch, plan, layers[index], keep=keep)
             saved += ([rows] if index and keep != "low" else []) + flatten_kept(kept)
         assert y is not None
         return [without_base(frozen_rows(x.device).add(rows, y), x.shape), *saved]
@@ -185,7 +199,9 @@ def _run_backward(
     """Return the gradient of the input, if it is asked for, and of each tensor that trains and is there, in order."""
     plan = decode(text).with_tokens(x.shape[1])
     with torch.no_grad():
-        return _compute_backward(d_out, x, saved, unflatten(flat, plan), plan, needs_input=needs_input)
+        branches = unflatten(flat, plan)
+        layers = _layers(x, branches, plan)
+        return _compute_backward(d_out, x, saved, branches, plan, layers, needs_input=needs_input)
 
 
 def _compute_backward(
@@ -194,12 +210,13 @@ def _compute_backward(
     saved: Sequence[Tensor],
     branches: Sequence[BranchTensors],
     plan: ChainPlan,
+    layers: Sequence[Layers],
     *,
     needs_input: bool,
 ) -> list[Tensor]:
     """Return what `_run_backward` does."""
-    with _without_autocast(x):
-        steps = _steps(x.view(-1, x.shape[2]), saved, branches, plan)
+    with _WithoutAutocast(x):
+        steps = _steps(x.view(-1, x.shape[2]), saved, branches, plan, layers)
         gradients: list[Tensor] = []
         d: Tensor | None = d_out.view(-1, x.shape[2])  # [M, D]
         while steps:
@@ -207,7 +224,7 @@ def _compute_backward(
             assert d is not None
             tensors = branches[index]
             d, trained = branch_backward(
-                d, rows, tensors, kept, plan.branches[index], plan, needs_input=index > 0 or needs_input
+                d, rows, tensors, kept, plan.branches[index], plan, layers[index], needs_input=index > 0 or needs_input
             )
             del rows, kept
             pairs = zip(trained.present(), tensors.trained.present(), strict=True)
@@ -225,7 +242,9 @@ class _Step(NamedTuple):
     kept: Kept
 
 
-def _steps(x: Tensor, saved: Sequence[Tensor], branches: Sequence[BranchTensors], plan: ChainPlan) -> list[_Step]:
+def _steps(
+    x: Tensor, saved: Sequence[Tensor], branches: Sequence[BranchTensors], plan: ChainPlan, layers: Sequence[Layers]
+) -> list[_Step]:
     """Return each branch's input and what it kept; in low memory, compute them again."""
     steps: list[_Step] = []
     if plan.memory == "low":
@@ -234,7 +253,7 @@ def _steps(x: Tensor, saved: Sequence[Tensor], branches: Sequence[BranchTensors]
             if index + 1 == len(branches) and isinstance(branch, MlpPlan):
                 steps.append(_Step(x if y is None else frozen_rows(x.device).add(x, y), KeptMlp()))
                 break
-            x, y, kept = branch_forward(x, y, tensors, branch, plan, keep="fast")
+            x, y, kept = branch_forward(x, y, tensors, branch, plan, layers[index], keep="fast")
             steps.append(_Step(x, kept))
         return steps
     values = iter(saved)
@@ -245,10 +264,20 @@ def _steps(x: Tensor, saved: Sequence[Tensor], branches: Sequence[BranchTensors]
     return steps
 
 
-def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Leave autocast: dtypes are chosen here."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
+class _WithoutAutocast:
+    """Outside of autocast for a while: dtypes are chosen here. `torch.autocast` takes ten times as long to say so."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._device, self._enabled = x.device.type, False
+
+    def __enter__(self) -> None:
+        self._enabled = torch.is_autocast_enabled(self._device)
+        if self._enabled:
+            torch.set_autocast_enabled(self._device, False)
+
+    def __exit__(self, *_: object) -> None:
+        if self._enabled:
+            torch.set_autocast_enabled(self._device, True)
 
 
 # What compilers need to know of the two operators: shapes.
@@ -288,7 +317,6 @@ def _fake_kept(x: Tensor, branch: AttentionPlan | MlpPlan, tensors: BranchTensor
         wide=empty(rows, width + (0 if adapter is None or branch.inner_norm else padded(units))),
         lse=empty(*lse, dtype=torch.promote_types(dtype, torch.float32)),
         pre=empty(rows, units),
-        composed=empty(units, width),
         packed=empty(frames, tokens, 3, branch.heads, width // branch.heads),
         input_pre=None if entering is None else empty(rows, entering.down_weight.shape[0]),
     )

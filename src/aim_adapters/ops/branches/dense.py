@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aim_adapters.ops.bottleneck import Layer, bottleneck_rows, padded
+from aim_adapters.ops.bottleneck import Adapter, Layer, MlpLayers, bottleneck_rows, padded
 from aim_adapters.ops.branches.entrance import enter
 from aim_adapters.ops.branches.linear import in_dtype, linear, scaled_output
 from aim_adapters.ops.branches.plan import AttentionPlan, MlpPlan
-from aim_adapters.ops.branches.products import FirstLayer, HiddenGradient, MlpHidden, Projected, columns_of
+from aim_adapters.ops.branches.products import HiddenGradient, MlpHidden, Projected, columns_of
 from aim_adapters.ops.branches.tensors import AdapterTensors, AttentionTensors, MlpTensors
 from aim_adapters.ops.frozen import InnerNorm, frozen_rows
 
@@ -44,28 +44,30 @@ class DenseProducts:
         """Compute `Products.project_backward`."""
         return d_qkv @ t.qkv_weight.to(d_qkv.dtype)
 
-    def first_layer(self, t: MlpTensors, adapter: AdapterTensors | None) -> FirstLayer:
-        """Return the first layers with the adapter's down-projection below them: one product gives all."""
-        layers = [Layer(t.in_weight, t.in_bias)]
-        if t.gate_weight is not None:
-            layers.insert(0, Layer(t.gate_weight, t.gate_bias))
-        elif adapter is None:
-            return FirstLayer(t.in_weight.to(self._dtype), in_dtype(t.in_bias, self._dtype))
+    def mlp_layers(self, t: MlpTensors, adapter: AdapterTensors | None) -> MlpLayers:
+        """Return the layers with the adapter's beside them: one product gives both."""
+        first, last = Layer(t.in_weight, t.in_bias), Layer(t.out_weight, t.out_bias)
+        if t.gate_weight is None and adapter is not None:
+            return self._bottleneck.mlp_layers(first, last, t.gamma, Adapter(*adapter, beside=True), self._dtype)
+        weight, bias = self._last_layer(t, adapter)
+        if t.gate_weight is None:
+            return MlpLayers(t.in_weight.to(self._dtype), in_dtype(t.in_bias, self._dtype), weight, bias)
         down = None if adapter is None else Layer(adapter.down_weight, adapter.down_bias)
-        return FirstLayer(*self._bottleneck.joined(layers, down, self._dtype))
+        joined = self._bottleneck.joined([Layer(t.gate_weight, t.gate_bias), first], down, self._dtype)
+        return MlpLayers(*joined, weight, bias)
 
     def expand(
         self,
         x: Tensor,
         y: Tensor | None,
-        first: FirstLayer,
+        layers: MlpLayers,
         t: MlpTensors,
         adapter: AdapterTensors | None,
         branch: MlpPlan,
     ) -> tuple[Tensor, Tensor | None, MlpHidden]:
         """Compute `Products.expand`."""
         x, h = self._enter(x, y, t, branch.eps, branch.norm)
-        joined = linear(h, first.weight, first.bias)  # [M, C (+ C) (+ W)]
+        joined = linear(h, layers.first_weight, layers.first_bias)  # [M, C (+ C) (+ W)]
         return x, None if adapter is None else h, MlpHidden.split(joined, t)
 
     def activate(
@@ -84,23 +86,23 @@ class DenseProducts:
             self._bottleneck.hidden(pre.adapter, activated[:, columns:], factor, rows_per_clip, branch.scale)
         return activated
 
-    def contract(self, activated: Tensor, t: MlpTensors, adapter: AdapterTensors | None) -> Tensor:
+    def contract(self, activated: Tensor, layers: MlpLayers, t: MlpTensors, adapter: AdapterTensors | None) -> Tensor:
         """Compute `Products.contract`: one product gives both, added."""
-        weight, bias = self._last_layer(t, adapter)
-        return linear(activated, weight, bias)
+        return linear(activated, layers.last_weight, layers.last_bias)
 
-    def contract_backward(self, d_low: Tensor, t: MlpTensors, adapter: AdapterTensors) -> HiddenGradient:
+    def contract_backward(
+        self, d_low: Tensor, layers: MlpLayers, t: MlpTensors, adapter: AdapterTensors
+    ) -> HiddenGradient:
         """Compute `Products.contract_backward`: one product gives both."""
-        weight, _ = self._last_layer(t, adapter)
         before = 0 if t.gate_weight is None else columns_of(t)
-        return hidden_gradient(d_low, weight, adapter.up_weight.shape[1], before)
+        return hidden_gradient(d_low, layers.last_weight, adapter.up_weight.shape[1], before)
 
     def expand_backward(
         self,
         d_out: Tensor,
         d: HiddenGradient | None,
         pre: MlpHidden,
-        first: FirstLayer,
+        layers: MlpLayers,
         t: MlpTensors,
         adapter: AdapterTensors | None,
         branch: MlpPlan,
@@ -108,18 +110,17 @@ class DenseProducts:
         """Compute `Products.expand_backward`: one product adds up what comes from both."""
         columns, gated = columns_of(t), t.gate_weight is not None
         if d is None or d.joined is None:
-            d_pre = d_out.new_empty((len(d_out), len(first.weight)), dtype=self._dtype)  # [M, C (+ C)]
-            weight, _ = self._last_layer(t, None)
-            torch.mm(d_out.to(self._dtype), weight, out=d_pre[:, -columns:])
+            d_pre = d_out.new_empty((len(d_out), len(layers.first_weight)), dtype=self._dtype)  # [M, C (+ C)]
+            torch.mm(d_out.to(self._dtype), layers.last_weight, out=d_pre[:, -columns:])
         else:
-            d_pre = d.joined[:, : len(first.weight)]  # [M, C (+ C) + W]
+            d_pre = d.joined[:, : len(layers.first_weight)]  # [M, C (+ C) + W]
         d_gate, d_own = (d_pre[:, :columns], d_pre[:, columns : 2 * columns]) if gated else (None, d_pre[:, :columns])
         inner = _inner_norm(t, branch)
         if inner is None:
             self._rows.activation_backward(d_own, pre.frozen, branch.activation, pre.value, d_gate)
         else:
             self._rows.activation_norm_backward(d_own, pre.frozen, branch.activation, inner, pre.value, d_gate)
-        return d_pre @ first.weight
+        return d_pre @ layers.first_weight
 
     def kept(self, pre: MlpHidden) -> tuple[Tensor, Tensor | None]:
         """Compute `Products.kept`."""

@@ -18,7 +18,6 @@ class KeptAttention(NamedTuple):
         wide: Attended values ``[M, H*d + P]``, with the adapter's hidden layer behind them; of spatial attention.
         lse: Log-sum-exp of the scores, as `attend` returns it; of spatial attention.
         pre: What the adapter activates ``[M, W]``.
-        composed: The adapter's down-projection composed with the output projection ``[W, H*d]``.
         packed: Queries, keys and values ``[B*T, N, 3, H, d]``.
         input_pre: What an adapter in front of the projection activates ``[M, W]``.
     """
@@ -26,7 +25,6 @@ class KeptAttention(NamedTuple):
     wide: Tensor | None = None
     lse: Tensor | None = None
     pre: Tensor | None = None
-    composed: Tensor | None = None
     packed: Tensor | None = None
     input_pre: Tensor | None = None
 
@@ -63,7 +61,7 @@ def kept_names(branch: AttentionPlan | MlpPlan, chain: ChainPlan, tensors: Branc
         apart = has_adapter and chain.frozen_precision == "fp8"
         return ["pre", *["units"] * apart] if keep == "fast" else []
     spatial = ["wide", "lse"] if branch.over != "frames" else []
-    adapter = ["pre", "composed"] if has_adapter else []
+    adapter = ["pre"] if has_adapter else []
     projected = ["packed"] + ["input_pre"] * (tensors.trained.input_adapter is not None)
     return [*spatial, *adapter, *projected * branch.keeps_packed(keep)]
 

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
-from aim_adapters.ops.bottleneck import aligned
+from aim_adapters.ops.bottleneck import MlpLayers, aligned
 from aim_adapters.ops.branches.plan import AttentionPlan, MlpPlan
 from aim_adapters.ops.branches.tensors import AdapterTensors, AttentionTensors, MlpTensors
 
@@ -23,19 +23,6 @@ class Projected(NamedTuple):
     x: Tensor
     packed: Tensor
     pre: Tensor | None
-
-
-class FirstLayer(NamedTuple):
-    """The first layer of an MLP, as one way to multiply takes it.
-
-    Attributes:
-        weight: ``[K, D]``, or ``[K + W, D]`` with the adapter's down-projection below. Of a gated MLP ``[2*C (+ W),
-            D]``, C as `columns_of` returns it: the layer that is activated above the other, each with zeros below.
-        bias: As many, or None.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
 
 
 class MlpHidden(NamedTuple):
@@ -113,15 +100,15 @@ class Products(Protocol[ActivatedT]):
         """Return the gradient of the projected tokens ``[M, D]`` from that of queries, keys and values."""
         ...
 
-    def first_layer(self, t: MlpTensors, adapter: AdapterTensors | None) -> FirstLayer:
-        """Return the first layer as `expand` and `expand_backward` take it."""
+    def mlp_layers(self, t: MlpTensors, adapter: AdapterTensors | None) -> MlpLayers:
+        """Return the layers of an MLP, and of the adapter beside it where one product gives both."""
         ...
 
     def expand(
         self,
         x: Tensor,
         y: Tensor | None,
-        first: FirstLayer,
+        layers: MlpLayers,
         t: MlpTensors,
         adapter: AdapterTensors | None,
         branch: MlpPlan,
@@ -131,7 +118,7 @@ class Products(Protocol[ActivatedT]):
         Args:
             x: Tokens ``[M, D]``.
             y: What the branch in front adds to them ``[M, D]``, or None.
-            first: What `first_layer` returned.
+            layers: What `mlp_layers` returned.
             t: The frozen layers.
             adapter: The adapter, or None.
             branch: The branch.
@@ -155,11 +142,14 @@ class Products(Protocol[ActivatedT]):
         """
         ...
 
-    def contract(self, activated: ActivatedT, t: MlpTensors, adapter: AdapterTensors | None) -> Tensor:
+    def contract(
+        self, activated: ActivatedT, layers: MlpLayers, t: MlpTensors, adapter: AdapterTensors | None
+    ) -> Tensor:
         """Apply the last layers of MLP and adapter.
 
         Args:
             activated: What `activate` returned.
+            layers: What `mlp_layers` returned.
             t: The frozen layers.
             adapter: The adapter, or None.
 
@@ -168,7 +158,9 @@ class Products(Protocol[ActivatedT]):
         """
         ...
 
-    def contract_backward(self, d_low: Tensor, t: MlpTensors, adapter: AdapterTensors) -> HiddenGradient:
+    def contract_backward(
+        self, d_low: Tensor, layers: MlpLayers, t: MlpTensors, adapter: AdapterTensors
+    ) -> HiddenGradient:
         """Return the gradient of hidden units from that of the tokens behind, ``[M, D]`` in the compute dtype."""
         ...
 
@@ -177,7 +169,7 @@ class Products(Protocol[ActivatedT]):
         d_out: Tensor,
         d: HiddenGradient | None,
         pre: MlpHidden,
-        first: FirstLayer,
+        layers: MlpLayers,
         t: MlpTensors,
         adapter: AdapterTensors | None,
         branch: MlpPlan,
@@ -189,7 +181,7 @@ class Products(Protocol[ActivatedT]):
             d: What `contract_backward` returned, that of the adapter's units now in front of its activation; None
                 where there is no adapter. May be overwritten.
             pre: What `expand` returned.
-            first: What `first_layer` returned.
+            layers: What `mlp_layers` returned.
             t: The frozen layers.
             adapter: The adapter, or None.
             branch: The branch.

@@ -14,21 +14,20 @@ adds the two where it reads them anyway.
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from aim_adapters.ops.bottleneck import bottleneck_rows, padded
+from aim_adapters.ops.bottleneck import MlpLayers, bottleneck_rows, padded
 from aim_adapters.ops.branches.attention import attend, attend_backward
-from aim_adapters.ops.branches.dense import DenseProducts, hidden_gradient
+from aim_adapters.ops.branches.dense import hidden_gradient
 from aim_adapters.ops.branches.entrance import enter_backward
 from aim_adapters.ops.branches.kept import Kept, KeptAttention, KeptMlp, kept_names, select
-from aim_adapters.ops.branches.linear import linear, scaled_output, wide_product
+from aim_adapters.ops.branches.layers import AttentionLayers, Layers, products_for
+from aim_adapters.ops.branches.linear import linear, wide_product
 from aim_adapters.ops.branches.plan import AttentionPlan, ChainPlan, MlpPlan
 from aim_adapters.ops.branches.products import Products
-from aim_adapters.ops.branches.scaled import ScaledProducts
 from aim_adapters.ops.branches.tensors import (
     AdapterTensors,
     AttentionTensors,
@@ -66,18 +65,13 @@ class Gradients(NamedTuple):
     trained: TrainedTensors
 
 
-@functools.lru_cache(maxsize=64)
-def products_for(frozen_precision: str, device: torch.device, dtype: torch.dtype) -> Products[Any]:
-    """Return the way to multiply by frozen weights in a precision, between tokens in a dtype."""
-    return ScaledProducts(device, dtype) if frozen_precision == "fp8" else DenseProducts(device, dtype)
-
-
 def branch_forward(
     x: Tensor,
     y: Tensor | None,
     tensors: BranchTensors,
     branch: AttentionPlan | MlpPlan,
     chain: ChainPlan,
+    layers: Layers,
     *,
     keep: str,
 ) -> Output:
@@ -89,13 +83,16 @@ def branch_forward(
         tensors: Its tensors.
         branch: Its description.
         chain: The chain it is in.
+        layers: Its layers, put together.
         keep: ``"fast"`` or ``"balanced"``: what is kept; ``"low"``: nothing.
     """
     products = products_for(chain.frozen_precision, x.device, chain.compute_dtype)
     names = kept_names(branch, chain, tensors, keep=keep)
     if isinstance(branch, AttentionPlan):
-        return _attention_forward(x, y, tensors, branch, chain, products, names)
-    return _mlp_forward(x, y, tensors, branch, chain, products, names)
+        assert isinstance(layers, AttentionLayers)
+        return _attention_forward(x, y, tensors, branch, chain, layers, products, names)
+    assert isinstance(layers, MlpLayers)
+    return _mlp_forward(x, y, tensors, branch, chain, layers, products, names)
 
 
 def branch_backward(
@@ -105,6 +102,7 @@ def branch_backward(
     kept: Kept,
     branch: AttentionPlan | MlpPlan,
     chain: ChainPlan,
+    layers: Layers,
     *,
     needs_input: bool,
 ) -> Gradients:
@@ -117,14 +115,15 @@ def branch_backward(
         kept: What its forward pass kept.
         branch: Its description.
         chain: The chain it is in.
+        layers: Its layers, put together.
         needs_input: The gradient of ``x`` is asked for.
     """
     products = products_for(chain.frozen_precision, x.device, chain.compute_dtype)
     if isinstance(branch, AttentionPlan):
-        assert isinstance(kept, KeptAttention)
-        return _attention_backward(d_out, x, tensors, kept, branch, chain, products, needs_input=needs_input)
-    assert isinstance(kept, KeptMlp)
-    return _mlp_backward(d_out, x, tensors, kept, branch, chain, products, needs_input=needs_input)
+        assert isinstance(kept, KeptAttention) and isinstance(layers, AttentionLayers)
+        return _attention_backward(d_out, x, tensors, kept, branch, chain, layers, products, needs_input=needs_input)
+    assert isinstance(kept, KeptMlp) and isinstance(layers, MlpLayers)
+    return _mlp_backward(d_out, x, tensors, kept, branch, chain, layers, products, needs_input=needs_input)
 
 
 def _attention_forward(
@@ -133,15 +132,16 @@ def _attention_forward(
     tensors: BranchTensors,
     branch: AttentionPlan,
     chain: ChainPlan,
+    layers: AttentionLayers,
     products: Products[Any],
     names: list[str],
 ) -> Output:
-    t, adapter, dtype = tensors.frozen, tensors.trained.adapter, chain.compute_dtype
+    t, adapter = tensors.frozen, tensors.trained.adapter
     assert isinstance(t, AttentionTensors)
     bottleneck = bottleneck_rows(x.device)
     x, packed, input_pre = products.project(x, y, t, tensors.trained.input_adapter, branch)
     qkv = _as_heads(packed, branch, chain)  # [B*T, N, 3, H, d]
-    out_weight, out_bias = scaled_output(t.out_weight, t.out_bias, t.gamma, dtype)
+    out_weight, out_bias, composed = layers
     width, hidden = out_weight.shape[1], 0 if adapter is None else padded(adapter.up_weight.shape[1])
     heads = _heads_between(branch, tensors)
     ready = qkv if heads is None else head_rows(x.device).prepare(qkv, heads)
@@ -159,19 +159,16 @@ def _attention_forward(
     if adapter is None:
         kept = select(KeptAttention(wide, lse, packed=qkv, input_pre=input_pre), names)
         return Output(x, linear(rows, out_weight, out_bias), kept)
-    down_weight, down_bias = adapter.down_weight.to(dtype), adapter.down_bias.to(dtype)
-    composed = down_weight @ out_weight  # [W, H*d]
-    composed_bias = down_bias if out_bias is None else torch.addmv(down_bias, down_weight, out_bias)
-    pre = torch.addmm(composed_bias, rows, composed.T)  # [M, W]
+    assert composed is not None
+    pre = torch.addmm(composed.bias, rows, composed.weight.T)  # [M, W]
     joined = wide is not None and not branch.inner_norm
     beside = wide if wide is not None and joined else qkv.new_empty((len(x), hidden))
     bottleneck.hidden(pre, beside[:, -hidden:], tensors.factor, chain.rows_per_clip, 1.0)
-    widened = bottleneck.widened(out_weight if joined else None, adapter.up_weight, adapter.up_bias, dtype)
     if branch.skip and not joined:
-        y = linear(rows, out_weight, out_bias).addmm_(beside, widened.T)  # [M, D]
+        y = linear(rows, out_weight, out_bias).addmm_(beside, composed.widened[:, width:].T)  # [M, D]
     else:
-        y = linear(beside, widened, out_bias if branch.skip else None)  # [M, D]
-    return Output(x, y, select(KeptAttention(wide, lse, pre, composed, qkv, input_pre), names))
+        y = linear(beside, composed.widened, out_bias if branch.skip else None)  # [M, D]
+    return Output(x, y, select(KeptAttention(wide, lse, pre, qkv, input_pre), names))
 
 
 def _attention_backward(
@@ -181,6 +178,7 @@ def _attention_backward(
     kept: KeptAttention,
     branch: AttentionPlan,
     chain: ChainPlan,
+    layers: AttentionLayers,
     products: Products[Any],
     *,
     needs_input: bool,
@@ -189,15 +187,13 @@ def _attention_backward(
     assert isinstance(t, AttentionTensors)
     bottleneck = bottleneck_rows(x.device)
     d_low = d_out.to(dtype)
-    out_weight, out_bias = scaled_output(t.out_weight, t.out_bias, t.gamma, dtype)
+    out_weight, out_bias, composed = layers
     width, wide = out_weight.shape[1], kept.wide
     if adapter is None:
         d_o = d_low @ out_weight
     else:
-        assert kept.pre is not None and kept.composed is not None
-        up_weight, up_bias = adapter.up_weight, adapter.up_bias
-        widened = bottleneck.widened(out_weight if branch.skip else None, up_weight, up_bias, dtype)
-        d = hidden_gradient(d_low, widened, up_weight.shape[1])
+        assert kept.pre is not None and composed is not None
+        d = hidden_gradient(d_low, composed.widened, adapter.up_weight.shape[1])
         again = wide is None or branch.inner_norm != ""
         hidden = wide[:, width:] if wide is not None and not again else _hidden_of(adapter, d_low)
         sums = bottleneck.hidden_backward(
@@ -208,9 +204,9 @@ def _attention_backward(
         if branch.skip:
             assert d.joined is not None
             add = torch.Tensor.addmm if branch.inner_norm else torch.Tensor.addmm_  # whole rows for the norm
-            d_o = add(d.joined[:, :width], d.adapter, kept.composed)  # [M, H*d]
+            d_o = add(d.joined[:, :width], d.adapter, composed.weight)  # [M, H*d]
         else:
-            d_o = d.adapter @ kept.composed  # [M, H*d]
+            d_o = d.adapter @ composed.weight  # [M, H*d]
     entering, qkv, input_pre = tensors.trained.input_adapter, kept.packed, kept.input_pre
     if qkv is None:
         _, packed, input_pre = products.project(x, None, t, entering, branch)
@@ -261,17 +257,18 @@ def _mlp_forward(
     tensors: BranchTensors,
     branch: MlpPlan,
     chain: ChainPlan,
+    layers: MlpLayers,
     products: Products[Any],
     names: list[str],
 ) -> Output:
     t, adapter = tensors.frozen, tensors.trained.adapter
     assert isinstance(t, MlpTensors)
-    x, h, pre = products.expand(x, y, products.first_layer(t, adapter), t, adapter, branch)
+    x, h, pre = products.expand(x, y, layers, t, adapter, branch)
     del h
     kept = select(KeptMlp(*products.kept(pre)), names)
     activated = products.activate(pre, t, branch, tensors.factor, chain.rows_per_clip)
     del pre
-    return Output(x, products.contract(activated, t, adapter), kept)
+    return Output(x, products.contract(activated, layers, t, adapter), kept)
 
 
 def _mlp_backward(
@@ -281,15 +278,15 @@ def _mlp_backward(
     kept: KeptMlp,
     branch: MlpPlan,
     chain: ChainPlan,
+    layers: MlpLayers,
     products: Products[Any],
     *,
     needs_input: bool,
 ) -> Gradients:
     t, adapter = tensors.frozen, tensors.trained.adapter
     assert isinstance(t, MlpTensors)
-    first = products.first_layer(t, adapter)
     if kept.pre is None:
-        _, h, pre = products.expand(x, None, first, t, adapter, branch)
+        _, h, pre = products.expand(x, None, layers, t, adapter, branch)
     else:
         h = None  # [M, D]
         if adapter is not None:
@@ -300,7 +297,7 @@ def _mlp_backward(
     if adapter is not None:
         assert h is not None and pre.adapter is not None
         bottleneck, d_low = bottleneck_rows(x.device), d_out.to(chain.compute_dtype)
-        d = products.contract_backward(d_low, t, adapter)
+        d = products.contract_backward(d_low, layers, t, adapter)
         hidden = d_low.new_empty((len(x), padded(len(adapter.down_weight))))
         sums = bottleneck.hidden_backward(
             d.adapter, pre.adapter, hidden, tensors.factor, chain.rows_per_clip, branch.scale
@@ -310,8 +307,8 @@ def _mlp_backward(
         del h, hidden
     d_x = None
     if needs_input:
-        d_h = products.expand_backward(d_out, d, pre, first, t, adapter, branch)  # [M, D]
-        del d, pre, first  # before the gradient of the tokens needs memory
+        d_h = products.expand_backward(d_out, d, pre, layers, t, adapter, branch)  # [M, D]
+        del d, pre  # before the gradient of the tokens needs memory
         d_x = frozen_rows(x.device).layer_norm_backward(d_h, x, t.norm_weight, branch.eps, d_out, branch.norm)
     return Gradients(d_x, TrainedTensors(d_adapter))
 

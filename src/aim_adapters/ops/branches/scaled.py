@@ -14,11 +14,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aim_adapters.ops.bottleneck import bottleneck_rows, padded
+from aim_adapters.ops.bottleneck import MlpLayers, bottleneck_rows, padded
 from aim_adapters.ops.branches.entrance import enter
 from aim_adapters.ops.branches.linear import in_dtype, linear, scaled_output
 from aim_adapters.ops.branches.plan import AttentionPlan, MlpPlan
-from aim_adapters.ops.branches.products import FirstLayer, HiddenGradient, MlpHidden, Projected
+from aim_adapters.ops.branches.products import HiddenGradient, MlpHidden, Projected
 from aim_adapters.ops.branches.tensors import AdapterTensors, AttentionTensors, MlpTensors
 from aim_adapters.ops.frozen import Scaled, product, scaled_rows
 
@@ -58,15 +58,15 @@ class ScaledProducts:
         weight = self._scaled.quantize_columns(t.qkv_weight)
         return product(self._scaled.quantize(d_qkv), weight, None, d_qkv.dtype)
 
-    def first_layer(self, t: MlpTensors, adapter: AdapterTensors | None) -> FirstLayer:
-        """Return the frozen layer alone."""
-        return FirstLayer(t.in_weight, t.in_bias)
+    def mlp_layers(self, t: MlpTensors, adapter: AdapterTensors | None) -> MlpLayers:
+        """Return the frozen layers alone, the last with LayerScale."""
+        return MlpLayers(t.in_weight, t.in_bias, *scaled_output(t.out_weight, t.out_bias, t.gamma, self._dtype))
 
     def expand(
         self,
         x: Tensor,
         y: Tensor | None,
-        first: FirstLayer,
+        layers: MlpLayers,
         t: MlpTensors,
         adapter: AdapterTensors | None,
         branch: MlpPlan,
@@ -74,7 +74,7 @@ class ScaledProducts:
         """Compute `Products.expand`."""
         wanted = None if adapter is None else self._dtype
         x, h, scaled = self._scaled.layer_norm(x, y, t.norm_weight, t.norm_bias, branch.eps, wanted)
-        weight, bias = self._scaled.quantize(first.weight), in_dtype(first.bias, self._dtype)
+        weight, bias = self._scaled.quantize(layers.first_weight), in_dtype(layers.first_bias, self._dtype)
         pre = product(scaled, weight, bias, self._dtype)  # [M, K]
         if adapter is None or h is None:
             return x, None, MlpHidden(pre, None, None, None)
@@ -93,17 +93,18 @@ class ScaledProducts:
         return activated, hidden
 
     def contract(
-        self, activated: tuple[Scaled, Tensor | None], t: MlpTensors, adapter: AdapterTensors | None
+        self, activated: tuple[Scaled, Tensor | None], layers: MlpLayers, t: MlpTensors, adapter: AdapterTensors | None
     ) -> Tensor:
         """Compute `Products.contract`."""
         values, hidden = activated
-        weight, bias = scaled_output(t.out_weight, t.out_bias, t.gamma, self._dtype)
-        out = product(values, self._scaled.quantize(weight), bias, self._dtype)  # [M, D]
+        out = product(values, self._scaled.quantize(layers.last_weight), layers.last_bias, self._dtype)  # [M, D]
         if hidden is not None and adapter is not None:
             out.addmm_(hidden, self._bottleneck.widened(None, adapter.up_weight, adapter.up_bias, self._dtype).T)
         return out
 
-    def contract_backward(self, d_low: Tensor, t: MlpTensors, adapter: AdapterTensors) -> HiddenGradient:
+    def contract_backward(
+        self, d_low: Tensor, layers: MlpLayers, t: MlpTensors, adapter: AdapterTensors
+    ) -> HiddenGradient:
         """Compute `Products.contract_backward` of the adapter; that of the MLP follows in `expand_backward`."""
         return HiddenGradient(d_low @ adapter.up_weight.to(self._dtype), None)
 
@@ -112,18 +113,17 @@ class ScaledProducts:
         d_out: Tensor,
         d: HiddenGradient | None,
         pre: MlpHidden,
-        first: FirstLayer,
+        layers: MlpLayers,
         t: MlpTensors,
         adapter: AdapterTensors | None,
         branch: MlpPlan,
     ) -> Tensor:
         """Compute `Products.expand_backward`."""
-        weight, _ = scaled_output(t.out_weight, t.out_bias, t.gamma, self._dtype)
-        columns = self._scaled.quantize_columns(weight)
+        columns = self._scaled.quantize_columns(layers.last_weight)
         d_activated = product(self._scaled.quantize(d_out), columns, None, self._dtype)  # [M, K]
         d_pre = self._scaled.activation_backward(d_activated, pre.frozen, branch.activation)
         del d_activated
-        d_h = product(d_pre, self._scaled.quantize_columns(first.weight), None, self._dtype)  # [M, D]
+        d_h = product(d_pre, self._scaled.quantize_columns(layers.first_weight), None, self._dtype)  # [M, D]
         if d is not None and adapter is not None:
             d_h.addmm_(d.adapter, adapter.down_weight.to(self._dtype))
         return d_h

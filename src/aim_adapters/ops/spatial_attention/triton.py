@@ -90,7 +90,7 @@ def forward(
         "streaming": kernels.streaming_forward,
     }[tiles.kind]
     tensors = qkv, o, lse, _contiguous(bias), _contiguous(mask)
-    sizes = *qkv.stride()[:4], *o.stride()[:3], *_sizes(qkv, mask, index, tiles), scale
+    sizes = *qkv.stride()[:4], *o.stride()[:3], *_sizes(qkv, mask, index, tiles), scale, *_indices(index, tiles)
     programs, constants = _programs(qkv, mask, index, tiles), _constants(qkv, bias, mask, index, tiles)
     launch(kernel, programs, *tensors, *sizes, **constants)
     return o, lse
@@ -134,7 +134,7 @@ def backward(
         return d_qkv
     tensors = d_out, qkv, o, lse, torch.empty_like(lse), _contiguous(bias), _contiguous(mask), d_qkv
     strides = *d_out.stride()[:3], *qkv.stride()[:4], *o.stride()[:3]
-    sizes = *strides, *_sizes(qkv, mask, index, tiles), scale
+    sizes = *strides, *_sizes(qkv, mask, index, tiles), scale, *_indices(index, tiles)
     programs, constants = _programs(qkv, mask, index, tiles), _constants(qkv, bias, mask, index, tiles)
     if tiles.kind == "window":
         launch(kernels.window_backward, programs, *tensors, *sizes, **constants)
@@ -187,6 +187,11 @@ def _sizes(qkv: Tensor, mask: Tensor | None, index: Tensor | None, tiles: Tiles)
     return frames // windows if tiles.kind == "window" else frames, heads, windows
 
 
+def _indices(index: Tensor | None, tiles: Tiles) -> tuple[Tensor | None, ...]:
+    """Return the argument that window kernels alone take."""
+    return (_contiguous(index),) if tiles.kind == "window" else ()
+
+
 def _constants(
     qkv: Tensor, bias: Tensor | None, mask: Tensor | None, index: Tensor | None, tiles: Tiles
 ) -> dict[str, Any]:
@@ -203,7 +208,7 @@ def _constants(
         "num_stages": tiles.stages,
     }
     if tiles.kind == "window":
-        return constants | {"FRAMES": tiles.columns, "index_ptr": _contiguous(index), "HAS_INDEX": index is not None}
+        return constants | {"FRAMES": tiles.columns, "HAS_INDEX": index is not None}
     if tiles.kind != "streaming":
         return constants | {f"SIZE_{i}": size for i, size in enumerate(pieces(tokens, tiles.columns))}
     return constants | {"BLOCK_COLUMNS": tiles.columns, "REMAINDER": remainder(tokens, tiles.columns)}
