@@ -152,16 +152,18 @@ class MlpParts(NamedTuple):
     Attributes:
         norm_weight: Weight of the norm ``[D]``, or None.
         norm_bias: Bias of the norm ``[D]``, or None.
-        in_weight: Weight of the first linear layer ``[K, D]``; of a gated MLP, the layer that is not activated.
-        in_bias: Bias of the first linear layer ``[K]``, or None.
+        in_weight: Weight of the first linear layer ``[K, D]``; of a gated MLP, the layer that is not activated;
+            or how to make it.
+        in_bias: Bias of the first linear layer ``[K]``, how to make it, or None.
         out_weight: Weight of the second linear layer ``[D, K]``.
         out_bias: Bias of the second linear layer ``[D]``, or None.
         gamma: LayerScale ``[D]``, or None.
         eps: Epsilon of the norm.
         activation: ``"gelu"``, ``"gelu_tanh"``, ``"quick_gelu"``, ``"relu"`` or ``"silu"``.
         norm: Kind of the norm: ``"layer"`` or ``"rms"``.
-        gate_weight: Weight of the layer of a gated MLP that is activated ``[K, D]``; None where the MLP is not gated.
-        gate_bias: Bias of that layer ``[K]``, or None.
+        gate_weight: Weight of the layer of a gated MLP that is activated ``[K, D]``, or how to make it; None where the
+            MLP is not gated.
+        gate_bias: Bias of that layer ``[K]``, how to make it, or None.
         inner_norm: Kind of the norm in front of the second linear layer, or ``""`` for none.
         inner_eps: Epsilon of this norm.
         inner_weight: Weight of this norm ``[K]``, or None.
@@ -170,16 +172,16 @@ class MlpParts(NamedTuple):
 
     norm_weight: Tensor | None
     norm_bias: Tensor | None
-    in_weight: Tensor
-    in_bias: Tensor | None
+    in_weight: Tensor | Derived
+    in_bias: Tensor | Derived | None
     out_weight: Tensor
     out_bias: Tensor | None
     gamma: Tensor | None
     eps: float
     activation: str
     norm: str = "layer"
-    gate_weight: Tensor | None = None
-    gate_bias: Tensor | None = None
+    gate_weight: Tensor | Derived | None = None
+    gate_bias: Tensor | Derived | None = None
     inner_norm: str = ""
     inner_eps: float = 0.0
     inner_weight: Tensor | None = None

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from timm.layers import RmsNorm
+from timm.layers import SimpleNorm
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -16,7 +16,15 @@ from aim_adapters.anatomy import AttentionParts, BlockAnatomy, BlockParts, MlpPa
 from aim_adapters.backbones import read_anatomy
 from aim_adapters.core import fusion
 from aim_adapters.core.fusion import attention_tensors, mlp_tensors
-from aim_adapters.ops.branches import AttentionPlan, AttentionTensors, BranchTensors, MlpPlan, WindowTensors, tile
+from aim_adapters.ops.branches import (
+    AttentionPlan,
+    AttentionTensors,
+    BranchTensors,
+    MlpPlan,
+    MlpTensors,
+    WindowTensors,
+    tile,
+)
 from tests.backbones import (
     test_open_clip_vit,
     test_swin,
@@ -38,12 +46,9 @@ GROUPED = "its attention has fewer key and value heads than query heads"
 POST_NORM = "it has no LayerNorm in front"
 # Members of which a branch is not made of plain layers: why not, of attention and of the MLP. Of all others both are.
 NOT_PLAIN: dict[str, tuple[str, str]] = {
-    "timm_vit-registers_layer_scale_dinov2": ("", "its MLP is a GluMlp, not two layers around an activation"),
     "timm_vit-post_norm": (POST_NORM, POST_NORM),
-    "timm_eva-eva02_rotary_swiglu_norms": ("", "its MLP is a SwiGLU, not two layers around an activation"),
     "timm_eva-post_norm": (POST_NORM, POST_NORM),
     "timm_eva-grouped_heads": (GROUPED, ""),
-    "timm_beit-shared_bias": ("", "its MLP is a SwiGLU, not two layers around an activation"),
 }
 UNDESCRIBED = {"swin-timm_v2", "swin-torchvision_v2", "open_clip-custom_blocks"}
 # Members whose attention knows nothing of positions, so that it runs fused among the tokens of a frame too.
@@ -125,10 +130,17 @@ def test_mlp_is_what_the_family_computes(member: str) -> None:
             assert parts == reason
             continue
         assert isinstance(parts, MlpParts)
-        theirs = getattr(block, anatomy.mlp)(apply_part(block, anatomy.pre_mlp, x))
-        expected = x + apply_part(block, anatomy.post_mlp, theirs)
-        ours = plain_mlp(x, BranchTensors(mlp_tensors(parts)), MlpPlan(parts.activation, parts.eps, 1.0), 1)
-        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+        check_mlp(block, anatomy, x, parts)
+
+
+def check_mlp(block: Any, anatomy: BlockAnatomy, x: Tensor, parts: MlpParts, *, tolerance: float = 1e-10) -> None:
+    """Hold what is computed of the weights of an MLP branch to what the block's own layers compute."""
+    theirs = getattr(block, anatomy.mlp)(apply_part(block, anatomy.pre_mlp, x))
+    expected = x + apply_part(block, anatomy.post_mlp, theirs)
+    inside = parts.gate_weight is not None, parts.inner_norm, parts.inner_eps
+    plan = MlpPlan(parts.activation, parts.eps, 1.0, parts.norm, *inside)
+    tensors = BranchTensors(MlpTensors(*map(made, mlp_tensors(parts))))
+    torch.testing.assert_close(plain_mlp(x, tensors, plan, 1), expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("member", [name for name in MEMBERS if not name.startswith("swin")])
@@ -210,7 +222,7 @@ class MyNorm(nn.LayerNorm):
 @pytest.mark.parametrize(
     ("path", "layer", "reason"),
     [
-        ("norm1", lambda: RmsNorm(32), "its norm is a RmsNorm"),
+        ("norm1", lambda: SimpleNorm(32), "its norm is a SimpleNorm"),
         ("norm1", lambda: MyNorm(32), "its norm is a MyNorm"),
         ("norm1", nn.Identity, "its norm is a Identity"),
         ("attn.qkv", lambda: MyLinear(32, 96), "it holds a MyLinear in place of a linear layer"),
@@ -218,7 +230,7 @@ class MyNorm(nn.LayerNorm):
         ("attn.k_norm", lambda: nn.LayerNorm(16), "its attention normalizes queries and keys in different ways"),
         ("attn.q_norm", lambda: nn.LayerNorm(32), "its attention has a LayerNorm inside"),
         ("attn.q_norm", lambda: MyNorm(16), "its attention has a MyNorm inside"),
-        ("attn.norm", lambda: RmsNorm(32), "its attention has a RmsNorm inside"),
+        ("attn.norm", lambda: SimpleNorm(32), "its attention has a SimpleNorm inside"),
         ("ls1", MyLayerScale, "behind its branch comes a MyLayerScale"),
     ],
 )
@@ -234,7 +246,7 @@ def test_replaced_layers_of_attention_are_seen(path: str, layer: Callable[[], nn
 @pytest.mark.parametrize(
     ("path", "layer", "reason"),
     [
-        ("norm2", lambda: RmsNorm(32), "its norm is a RmsNorm"),
+        ("norm2", lambda: SimpleNorm(32), "its norm is a SimpleNorm"),
         ("mlp", nn.Identity, "its MLP is a Identity, not two layers around an activation"),
         (
             "mlp",
@@ -244,7 +256,8 @@ def test_replaced_layers_of_attention_are_seen(path: str, layer: Callable[[], nn
         ("mlp.fc1", lambda: MyLinear(32, 128), "it holds a MyLinear in place of a linear layer"),
         ("mlp.fc1", lambda: nn.Linear(32, 256), "its MLP is gated"),
         ("mlp.act", nn.Tanh, "its MLP's activation is a Tanh"),
-        ("mlp.norm", lambda: nn.LayerNorm(128), "its MLP is a Mlp, not two layers around an activation"),
+        ("mlp.norm", lambda: SimpleNorm(128), "its MLP is a Mlp, not two layers around an activation"),
+        ("norm2", lambda: nn.RMSNorm(32), "its norm2 is a RMSNorm whose epsilon depends on the dtype of its input"),
         ("ls2", MyLayerScale, "behind its branch comes a MyLayerScale"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import open_clip
@@ -11,7 +12,7 @@ import pytest
 import timm
 import timm.optim
 import torch
-from timm.layers import SwiGLUPacked
+from timm.layers import RmsNorm, SwiGLU, SwiGLUPacked
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock, ResPostBlock, VisionTransformer
 from torch import nn
@@ -59,11 +60,16 @@ CASES = [
         no_embed_class=True,
         mlp_layer=SwiGLUPacked,
     ),
+    member(
+        "aimv2", depth=2, global_pool="avg", class_token=False, fc_norm=False, qkv_bias=False, proj_bias=False,
+        act_layer="silu", norm_layer=partial(RmsNorm, eps=1e-5), embed_norm_layer=partial(RmsNorm, eps=1e-5),
+        mlp_layer=SwiGLU, mlp_ratio=2.72,
+    ),
     member("pre_norm_quick_gelu_clip", pre_norm=True, act_layer="quick_gelu"),
     member("query_key_norm", qk_norm=True, scale_attn_norm=True),
     member("post_norm", block_fn=ResPostBlock),
     member("dynamic_image_size", image_size=24, dynamic_img_size=True),
-]
+]  # fmt: skip
 
 
 MACHINERY = ("class_token", "registers_layer_scale_dinov2")
@@ -74,6 +80,8 @@ def case(request: pytest.FixtureRequest) -> Case:
     return with_machinery(request.param, MACHINERY)
 
 
+# PyTorch's, of the image model's own RMS norms in front of the blocks and behind them, under autocast.
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
 class TestContract(Contract):
     pass
 

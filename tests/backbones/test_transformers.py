@@ -56,14 +56,14 @@ def plain_attention_v3(block: Any, h: Tensor) -> Tensor:
 
 
 def member(cls: type[nn.Module], config: type, call: Callable[[nn.Module, Tensor], Tensor], **kwargs: Any) -> Case:
-    plain = kwargs.pop("plain_attention", None)
+    plain, name = kwargs.pop("plain_attention", None), kwargs.pop("name", cls.__name__)
     dropout = kwargs.pop("dropout", None)
 
     def build(**more: Any) -> Callable[[], nn.Module]:
         return lambda: cls(config(**{**SIZE, **kwargs, **more}))
 
     return Case(
-        cls.__name__, build(), call=call, output=OUTPUTS[call], plain_attention=plain,
+        name, build(), call=call, output=OUTPUTS[call], plain_attention=plain,
         dropout=build(**dropout) if dropout else None, mask={"attention_mask": torch.ones(2 * FRAMES, 5)},
     )  # fmt: skip
 
@@ -94,6 +94,10 @@ CASES = [
     ),
     member(hf.Dinov2WithRegistersForImageClassification, hf.Dinov2WithRegistersConfig, logits, layerscale_value=0.1),
     member(hf.DINOv3ViTModel, hf.DINOv3ViTConfig, pooled, plain_attention=plain_attention_v3, num_register_tokens=2),
+    member(
+        hf.DINOv3ViTModel, hf.DINOv3ViTConfig, pooled, plain_attention=plain_attention_v3, use_gated_mlp=True,
+        hidden_act="silu", num_hidden_layers=2, name="DINOv3ViTModel_gated",
+    ),
     whole(hf.CLIPModel, hf.CLIPConfig, image_features),
     whole(hf.SiglipModel, hf.SiglipConfig, image_features),
     Case(

@@ -331,7 +331,8 @@ def _windowed(block: Any, x: Tensor, parts: AttentionParts, frozen: AttentionTen
 def _mlp(block: Any, parts: MlpParts | str) -> Branch:
     if isinstance(parts, str):
         return ByModules(parts)
-    plan = MlpPlan(parts.activation, parts.eps, block.aim.root_state.config.scale)
+    inside = parts.gate_weight is not None, parts.inner_norm, parts.inner_eps
+    plan = MlpPlan(parts.activation, parts.eps, block.aim.root_state.config.scale, parts.norm, *inside)
     return _fused(block, plan, mlp_tensors(parts), block.aim.joint, drop=True)
 
 
