@@ -247,6 +247,14 @@ def test_so_does_an_adapter_in_front_of_the_projection(dtype: torch.dtype, token
     assert (ratios <= 2).all(), ratios
 
 
+@LOW
+def test_so_does_a_gated_mlp(dtype: torch.dtype, tokens: torch.dtype) -> None:
+    case = replace(WIDE, gated=True, hidden_norm="layer", activation="silu", hidden=61)
+    draws = [errors_of(case, dtype, tokens, "fast", seed) for seed in range(0, 50, 10)]
+    ratios = torch.stack([ours / theirs for ours, theirs in draws]).median(0).values
+    assert (ratios <= 2).all(), ratios
+
+
 def test_autocast_does_not_reach_inside() -> None:
     """The plan says what products are computed in."""
     plan, given, _ = build(CASES["whole"], CHAINS["block"])
