@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -66,6 +67,17 @@ def test_holds_for_every_adapter() -> None:
     for name in ("before", "after", "default"):
         aim.set_adapter(model, name)
         assert model.aim.execution.frozen_precision == "fp8"
+
+
+@runs_fp8
+@pytest.mark.parametrize(
+    "arguments", [{"mlp_layer": SwiGLUPacked}, {"scale_mlp_norm": True}, {"norm_layer": "rmsnorm"}], ids=str
+)
+def test_gated_mlps_and_rms_norms_are_refused_by_name(arguments: dict[str, Any]) -> None:
+    model = aim.wrap_image_model(vit(**arguments), T).to(DEVICE).eval()
+    aim.set_execution(model, frozen_precision="fp8")
+    with pytest.raises(UnsupportedKernelError, match="float8 products know no RMSNorm, and no MLP that is gated"):
+        run(model, video())
 
 
 @runs_fp8
