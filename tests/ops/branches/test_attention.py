@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from aim_adapters.ops.branches import AttentionPlan, WindowTensors, flash_takes, tile
-from aim_adapters.ops.branches.attention import attend, attend_backward, lse_shape
+from aim_adapters.ops.branches.attention import _deterministic, attend, attend_backward, lse_shape
 from aim_adapters.ops.temporal_attention import reference
 from tests.ops.branches.cases import FRAME, SCALE, SHIFT, WINDOW, draw, plain_attend
 
@@ -175,3 +175,18 @@ def test_inputs_are_left_as_they_are(over: str) -> None:
 )
 def test_what_flash_attention_takes(device: str, dtype: torch.dtype, width: int, takes: bool) -> None:
     assert flash_takes(device, dtype, width) is takes
+
+
+@pytest.mark.parametrize(("before", "warns"), [(False, False), (True, False), (True, True)])
+def test_flash_attention_is_asked_for_one_order_of_sums_and_nothing_else_is(before: bool, warns: bool) -> None:
+    def switch() -> tuple[bool, bool]:
+        return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+    torch.use_deterministic_algorithms(before, warn_only=warns)
+    try:
+        with pytest.raises(ZeroDivisionError), _deterministic():
+            assert switch() == (True, warns or not before)
+            raise ZeroDivisionError
+        assert switch() == (before, warns)
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from aim_adapters.ops.branches import AttentionTensors, BranchTensors, attend_from_first
 from tests.ops.branches.cases import EPS, SCALE, Case, mapped, plain_attention
@@ -59,3 +62,25 @@ def test_low_precision_errs_no_more_than_twice_what_plain_operators_do(
         given = x.to(tokens)
         theirs = (plain_attention(given, low, plan, case.frames).double() - given.double())[:, :1]
     assert (ours - exact).norm() <= 2 * (theirs - exact).norm()
+
+
+class Recorder(TorchDispatchMode):
+    """Keep the names of all operators that run, those of backward passes too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_operator_sums_in_an_order_of_its_own() -> None:
+    """On a GPU attention's own gradients, scattered sums and the like differ from run to run."""
+    case = Case(adapter=False, tokens=9)
+    tensors, x = case.tensors(case.attention("tokens")), case.tokens_in().requires_grad_()
+    with Recorder() as ran:
+        run(x, tensors, case).square().sum().backward()
+    assert {"aten::bmm", "aten::_softmax", "aten::_softmax_backward_data"} <= ran.names
+    assert not [name for name in ran.names if any(word in name for word in ("attention", "scatter", "index", "gather"))]

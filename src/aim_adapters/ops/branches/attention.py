@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -121,12 +124,24 @@ def attend_backward(
         )
     else:
         tokens, nothing = qkv.shape[1], torch.empty(0, dtype=torch.uint64, device=qkv.device)
-        found = torch.ops.aten._scaled_dot_product_flash_attention_backward(
-            rows[0], q, k, v, rows[1], lse, None, None, tokens, tokens, 0.0, False, nothing, nothing,
-            scale=plan.scale,
-        )  # fmt: skip
+        with _deterministic():
+            found = torch.ops.aten._scaled_dot_product_flash_attention_backward(
+                rows[0], q, k, v, rows[1], lse, None, None, tokens, tokens, 0.0, False, nothing, nothing,
+                scale=plan.scale,
+            )  # fmt: skip
     d_qkv = torch.stack([x.transpose(1, 2) for x in found], 2)
     return d_qkv if index is None else _scattered(d_qkv, index), o, None
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Let flash attention sum the gradient of queries in one order, which only PyTorch's global switch asks for."""
+    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch._C._set_deterministic_algorithms(True, warn_only=warns or not before)  # the public one imports Inductor
+    try:
+        yield
+    finally:
+        torch._C._set_deterministic_algorithms(before, warn_only=warns)
 
 
 def _gathered(x: Tensor, index: Tensor) -> Tensor:
