@@ -19,6 +19,7 @@ from torch import Tensor
 
 import aim_adapters as aim
 from aim_adapters.errors import CheckpointError, ConfigError
+from aim_adapters.storage import leases
 from aim_adapters.storage.files import CONFIG_NAME, WEIGHTS_NAME, WeightsFile
 from benchmarks.checks.fuzz_checkpoint import Loading, checkpoint_file, mutate
 from tests.backbones.cases import assert_same, snapshot
@@ -178,6 +179,7 @@ def change_while_reading(
         return read(self, key)
 
     monkeypatch.setattr(WeightsFile, "read", counted)
+    monkeypatch.setattr(leases, "_lease", lambda descriptor: False)  # which would keep writers waiting
     return lambda: count
 
 

@@ -168,3 +168,18 @@ def test_file_that_was_just_written_costs_a_moment(tmp_path: Path) -> None:
         start = time.perf_counter()
         file.require_unchanged()
     assert time.perf_counter() - start < 0.5
+
+
+def test_all_tensors_in_parts_and_in_place(tmp_path: Path) -> None:
+    state = {str(i): torch.randn(i, 300) for i in range(700, 0, -70)} | {"empty": torch.ones(0, 3)}
+    (tmp_path / NAME).write_bytes(save(state))
+    targets = {key: torch.zeros_like(tensor) for key, tensor in state.items()}
+    with open_weights(tmp_path / NAME) as file:
+        sizes, total = [], 0.0
+        for part in file.parts(torch.float32):
+            sizes.append(part.nbytes)
+            total += float(part.double().sum())
+        file.read_into(targets)
+    assert max(sizes) <= 2**20 and sum(sizes) == sum(tensor.nbytes for tensor in state.values())
+    assert total == pytest.approx(sum(float(tensor.double().sum()) for tensor in state.values()))
+    assert all(torch.equal(targets[key], tensor) for key, tensor in state.items())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from aim_adapters.anatomy import BackboneAnatomy, fingerprint
 from aim_adapters.checkpoint.base_digest import differs
 from aim_adapters.config import MEANING, AIMConfig
-from aim_adapters.core import RootState, looks_untrained, sample_weights, warn_untrained
+from aim_adapters.core import RootState, looks_untrained, sample_norms, warn_untrained
 from aim_adapters.errors import CheckpointError, ConfigError, warn
 
 # What to do about a base model with other weights.
@@ -49,7 +49,7 @@ def require_same_base(
         _refuse(f"the adapters were trained on {name:.200}, this model is {anatomy.model_name}", strict)
     if other_base == "ignore":
         return
-    samples, digest = sample_weights(root), config.get("base_digest")
+    samples, digest = sample_norms(root, anatomy), config.get("base_digest")
     if digest is None or not differs(root, anatomy, digest):
         warn_untrained(samples, anatomy)
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -191,14 +191,16 @@ def _load_into(wrapped: WrappedModel, loading: _Loading, *, name: str | None, re
             shapes.update({key: _resized_shape(shapes[key], targets[key], frames) for key in resized})
     require_same_meaning(state, settings, strict=strict)
     report = compare(targets, shapes, strict=strict)
-    tensors = loading.read(fitting(targets, report), targets)
-    if resized & tensors.keys():
-        warn(f"temporal positions interpolated from {before} to {after} frames")
-    for key in resized & tensors.keys():
-        tensors[key] = resize_temporal(key, tensors[key], state.num_frames)
     if not any(report):
         loading.require_own_labels(state)
-    copy_tensors(targets, tensors)
+    keys = fitting(targets, report)
+    if resized or not loading.read_in_place(keys, targets):
+        tensors = loading.read(keys, targets)
+        if resized & tensors.keys():
+            warn(f"temporal positions interpolated from {before} to {after} frames")
+        for key in resized & tensors.keys():
+            tensors[key] = resize_temporal(key, tensors[key], state.num_frames)
+        copy_tensors(targets, tensors)
     # An adapter that came from another checkpoint now comes from this one; one that was wrapped by hand has no origin.
     if state.origin:
         state.origin = {} if any(report) else dict(checkpoint.config)
@@ -288,6 +290,37 @@ class _Loading:
             )
         return tensors
 
+    def read_in_place(self, keys: Sequence[str], targets: Mapping[str, Tensor]) -> bool:
+        """Check the tensors, and then read them into those of the adapter, without the memory and time of a copy.
+
+        Args:
+            keys: The keys to read.
+            targets: The adapter's tensors.
+
+        Returns:
+            Whether that was done. It is where nobody can write into the file meanwhile, its tensors are those of the
+            adapter and lie in memory as they do there, and there is nothing to refuse or to warn about.
+
+        Raises:
+            CheckpointError: The file was changed since it was opened.
+        """
+        file = self.checkpoint.file
+        dtypes = file.dtypes
+        kinds = {*dtypes.values(), *(targets[key].dtype for key in keys)}
+        if len(kinds) != 1 or len(keys) != len(dtypes) or not all(_lies_plainly(targets[key]) for key in keys):
+            return False
+        with file.held_still() as held:
+            # A finite sum has finite terms; see `_read`.
+            if not held or not all(math.isfinite(float(part.sum(dtype=torch.float32))) for part in file.parts(*kinds)):
+                return False
+            if all(self._is_zero(key) for key in keys if ".up_proj." in key):
+                return False
+            file.read_into({key: targets[key] for key in keys})
+        return True
+
+    def _is_zero(self, key: str) -> bool:
+        return not self.checkpoint.file.read(key).any()
+
     def require_own_labels(self, state: RootState) -> None:
         """Refuse a config with labels that do not fit the adapter's classes.
 
@@ -316,6 +349,12 @@ class _Loading:
         if ".up_proj." in key:
             self._zero.append(total == 0 and not tensor.any())
         return tensor
+
+
+def _lies_plainly(tensor: Tensor) -> bool:
+    """Return whether a tensor lies in memory as it does in a file."""
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and not tensor.is_inference()
+    return plain and tensor.device.type == "cpu" and tensor.is_contiguous()
 
 
 def _resized_shape(shape: tuple[int, ...], target: Tensor, frames: int) -> tuple[int, ...]:

@@ -31,6 +31,28 @@ def sample_weights(root: nn.Module) -> Samples:
     return _sample(_base_tensors(root))
 
 
+def sample_norms(root: nn.Module, anatomy: BackboneAnatomy) -> Samples:
+    """Return those values of `sample_weights` that show whether an image model looks untrained.
+
+    Args:
+        root: The image model, wrapped or not. If it is sharded, every rank must call.
+        anatomy: Its anatomy.
+    """
+    weights = (
+        (name, getattr(getattr(root.get_submodule(path), norm, None), "weight", None))
+        for name, (path, norm) in _norms(anatomy)
+    )
+    return _sample((name, weight.detach()) for name, weight in weights if isinstance(weight, nn.Parameter))
+
+
+def _norms(anatomy: BackboneAnatomy) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Yield the name of the weight of each norm of blocks, with the block's path and the norm's name there."""
+    for path, block in anatomy.blocks:
+        for part in (block.pre_attention, block.post_attention, block.pre_mlp, block.post_mlp):
+            for norm in (part,) if isinstance(part, str) else part or ():
+                yield canonical_path(f"{path}.{norm}.weight"), (path, norm)
+
+
 def update_samples(samples: Samples, root: nn.Module, loaded: Mapping[str, Tensor]) -> None:
     """Take over values that are loaded into an image model on purpose.
 
@@ -87,16 +109,10 @@ def looks_untrained(samples: Samples, anatomy: BackboneAnatomy) -> bool:
     """Return whether the norms of all blocks are as initialization leaves them: all weights 1, or 0 (Swin v2).
 
     Args:
-        samples: Result of `sample_weights`.
+        samples: Result of `sample_weights`, or `sample_norms`.
         anatomy: The image model's anatomy.
     """
-    weights = [
-        samples[name]
-        for path, block in anatomy.blocks
-        for part in (block.pre_attention, block.post_attention, block.pre_mlp, block.post_mlp)
-        for attribute in ((part,) if isinstance(part, str) else part or ())
-        if (name := canonical_path(f"{path}.{attribute}.weight")) in samples
-    ]
+    weights = [samples[name] for name, _ in _norms(anatomy) if name in samples]
     return len(weights) > 1 and all(value in (0.0, 1.0) for values in weights for value in values)
 
 
@@ -104,7 +120,7 @@ def warn_untrained(samples: Samples, anatomy: BackboneAnatomy) -> None:
     """Warn about a base model that looks as if it had not been trained.
 
     Args:
-        samples: Result of `sample_weights`.
+        samples: Result of `sample_weights`, or `sample_norms`.
         anatomy: The image model's anatomy.
     """
     if looks_untrained(samples, anatomy):

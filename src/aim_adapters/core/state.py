@@ -321,8 +321,9 @@ def container_of(module: nn.Module) -> AIMState | None:
 
 def states(model: nn.Module) -> Iterator[AIMState]:
     """Yield every container of the adapters that run in ``model``, in the order of its modules."""
-    idle = {id(module) for each in model.modules() if isinstance(each, AdapterSet) for module in each.modules()}
-    for module in model.modules():
+    modules = list(model.modules())
+    idle = {id(module) for each in modules if isinstance(each, AdapterSet) for module in each.modules()}
+    for module in modules:
         if isinstance(module, AIMState) and id(module) not in idle:
             yield module
 

@@ -1,8 +1,9 @@
 """The files of a checkpoint: safetensors and JSON, read with no trust in their content.
 
 The reader copies the bytes of each tensor from an open file, once, into the tensor's own memory. If the file were
-mapped instead, truncating it meanwhile would kill the process. A file is accepted only if the safetensors library
-accepts it too; the tests compare the two.
+mapped instead, truncating it meanwhile would kill the process. Where the system keeps writers away (`held_still`), a
+tensor can be checked part by part and then be read again, straight to where it is used. A file is accepted only if the
+safetensors library accepts it too; the tests compare the two.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from aim_adapters.errors import CheckpointError
+from aim_adapters.storage import leases
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
@@ -42,7 +44,7 @@ LENGTH = 8  # bytes of the header's length
 # Seconds. Clocks of file systems advance in ticks of at most 16 ms; a file this young may still be being written.
 _TICK = 0.02
 _YOUNG = 2.0
-_PART = 2**20  # bytes that are compared at once, in memory that stays in the cache
+_PART = 2**20  # bytes that are compared or checked at once, in memory that stays in the cache
 
 # First bytes of other kinds of files that may be found under the name of the weights.
 _PICKLE = "it looks like a pickle, which is never read; save it as safetensors"
@@ -104,6 +106,64 @@ class WeightsFile:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor by key."""
         return {key: entry.shape for key, entry in self._entries.items()}
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """The dtype of every tensor by key."""
+        return {key: entry.dtype for key, entry in self._entries.items()}
+
+    @contextmanager
+    def held_still(self) -> Iterator[bool]:
+        """Keep every process from writing into the file, where the system can; hold it briefly, as they wait.
+
+        Yields:
+            Whether it is held, and is the file whose header was read.
+
+        Raises:
+            CheckpointError: The file was changed since it was opened.
+        """
+        with leases.held_still(self._file) as held:
+            self._require_same_status()
+            yield held and not self._is_young
+
+    def parts(self, dtype: torch.dtype) -> Iterator[Tensor]:
+        """Yield the elements of all tensors in flat parts, each in the same memory, which stays in the cache.
+
+        Args:
+            dtype: The dtype of all of them.
+
+        Raises:
+            CheckpointError: The file was changed meanwhile.
+        """
+        buffer, size = torch.empty(_PART, dtype=torch.uint8, device="cpu"), self._status.st_size - self._data
+        self._file.seek(self._data)
+        for begin in range(0, size, _PART):
+            part = buffer[: min(_PART, size - begin)]
+            self._fill(part, f"byte {begin} of the data")
+            yield part.view(dtype)
+
+    def read_into(self, targets: Mapping[str, Tensor]) -> None:
+        """Read all tensors into the memory of others, of the same shapes and dtypes, contiguous on the CPU.
+
+        Args:
+            targets: Where to, for every key of `shapes`.
+
+        Raises:
+            CheckpointError: The file was changed meanwhile.
+        """
+        keys = sorted(self._entries, key=lambda key: self._entries[key].begin)
+        memories = [targets[key].detach().view(-1).view(torch.uint8).numpy().data for key in keys]
+        position, most = self._data, 512  # buffers that a system takes at once
+        for begin in range(0, len(keys), most):
+            wanted = memories[begin : begin + most]
+            count, size = os.preadv(self._file.fileno(), wanted, position), sum(map(len, wanted))
+            if count != size:  # the system returned early
+                for key in keys[begin : begin + most]:
+                    self._file.seek(self._data + self._entries[key].begin)
+                    self._fill(targets[key].detach(), key)
+            position += size
+        for target in targets.values():
+            torch.autograd.graph.increment_version(target)  # autograd has not seen it
 
     def read(self, key: str) -> Tensor:
         """Read a tensor into new memory on the CPU, aligned as PyTorch allocates it.
