@@ -13,6 +13,7 @@ import torch
 from open_clip.transformer import VisionTransformer as OpenClipTransformer
 from timm.models.beit import Beit
 from timm.models.eva import Eva
+from timm.models.naflexvit import NaFlexVit
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -44,6 +45,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "timm": lambda: VisionTransformer(**SIZE),
     "timm_swin": lambda: SwinTransformer(**SWIN),
     "timm_eva": lambda: Eva(**SIZE, use_rot_pos_emb=True),
+    "timm_naflexvit": lambda: NaFlexVit(
+        patch_size=8, embed_dim=32, depth=1, num_heads=2, num_classes=5, pos_embed_grid_size=(2, 2)
+    ),
     "timm_beit": lambda: Beit(**SIZE, use_rel_pos_bias=True),
     "open_clip": lambda: OpenClipTransformer(
         image_size=16, patch_size=8, width=32, layers=1, heads=2, mlp_ratio=2.0, output_dim=8

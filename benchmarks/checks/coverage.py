@@ -25,6 +25,7 @@ TIMM_FAMILIES = {
     "timm VisionTransformer": "timm.models.vision_transformer.VisionTransformer",
     "timm Eva": "timm.models.eva.Eva",
     "timm Beit": "timm.models.beit.Beit",
+    "timm NaFlexVit": "timm.models.naflexvit.NaFlexVit",
     "timm Swin": "timm.models.swin_transformer.SwinTransformer",
     "timm Swin v2": "timm.models.swin_transformer_v2.SwinTransformerV2",
 }
@@ -45,7 +46,7 @@ def timm_models() -> Iterator[tuple[str, str, nn.Module]]:
         module, _, name = path.rpartition(".")
         classes[family] = getattr(importlib.import_module(module), name)
     modules = ("vision_transformer", "deit", "eva", "beit", "swin_transformer", "swin_transformer_v2",
-               "vision_transformer_hybrid")  # fmt: skip
+               "vision_transformer_hybrid", "naflexvit")  # fmt: skip
     for name in (name for module in modules for name in timm.list_models(module=module)):
         model = build(lambda name=name: timm.create_model(name))
         for family, cls in classes.items():

@@ -317,6 +317,8 @@ class BackboneAnatomy:
         image_std: Standard deviation of each channel, likewise.
         patch_inputs: For a root that reads patches cut beforehand (NaFlex) instead of images: the names of its further
             inputs with one row per frame.
+        optional_patch_inputs: The same for a root that takes images, or patches in their place: the name of the patches
+            in a dictionary of all inputs, then those of the further inputs.
         pooled_outputs: For a root that returns a record of several outputs (transformers): the names of those pooled
             over tokens. They are averaged over frames; the others keep one row per frame.
         relabel: ``(root, labels) -> old``: change what the model itself records about its classes. ``labels`` is the
@@ -359,6 +361,7 @@ class BackboneAnatomy:
     image_mean: tuple[float, ...] | None = None
     image_std: tuple[float, ...] | None = None
     patch_inputs: tuple[str, ...] = ()
+    optional_patch_inputs: tuple[str, ...] = ()
     pooled_outputs: tuple[str, ...] = ()
     relabel: Callable[[Any, Any], Any] | None = None
     patch_conv: str | None = None

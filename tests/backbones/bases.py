@@ -31,6 +31,8 @@ TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "eva": ("eva02_tiny_patch14_224", {**SMALL, "img_size": 28}),
     "mixed rope": ("vit_small_patch16_rope_mixed_224", {**SMALL, "patch_size": 8}),
     "dinov3": ("vit_small_patch16_dinov3", {**SMALL, "patch_size": 8}),
+    "naflex": ("naflexvit_base_patch16_gap", {**SMALL, "patch_size": 8}),
+    "naflex of a vit": ("vit_tiny_patch16_224", {**SMALL, "patch_size": 8, "use_naflex": True}),
     "beit": ("beit_base_patch16_224", {**SMALL, "patch_size": 8}),
     "swin": ("swin_tiny_patch4_window7_224", SWIN),
     "swin v2": ("swinv2_tiny_window8_256", SWIN),

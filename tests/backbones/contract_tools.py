@@ -288,12 +288,12 @@ class ToolPromises:
         signatures = [inspect.signature(getattr(root, name)) for name in names]
         wake(aim.wrap_image_model(model, FRAMES))
         assert [inspect.signature(getattr(root, name)) for name in names] == signatures
-        for name in names:
-            method = getattr(root, name)
+        for name, signature in zip(names, signatures, strict=True):
+            method, first = getattr(root, name), next(iter(signature.parameters))
+            by_name = {first: video.transpose(1, 2)}
             with torch.no_grad():
                 expected, *others = (
-                    tree_leaves(out)
-                    for out in (method(video.flatten(0, 1)), method(video), method(x=video.transpose(1, 2)))
+                    tree_leaves(out) for out in (method(video.flatten(0, 1)), method(video), method(**by_name))
                 )
             assert {len(leaf) for leaf in expected} <= {2 * FRAMES, 2}  # 2: what the head gives is one a clip
             for out in others:

@@ -30,6 +30,7 @@ from tests.backbones import (
     test_swin,
     test_timm_beit,
     test_timm_eva,
+    test_timm_naflexvit,
     test_timm_vit,
     test_torchvision_vit,
     test_transformers,
@@ -40,6 +41,7 @@ from tests.ops.branches.cases import plain_attention, plain_mlp
 FAMILIES = {
     "timm_vit": test_timm_vit, "timm_eva": test_timm_eva, "timm_beit": test_timm_beit, "swin": test_swin,
     "open_clip": test_open_clip_vit, "torchvision": test_torchvision_vit, "transformers": test_transformers,
+    "naflex": test_timm_naflexvit,
 }  # fmt: skip
 MEMBERS = {f"{family}-{case.name}": case for family, module in FAMILIES.items() for case in module.CASES}
 GROUPED = "its attention has fewer key and value heads than query heads"
@@ -51,8 +53,9 @@ NOT_PLAIN: dict[str, tuple[str, str]] = {
     "timm_eva-grouped_heads": (GROUPED, ""),
 }
 UNDESCRIBED = {"swin-timm_v2", "swin-torchvision_v2", "open_clip-custom_blocks"}
+POSITIONED = ("DINOv3", "_rotary")
 # Members whose attention knows nothing of positions, so that it runs fused among the tokens of a frame too.
-PLAIN_FAMILIES = ("timm_vit", "open_clip", "torchvision", "transformers")
+PLAIN_FAMILIES = ("timm_vit", "naflex", "open_clip", "torchvision", "transformers")
 
 
 def blocks_of(case: Case) -> Iterator[tuple[nn.Module, BlockAnatomy, Tensor]]:
@@ -91,7 +94,7 @@ def test_attention_is_what_the_family_computes(member: str) -> None:
         tensors = BranchTensors(AttentionTensors(*map(made, attention_tensors(parts))))
         ours = plain_attention(x.flatten(1, -2), tensors, plan, 1).view(x.shape)
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
-        assert parts.plain == (member.startswith(PLAIN_FAMILIES) and "DINOv3" not in member)
+        assert parts.plain == (member.startswith(PLAIN_FAMILIES) and not any(word in member for word in POSITIONED))
 
 
 @pytest.mark.parametrize("member", [name for name in MEMBERS if name.startswith("swin") and "v1" in name])

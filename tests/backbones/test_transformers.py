@@ -201,6 +201,26 @@ def test_naflex_siglip_takes_patches_of_frames(cls: type[nn.Module]) -> None:
             call({name: tensor[:, 1:] for name, tensor in clips.items()})
 
 
+def test_naflex_siglip_takes_tubelets_and_refuses_frames_of_several_shapes() -> None:
+    torch.manual_seed(0)
+    model = scramble(hf.Siglip2VisionModel(hf.Siglip2VisionConfig(**NAFLEX, num_patches=16, patch_size=4))).eval()
+    clips = naflex_inputs()
+    halves = {name: tensor[:, ::2] for name, tensor in clips.items()}
+    halves["pixel_values"] = clips["pixel_values"].unflatten(1, (-1, 2)).mean(2)
+    with torch.no_grad():
+        torch.manual_seed(1)
+        expected = wake(aim.wrap_image_model(model, FRAMES // 2))(**halves).pooler_output
+        aim.unwrap_image_model(model)
+        torch.manual_seed(1)
+        found = wake(aim.wrap_image_model(model, FRAMES, tubelet_size=2))(**clips).pooler_output
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        clips["spatial_shapes"] = clips["spatial_shapes"].clone()
+        clips["spatial_shapes"][1, 2] = torch.tensor([3, 2])
+        for inputs in (clips, {name: tensor.flatten(0, 1) for name, tensor in clips.items()}):
+            with pytest.raises(InputError, match=r"^spatial_shapes differs between the frames of clip 1"):
+                model(**inputs)
+
+
 def test_naflex_siglip_trains_what_is_declared() -> None:
     model = aim.wrap_image_model(hf.Siglip2VisionModel(hf.Siglip2VisionConfig(**NAFLEX, patch_size=4)), FRAMES)
     wake(model)

@@ -60,7 +60,9 @@ def project_qkv(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = _project_fused(attn, h).unbind(-3)
     else:
         layers = (attn.q_proj, attn.k_proj, attn.v_proj)
-        q, k, v = (layer(h).unflatten(-1, (-1, attn.head_dim)) for layer in layers)
+        # The EvaAttention of timm 1.0.24 does not tell the width of a head.
+        width = attn.head_dim if hasattr(attn, "head_dim") else attn.q_proj.out_features // attn.num_heads
+        q, k, v = (layer(h).unflatten(-1, (-1, width)) for layer in layers)
     if hasattr(attn, "q_norm"):
         # Under autocast a norm returns float32; the family's own attention call casts it back.
         q, k = attn.q_norm(q).to(v.dtype), attn.k_norm(k).to(v.dtype)

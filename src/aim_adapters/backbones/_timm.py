@@ -26,14 +26,20 @@ def final_norm(model: Any) -> str | None:
     return next((name for name in ("fc_norm", "norm") if not isinstance(getattr(model, name), nn.Identity)), None)
 
 
-def common_fields(model: Any) -> dict[str, Any]:
-    """Return the fields of a BackboneAnatomy that are read in the same way from every timm transformer."""
+def common_fields(model: Any, embedding: str = "patch_embed") -> dict[str, Any]:
+    """Return the fields of a BackboneAnatomy that are read in the same way from every timm transformer.
+
+    Args:
+        model: The model.
+        embedding: Attribute of the module that cuts images into patches and embeds them.
+    """
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    patch_embed = model.patch_embed
+    patch_embed = getattr(model, embedding)
     # The first convolution of several: in hybrids a whole network precedes the patches.
     stem = next((module for module in patch_embed.modules() if isinstance(module, nn.Conv2d)), None)
     size = getattr(patch_embed, "img_size", None)
-    channels = model.in_chans if stem is None else stem.in_channels
+    holder = patch_embed if hasattr(patch_embed, "in_chans") else model
+    channels = holder.in_chans if stem is None else stem.in_channels
     arguments: dict[str, Any] = {
         "num_classes": model.num_classes,
         "in_chans": channels,
@@ -48,7 +54,7 @@ def common_fields(model: Any) -> dict[str, Any]:
         "input_name": "x",
         "in_channels": channels,
         "patch_size": tuple(patch_embed.patch_size),
-        "patch_conv": "patch_embed.proj" if isinstance(getattr(patch_embed, "proj", None), nn.Conv2d) else None,
+        "patch_conv": f"{embedding}.proj" if isinstance(getattr(patch_embed, "proj", None), nn.Conv2d) else None,
         "blocked_methods": (
             *("reset_classifier", "prune_intermediate_layers", "set_input_size"),
             *("init_weights", "fix_init_weight"),
@@ -136,7 +142,13 @@ def build(request: BaseRequest) -> nn.Module:
         require_modest(directory / "config.json")
 
     def create(pretrained: bool = False) -> nn.Module:
-        return timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=source, **arguments)
+        model: Any = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=source, **arguments)
+        if size := arguments.get("img_size"):  # a model of frames of any size keeps it nowhere else
+            height, width = (size, size) if isinstance(size, int) else size
+            channels, *_ = model.pretrained_cfg.get("input_size") or (3,)
+            model.pretrained_cfg["input_size"] = (channels, height, width)
+        built: nn.Module = model
+        return built
 
     values = check_draft(create, request)
     if not request.pretrained:
@@ -191,6 +203,7 @@ _ARGUMENTS: dict[str, Kind] = {
     "img_size": "size",
     "global_pool": "word",
     "dynamic_img_size": "flag",
+    "use_naflex": "flag",
 }
 
 

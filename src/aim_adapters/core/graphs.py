@@ -20,6 +20,7 @@ from aim_adapters.core.graph_signature import (
     signature,
     surroundings,
 )
+from aim_adapters.core.patches import gives_patches, named_inputs
 from aim_adapters.core.state import RootState
 from aim_adapters.errors import AIMError, warn
 
@@ -29,6 +30,7 @@ _LANES = 2
 # A recording that none of the last so many calls used makes room for another: with more kinds of calls than recordings,
 # recording again and again would take longer than running eagerly.
 _IDLE_CALLS = 100
+_PATCHES = "it reads patches cut beforehand, and where they lie is looked at in every call"
 
 
 class GraphRow(NamedTuple):
@@ -81,7 +83,7 @@ class Graphs:
         state: RootState = root.aim
         names, values = named_arguments(args, kwargs)
         with self._lock:
-            found = self._find(root, names, values)
+            found = _PATCHES if _gives_patches(root, args, kwargs) else self._find(root, names, values)
             if isinstance(found, Recording):
                 if state.unseen:
                     root._flatten(args[0] if args else kwargs[state.anatomy.input_name])
@@ -191,6 +193,11 @@ class Graphs:
             state.unseen = unseen
         recording.title = _title(state, names, values)
         return recording
+
+
+def _gives_patches(root: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    anatomy = root.aim.anatomy
+    return gives_patches(anatomy, named_inputs(root.aim_inputs, args, kwargs), anatomy.input_name)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ def look_at_first_batch(state: RootState, video: Tensor, frames: Tensor) -> None
         video: What the model was given.
         frames: Its frames ``[B*T, C, H, W]``.
     """
-    if type(frames) not in (Tensor, nn.Parameter) or frames.is_meta or _rehearsing(frames):
+    if type(frames) not in (Tensor, nn.Parameter) or frames.is_meta or rehearsing(frames):
         return
     state.unseen = False
     anatomy, num_frames, reorder = state.anatomy, state.num_frames, None
@@ -68,7 +68,7 @@ def explain_failure(root: nn.Module, video: Any, error: RuntimeError) -> AIMErro
             "or repeat some, or call aim.set_num_frames(model, N) for clips of N"
         )
     size, given = state.anatomy.image_size, tuple(video.shape[-2:])
-    if size is not None and given != size and "size of tensor" in str(error):
+    if size is not None and video.ndim > 3 and given != size and "size of tensor" in str(error):
         return InputError(
             f"frames are {given[0]} x {given[1]} pixels, and the model reads {size[0]} x {size[1]}; resize or crop them"
         )
@@ -114,8 +114,12 @@ def _explain_dtypes(video: Tensor, frozen: torch.dtype, trained: torch.dtype) ->
     )
 
 
-def _rehearsing(frames: Tensor) -> bool:
-    """Return whether values cannot be read now: under tracers, transforms, dispatch modes and graph capture."""
+def rehearsing(frames: Tensor) -> bool:
+    """Return whether values cannot be read now: under tracers, transforms, dispatch modes and graph capture.
+
+    Args:
+        frames: The tensor whose values would be read.
+    """
     return (
         exporting()
         or torch._C._are_functorch_transforms_active()

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from aim_adapters.core.inputs import explain_failure
+from aim_adapters.core.patches import frame_rows, gives_patches, named_inputs, refuse_given
 from aim_adapters.core.patching import Patched, blocked_methods, in_place_of, wrap_forward
 from aim_adapters.errors import AIMError, InputError
 
@@ -32,7 +33,21 @@ def take_videos(base: type[nn.Module], name: str) -> Callable[..., Any]:
     def flatten(root: Any, images: Any) -> Any:
         return root._flatten(images) if is_video(images) else images
 
-    return _reading(base, name, flatten, explain_failure)
+    method, read_images = getattr(base, name), _reading(base, name, flatten, explain_failure)
+    names = tuple(inspect.signature(method).parameters)[1:]
+
+    def run(root: Any, *args: Any, **kwargs: Any) -> Any:
+        anatomy = root.aim.anatomy
+        if anatomy.optional_patch_inputs:
+            if root.aim.call is not None:  # inside of the root's own forward, which has read its inputs
+                return method(root, *args, **kwargs)
+            given = named_inputs(names, args, kwargs)
+            refuse_given(anatomy, given)
+            if gives_patches(anatomy, given, names[0]):
+                return method(root, **frame_rows(root.aim, given, names[0]))
+        return read_images(root, *args, **kwargs)
+
+    return in_place_of(method, run)
 
 
 def refuse_videos(base: type[nn.Module], name: str) -> Callable[..., Any]:

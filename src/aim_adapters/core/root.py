@@ -16,12 +16,13 @@ from aim_adapters.core.foreign import runs_again_compiled
 from aim_adapters.core.given_state import complete_state, require_whole_state
 from aim_adapters.core.inputs import explain_failure, look_at_first_batch
 from aim_adapters.core.overrides import counting_classes, overriding
+from aim_adapters.core.patches import frame_rows, gives_patches, named_inputs, refuse_given
 from aim_adapters.core.patching import Patched, blocked_methods, wrap_forward
 from aim_adapters.core.readers import methods_of, take_videos
 from aim_adapters.core.records import RootCall
 from aim_adapters.core.state import RootState, states
-from aim_adapters.errors import InputError, StateError, UnsupportedModelError
-from aim_adapters.layers import average_frames, flatten_patches, flatten_video
+from aim_adapters.errors import InputError, StateError
+from aim_adapters.layers import average_frames, flatten_video
 
 
 class VideoRoot(Patched):
@@ -54,7 +55,8 @@ class VideoRoot(Patched):
 
         Args:
             *args: The model's own arguments; the image argument takes ``[B, T, C, H, W]``, ``[B, C, T, H, W]`` or
-                ``[B*T, C, H, W]``, floating point; patches cut beforehand (NaFlex) ``[B, T, N, P]`` or ``[B*T, N, P]``.
+                ``[B*T, C, H, W]``, floating point; patches cut beforehand (NaFlex) ``[B, T, N, P]`` or ``[B*T, N, P]``,
+                or a dictionary of them and what says where they lie.
             **kwargs: The same by name.
 
         Returns:
@@ -77,30 +79,29 @@ class VideoRoot(Patched):
             raise StateError("nn.DataParallel cannot replicate a wrapped model; use DistributedDataParallel")
         if state.enabled:
             require_called(state, "aim")
-        # Cut to one length beforehand: the compiler of PyTorch 2.6 takes every zip for a strict one.
-        given = {**dict(zip(self.aim_inputs[: len(args)], args[: len(self.aim_inputs)], strict=True)), **kwargs}
-        for name in anatomy.refused_inputs:
-            if given.get(name) is not None:
-                raise UnsupportedModelError(f"{name} has no meaning along time; call the wrapped model without it")
-        for name in anatomy.patch_inputs:
-            if name in kwargs and kwargs[name].ndim == 3:
-                kwargs[name] = kwargs[name].flatten(0, 1)  # [B, T, ...] to [B*T, ...]
+        given = named_inputs(self.aim_inputs, args, kwargs)
+        refuse_given(anatomy, given)
         if not args and anatomy.input_name not in kwargs:
             return super().forward(**kwargs)  # raises as the image model does
         reads = anatomy.class_token_only
         class_token_only = reads is not None and reads(self) and not self._has_hooks_behind_blocks()
         if class_token_only and not torch.compiler.is_compiling():
             class_token_only = not runs_again_compiled(self, anatomy.blocks[-1][0])
+        by_patches = gives_patches(anatomy, given, anatomy.input_name)
+        if by_patches:
+            args, kwargs = (), frame_rows(state, given, anatomy.input_name)
         video = args[0] if args else kwargs[anatomy.input_name]
         unrecorded = torch.is_grad_enabled() and not getattr(video, "requires_grad", False)
         state.call = RootCall.here(class_token_only=class_token_only, unrecorded=unrecorded)
         try:
-            if args:
+            if by_patches:
+                out = super().forward(**kwargs)
+            elif args:
                 out = super().forward(self._flatten(args[0]), *args[1:], **kwargs)
             else:
                 out = super().forward(**{**kwargs, anatomy.input_name: self._flatten(kwargs[anatomy.input_name])})
         except RuntimeError as error:
-            told = explain_failure(self, args[0] if args else kwargs[anatomy.input_name], error)
+            told = explain_failure(self, video, error)
             if told is None:
                 raise
             raise told from error
@@ -152,8 +153,6 @@ class VideoRoot(Patched):
 
     def _flatten(self, video: Tensor) -> Tensor:
         config, anatomy = self.aim.config, self.aim.anatomy
-        if anatomy.patch_inputs:
-            return flatten_patches(video, num_frames=config.num_frames)
         frames = flatten_video(
             video,
             num_frames=config.num_frames,
