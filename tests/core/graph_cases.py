@@ -6,6 +6,7 @@ recording of its pool is replayed.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -31,8 +32,8 @@ class FakePool:
     def __init__(self) -> None:
         self.kept: tuple[object, list[Tensor]] | None = None
 
-    def enter(self) -> None:
-        pass
+    def turn(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def memory(self) -> int:
         return 0

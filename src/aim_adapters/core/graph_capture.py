@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -15,8 +15,6 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from aim_adapters.errors import StateError
-
-_WARM_UPS = 3  # as PyTorch has it: libraries choose kernels and take work space in the first passes
 
 
 class Taped(NamedTuple):
@@ -38,8 +36,8 @@ class Taped(NamedTuple):
 class Pool(Protocol):
     """The memory of recordings of which no two are in use at once."""
 
-    def enter(self) -> None:
-        """Let what is queued next on the device wait for what was replayed before."""
+    def turn(self) -> AbstractContextManager[None]:
+        """Let what is queued inside run after what was replayed before, also on other streams and by other threads."""
         ...
 
     def memory(self) -> int:
@@ -73,92 +71,16 @@ class Backend(Protocol):
         ...
 
 
-class CudaGraphs:
-    """Recordings as CUDA graphs."""
-
-    def why_not(self, device: torch.device) -> str | None:
-        """Return why nothing can be recorded on a device, or None."""
-        if device.type != "cuda":
-            return f"the model is on a {device.type}, which has no CUDA graphs"
-        if torch.cuda.is_current_stream_capturing():
-            return "it is being captured in a larger CUDA graph"
-        return None
-
-    def new_pool(self, device: torch.device) -> Pool:
-        """Return new memory for recordings."""
-        return _CudaPool(device)
-
-
-class _CudaPool:
-    """A pool of PyTorch's allocator, with the stream on which all of its graphs are captured."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._handle = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(device)
-        self._last: torch.cuda.Stream | None = None
-
-    def enter(self) -> None:
-        stream = torch.cuda.current_stream(self.device)
-        if self._last is not None and self._last != stream:
-            stream.wait_stream(self._last)
-        self._last = stream
-
-    def memory(self) -> int:
-        torch.cuda.empty_cache()
-        return torch.cuda.memory_reserved(self.device)
-
-    def tape(
-        self, forward: Callable[[], list[Tensor]], backward: Callable[[list[Tensor]], list[Tensor]] | None
-    ) -> Taped:
-        caller, generator = torch.cuda.current_stream(self.device), torch.cuda.default_generators[self.device.index]
-        drawn = generator.get_state()  # a run with graphs draws what one without them does
-        try:
-            # Within a stream of our own: where a capture fails, PyTorch leaves its stream the current one.
-            with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
-                self._stream.wait_stream(caller)
-                for _ in range(_WARM_UPS):
-                    outputs = forward()
-                    if not any(each.requires_grad for each in outputs):
-                        backward = None
-                    if backward is not None:
-                        backward(outputs)
-                    del outputs
-                graph, outputs = self._capture(forward)
-                if backward is None:
-                    return Taped(outputs, [], graph.replay, None)
-                back, gradients = self._capture(lambda: backward(outputs))
-                return Taped([each.detach() for each in outputs], gradients, graph.replay, back.replay)
-        except RuntimeError:
-            self._repair()
-            raise
-        finally:
-            generator.set_state(drawn)
-            caller.wait_stream(self._stream)
-
-    def _capture(self, function: Callable[[], list[Tensor]]) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
-        graph = torch.cuda.CUDAGraph()
-        # Other threads, such as those that pin batches, may use the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._handle, stream=self._stream, capture_error_mode="thread_local"):
-            out = function()
-        return graph, out
-
-    def _repair(self) -> None:
-        """Let PyTorch's generator draw again: a capture that fails half-way leaves it as if it were still captured."""
-        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
-            torch.cuda.synchronize()
-            self._capture(lambda: [torch.zeros(1, device=self.device)])
-
-
 class Lane:
     """Memory for recordings of which one at a time waits for its backward pass.
 
     Args:
         pool: The memory.
+        device: Where it is.
     """
 
-    def __init__(self, pool: Pool) -> None:
-        self.pool = pool
+    def __init__(self, pool: Pool, device: torch.device) -> None:
+        self.pool, self.device = pool, device
         self._waiting: weakref.ref[_Ticket] | None = None
 
     def busy(self) -> bool:
@@ -190,6 +112,7 @@ class Recording:
         call: The model's own forward pass.
         values: The arguments of the call; tensors among them are examples.
         trained: The parameters that get gradients.
+        leaves: What stands for each of them in `call`.
         device: The model's device.
     """
 
@@ -200,23 +123,21 @@ class Recording:
         values: Sequence[Any],
         *,
         trained: Sequence[Tensor],
+        leaves: Sequence[Tensor],
         device: torch.device,
     ) -> None:
-        self.lane = lane
-        self._call, self._device = call, device.type
+        self.lane, self._device = lane, device.type
         self._values = [_static(value) if isinstance(value, Tensor) else value for value in values]
         self.inputs = [value for value in self._values if isinstance(value, Tensor)]
         recorded = torch.is_grad_enabled()
-        self._sources = [t for t in (*self.inputs, *trained) if t.requires_grad] if recorded else []
-        self._trained = list(trained) if recorded else []
+        self._sources = [t for t in (*self.inputs, *leaves) if t.requires_grad] if recorded else []
+        self._trained = trained
         self._spec: Any = None
         self._constants: list[Any] = []  # the leaves of the output that are not tensors, in their places
         self._places: list[list[int]] = []  # of the sources whose gradients lie in one buffer
         self._seeds: list[Tensor | None] = []  # the gradient of each output, or None where it has none
         begun, before = time.perf_counter(), lane.pool.memory()
-        # Autograd would call a parameter's hooks here, and again when a replay's gradients reach it.
-        with _without_hooks(self._sources):
-            self._taped = self._tape()
+        self._taped = self._tape(call)
         self.seconds, self.memory = time.perf_counter() - begun, max(0, lane.pool.memory() - before)
         self.replays, self.used, self.title = 0, 0, ""
 
@@ -238,11 +159,11 @@ class Recording:
 
     def forward(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Replay the forward pass, and return copies of its outputs."""
-        self.lane.pool.enter()
-        for static, tensor in zip(self.inputs, tensors, strict=True):
-            static.copy_(tensor)
-        self._taped.forward()
-        return [output.clone() for output in self._taped.outputs]
+        with self.lane.pool.turn():
+            for static, tensor in zip(self.inputs, tensors, strict=True):
+                static.copy_(tensor)
+            self._taped.forward()
+            return [output.clone() for output in self._taped.outputs]
 
     def backward(self, ticket: _Ticket, seeds: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Replay the backward pass, and return copies of the gradients of inputs and of what trains.
@@ -260,16 +181,18 @@ class Recording:
                 "add the losses up and call backward once, or aim.ungraph(model)"
             )
         ticket.used = True
-        self.lane.pool.enter()
-        for static, seed in zip(self._seeds, seeds, strict=True):
-            if static is not None:
-                static.zero_() if seed is None else static.copy_(seed)
         assert self._taped.backward is not None
-        self._taped.backward()
+        with self.lane.pool.turn():
+            for static, seed in zip(self._seeds, seeds, strict=True):
+                if static is not None:
+                    static.zero_() if seed is None else static.copy_(seed)
+            self._taped.backward()
+            # One copy for all: a gradient without other owners becomes `.grad` as it is, and so must not be written
+            # again.
+            copies = [flat.clone() for flat in self._taped.gradients]
         found: dict[int, Tensor] = {}
-        # One copy for all: a gradient without other owners becomes `.grad` as it is, and so must not be written again.
-        for places, flat in zip(self._places, self._taped.gradients, strict=True):
-            parts = _unflatten_dense_tensors(flat.clone(), [self._sources[place] for place in places])
+        for places, flat in zip(self._places, copies, strict=True):
+            parts = _unflatten_dense_tensors(flat, [self._sources[place] for place in places])
             found.update(zip(places, parts, strict=True))
         self.lane.free()
         each = (found.get(place) for place in range(len(self._sources)))
@@ -279,7 +202,7 @@ class Recording:
         """Return of each output whether it has a gradient."""
         return [seed is not None for seed in self._seeds]
 
-    def _tape(self) -> Taped:
+    def _tape(self, call: Callable[[list[Any]], Any]) -> Taped:
         """Record the call; whether it has a backward pass shows when it has run once."""
         leaves: list[Any] = []
 
@@ -287,7 +210,7 @@ class Recording:
             nonlocal leaves
             # As the caller has it, but for kept casts, which would not be made again after an optimizer's step.
             with _uncached(self._device):
-                out = self._call(self._values)
+                out = call(self._values)
             leaves, self._spec = tree_flatten(out)
             return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
@@ -343,16 +266,3 @@ def _uncached(device: str) -> torch.autocast:
 def _static(tensor: Tensor) -> Tensor:
     """Return a tensor of our own, with the same values."""
     return tensor.detach().clone().requires_grad_(tensor.requires_grad)
-
-
-@contextlib.contextmanager
-def _without_hooks(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Take the hooks off some tensors for a while."""
-    hooks = [(held, dict(held)) for tensor in tensors if (held := tensor._backward_hooks)]
-    for held, _ in hooks:
-        held.clear()
-    try:
-        yield
-    finally:
-        for held, before in hooks:
-            held.update(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, repeat
 from operator import attrgetter, is_, itemgetter
@@ -24,7 +25,7 @@ _GLOBAL_HOOKS = (
     nn_module._global_backward_hooks,
 )
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_kind = attrgetter("dtype", "requires_grad")
+_dtype, _requires_grad = attrgetter("dtype"), attrgetter("requires_grad")
 _mode = itemgetter("training")
 _PLAIN = (Tensor, nn.Parameter)
 _CONSTANTS = (bool, int, float, str, type(None))
@@ -53,15 +54,15 @@ class Parts:
         self._own_children = self._children_of_state()
         self._slots: list[dict[str, Any]] = [m._parameters for m in modules if m._parameters]
         self._slots += [m._buffers for m in modules if m._buffers]
-        self._held: list[Any] = [*chain.from_iterable(map(dict.values, self._slots)), self]
-        self.tensors: list[Tensor] = [tensor for tensor in self._held[:-1] if tensor is not None]
+        self._held: list[Any] = list(chain.from_iterable(map(dict.values, self._slots)))
+        self.tensors: list[Tensor] = [tensor for tensor in self._held if tensor is not None]
         self.trained = list({id(t): t for t in self.tensors if t.requires_grad}.values())
         self.buffers = [b for m in modules for b in m._buffers.values() if b is not None]
         self.device = next((tensor.device for tensor in self.tensors), torch.device("cpu"))
         self.why_not = self._unfit()
         if self.why_not is None:
             self._pointers = list(map(Tensor.data_ptr, self.tensors))
-        self._kinds = list(map(_kind, self.tensors))
+        self._dtypes, self._trains = list(map(_dtype, self.tensors)), list(map(_requires_grad, self.tensors))
         self._dicts = [module.__dict__ for module in modules]
         # Hooks on the root itself run around its `forward`, and so around a replay too.
         self._hooks = [getattr(module, name) for module in modules[1:] for name in _HOOKS]
@@ -70,16 +71,44 @@ class Parts:
 
     def hold(self) -> bool:
         """Return whether the model has these parts, in the same memory, and none beside them."""
-        tensors = self.tensors
+        tensors, held = self.tensors, list(chain.from_iterable(map(dict.values, self._slots)))
         return (
             list(chain.from_iterable(map(dict.values, self._children))) == self._held_modules
             and list(map(type, self._modules)) == self._classes
             and self._children_of_state() == self._own_children
-            and all(map(is_, chain(chain.from_iterable(map(dict.values, self._slots)), (self,)), self._held))
-            and list(map(_kind, tensors)) == self._kinds
+            and len(held) == len(self._held)
+            and all(map(is_, held, self._held))
+            and list(map(_dtype, tensors)) == self._dtypes
+            and list(map(_requires_grad, tensors)) == self._trains
             and (self.why_not is not None or list(map(Tensor.data_ptr, tensors)) == self._pointers)
             and self.state.config is self._config
         )
+
+    def leaves(self) -> list[Tensor]:
+        """Return leaves of autograd's own for what trains, in the same memory.
+
+        Hooks of a parameter must not run when its gradient is recorded. And autograd takes a gradient to the stream on
+        which its parameter was used first, while something holds that graph as an output or DDP does; a capture that
+        another stream enters fails.
+        """
+        return [nn.Parameter(tensor.detach()) for tensor in self.trained]
+
+    @contextlib.contextmanager
+    def holding(self, leaves: Sequence[Tensor]) -> Iterator[None]:
+        """Put `leaves` into the model for a while.
+
+        Args:
+            leaves: What that returned.
+        """
+        own = {id(tensor): leaf for tensor, leaf in zip(self.trained, leaves, strict=True)}
+        taken = [(slot, name, tensor) for slot in self._slots for name, tensor in slot.items() if id(tensor) in own]
+        for slot, name, tensor in taken:
+            slot[name] = own[id(tensor)]
+        try:
+            yield
+        finally:
+            for slot, name, tensor in taken:
+                slot[name] = tensor
 
     def modes(self) -> bytes:
         """Return whether each module is in training mode."""

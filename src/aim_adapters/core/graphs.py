@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from aim_adapters.core.graph_capture import Backend, CudaGraphs, Lane, Recording
+from aim_adapters.core.graph_capture import Backend, Lane, Recording
+from aim_adapters.core.graph_cuda import CudaGraphs
 from aim_adapters.core.graph_signature import (
     Parts,
     describe,
@@ -153,12 +154,13 @@ class Graphs:
         return self._parts[0]
 
     def _free_lane(self, device: torch.device) -> Lane | None:
-        for lane in self._lanes:
+        lanes = [lane for lane in self._lanes if lane.device == device]
+        for lane in lanes:
             if not lane.busy():
                 return lane
-        if len(self._lanes) == _LANES:
+        if len(lanes) == _LANES:
             return None
-        self._lanes.append(Lane(self._backend.new_pool(device)))
+        self._lanes.append(Lane(self._backend.new_pool(device), device))
         return self._lanes[-1]
 
     def _make_room(self) -> bool:
@@ -178,13 +180,16 @@ class Graphs:
         """Record a call, or return why it cannot be."""
         state, places = parts.state, sum(name.isdigit() for name in names)
         unseen, state.unseen = state.unseen, False  # the first batch is looked at in its own call
+        trained = parts.trained if torch.is_grad_enabled() else []
+        leaves = parts.leaves() if trained else []
 
         def call(values: Sequence[Any]) -> Any:
-            return root.aim_forward(*values[:places], **dict(zip(names[places:], values[places:], strict=True)))
+            with parts.holding(leaves) if leaves else contextlib.nullcontext():
+                return root.aim_forward(*values[:places], **dict(zip(names[places:], values[places:], strict=True)))
 
         try:
             with _unchanged(parts.buffers):
-                recording = Recording(lane, call, values, trained=parts.trained, device=parts.device)
+                recording = Recording(lane, call, values, trained=trained, leaves=leaves, device=parts.device)
         except RuntimeError as error:
             if isinstance(error, AIMError):
                 raise
