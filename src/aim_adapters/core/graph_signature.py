@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, repeat
 from operator import attrgetter, is_, itemgetter
@@ -29,12 +30,14 @@ _dtype, _requires_grad = attrgetter("dtype"), attrgetter("requires_grad")
 _mode = itemgetter("training")
 _PLAIN = (Tensor, nn.Parameter)
 _CONSTANTS = (bool, int, float, str, type(None))
+_STANDARD = frozenset(nn.Module().__dict__)  # modes are compared by themselves
 
 
 class Parts:
-    """The modules, parameters and buffers of a wrapped model at one moment, and what was recorded of them.
+    """The modules, parameters, buffers and settings of a wrapped model at one moment, and what was recorded of them.
 
-    Values are not part of it: a replay reads those that are there. Adapters that rest are not, either.
+    Values are not part of it: a replay reads those that are there. Adapters that rest are not, either. The root is
+    given again with each question, and neither it nor its container is held: a model that nobody has is freed.
 
     Args:
         root: The wrapped image model.
@@ -45,44 +48,66 @@ class Parts:
         assert isinstance(state, RootState)
         # The shelf of idle adapters comes and goes while what runs stays the same.
         shelf = state.shelf
-        resting = set() if shelf is None else set(map(id, shelf.modules()))
-        modules = [module for module in root.modules() if id(module) not in resting]
-        self.state, self._config = state, state.config
-        self._modules, self._classes = modules, list(map(type, modules))
-        self._children = [module._modules for module in modules if module._modules and module is not state]
-        self._held_modules = list(chain.from_iterable(map(dict.values, self._children)))
-        self._own_children = self._children_of_state()
-        self._slots: list[dict[str, Any]] = [m._parameters for m in modules if m._parameters]
-        self._slots += [m._buffers for m in modules if m._buffers]
+        apart = {id(root), id(state), *(() if shelf is None else map(id, shelf.modules()))}
+        inner = [module for module in root.modules() if id(module) not in apart]
+        self._state, self._config = weakref.ref(state), state.config
+        self._inner, self._classes = inner, list(map(type, (root, *inner)))
+        self._children = [module._modules for module in inner if module._modules]
+        self._held_modules = self._modules_of(root)
+        slots = [slot for module in (root, state, *inner) for slot in (module._parameters, module._buffers)]
+        self._slots: list[dict[str, Any]] = [slot for slot in slots if slot]
         self._held: list[Any] = list(chain.from_iterable(map(dict.values, self._slots)))
         self.tensors: list[Tensor] = [tensor for tensor in self._held if tensor is not None]
         self.trained = list({id(t): t for t in self.tensors if t.requires_grad}.values())
-        self.buffers = [b for m in modules for b in m._buffers.values() if b is not None]
+        self.buffers = [b for m in (root, state, *inner) for b in m._buffers.values() if b is not None]
         self.device = next((tensor.device for tensor in self.tensors), torch.device("cpu"))
         self.why_not = self._unfit()
         if self.why_not is None:
             self._pointers = list(map(Tensor.data_ptr, self.tensors))
         self._dtypes, self._trains = list(map(_dtype, self.tensors)), list(map(_requires_grad, self.tensors))
-        self._dicts = [module.__dict__ for module in modules]
+        self._dicts = [module.__dict__ for module in inner]
         # Hooks on the root itself run around its `forward`, and so around a replay too.
-        self._hooks = [getattr(module, name) for module in modules[1:] for name in _HOOKS]
+        self._hooks = [getattr(module, name) for module in (state, *inner) for name in _HOOKS]
+        self._settings: list[tuple[dict[str, Any], str, Any]] = [
+            (held, name, value)
+            for held in self._dicts
+            for name, value in held.items()
+            if name not in _STANDARD and isinstance(value, _CONSTANTS)
+        ]
+        self.settle()
         self.recorded: dict[Any, Any] = {}  # by key, what replays a call
         self.failed: dict[Any, str] = {}  # by key, why a call could not be recorded
 
-    def hold(self) -> bool:
-        """Return whether the model has these parts, in the same memory, and none beside them."""
+    def hold(self, root: nn.Module) -> bool:
+        """Return whether the model has these parts, in the same memory, and none beside them.
+
+        Args:
+            root: The wrapped image model.
+        """
         tensors, held = self.tensors, list(chain.from_iterable(map(dict.values, self._slots)))
         return (
-            list(chain.from_iterable(map(dict.values, self._children))) == self._held_modules
-            and list(map(type, self._modules)) == self._classes
-            and self._children_of_state() == self._own_children
+            root.aim is self._state()
+            and self._modules_of(root) == self._held_modules
+            and list(map(type, (root, *self._inner))) == self._classes
             and len(held) == len(self._held)
             and all(map(is_, held, self._held))
             and list(map(_dtype, tensors)) == self._dtypes
             and list(map(_requires_grad, tensors)) == self._trains
             and (self.why_not is not None or list(map(Tensor.data_ptr, tensors)) == self._pointers)
-            and self.state.config is self._config
+            and all(map(is_, map(dict.get, self._owners, self._names), self._values))
+            and root.aim.config is self._config
         )
+
+    def settle(self) -> None:
+        """Take those settings for none that have changed, as those that a call changes itself."""
+        self._settings = [each for each in self._settings if each[0].get(each[1]) is each[2]]
+        self._owners: list[dict[str, Any]] = [owner for owner, _, _ in self._settings]
+        self._names: list[str] = [name for _, name, _ in self._settings]
+        self._values: list[Any] = [value for _, _, value in self._settings]
+
+    def of(self, state: RootState) -> bool:
+        """Return whether a container of the root is among these parts."""
+        return self._state() is state
 
     def leaves(self) -> list[Tensor]:
         """Return leaves of autograd's own for what trains, in the same memory.
@@ -110,25 +135,29 @@ class Parts:
             for slot, name, tensor in taken:
                 slot[name] = tensor
 
-    def modes(self) -> bytes:
+    def modes(self, root: nn.Module) -> bytes:
         """Return whether each module is in training mode."""
-        return bytes(map(_mode, self._dicts))
+        return bytes(map(_mode, chain((root.__dict__, root.aim.__dict__), self._dicts)))
 
-    def watched(self) -> str | None:
+    def watched(self, root: nn.Module) -> str | None:
         """Return what runs beside the model's own layers and so must see each call, or None."""
         if any(_GLOBAL_HOOKS):
             return "hooks on all modules (torch.nn.modules.module.register_module_…_hook) must see each call"
-        if not any(self._hooks) and not any(map(dict.__contains__, self._dicts[1:], repeat("forward"))):
+        if not any(self._hooks) and not any(map(dict.__contains__, self._dicts, repeat("forward"))):
             return None
-        for name, module in self._modules[0].named_modules():
+        for name, module in root.named_modules():
             if name and has_hooks(module) and (foreign_forward(module) is not None or _hooked(module)):
                 what = "has hooks" if _hooked(module) else "was given a forward of its own"
                 return f"{name} {what}, which must see each call"
         return None
 
-    def _children_of_state(self) -> list[Any]:
-        shelf = self.state.shelf
-        return [child for child in self.state._modules.values() if child is None or child is not shelf]
+    def _modules_of(self, root: nn.Module) -> list[nn.Module | None]:
+        state = root.aim
+        assert isinstance(state, RootState)
+        shelf = state.shelf
+        own = [child for child in state._modules.values() if child is None or child is not shelf]
+        others = [child for child in root._modules.values() if child is not state]
+        return [*own, *others, *chain.from_iterable(map(dict.values, self._children))]
 
     def _unfit(self) -> str | None:
         """Return why calls of these parts cannot be recorded, or None."""

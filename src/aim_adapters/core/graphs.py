@@ -102,7 +102,7 @@ class Graphs:
         Args:
             state: Its container of the root.
         """
-        self._parts = [parts for parts in self._parts if parts.state is not state]
+        self._parts = [parts for parts in self._parts if not parts.of(state)]
 
     def rows(self) -> list[GraphRow]:
         """Return one row for each kind of call."""
@@ -118,14 +118,14 @@ class Graphs:
         """Return the recording of a call, made if there is none; or why there can be none."""
         self._calls += 1
         parts = self._current(root)
-        why_not = parts.why_not or self._backend.why_not(parts.device) or parts.watched()
+        why_not = parts.why_not or self._backend.why_not(parts.device) or parts.watched(root)
         if why_not is not None:
             return why_not
         arguments = signature(names, values, parts.device)
         if isinstance(arguments, str):
             return arguments
-        around = surroundings(parts.state, parts.device.type)
-        key = (parts.modes(), around, arguments)
+        around = surroundings(root.aim, parts.device.type)
+        key = (parts.modes(root), around, arguments)
         lane = self._free_lane(parts.device)
         if lane is None:
             return f"{_LANES} forward passes wait for their backward passes already"
@@ -146,7 +146,7 @@ class Graphs:
     def _current(self, root: Any) -> Parts:
         """Return the parts that the model has now."""
         for index, parts in enumerate(self._parts):
-            if parts.hold():
+            if parts.hold(root):
                 if index:
                     self._parts.insert(0, self._parts.pop(index))
                 return parts
@@ -178,7 +178,7 @@ class Graphs:
         self, root: Any, parts: Parts, lane: Lane, names: Sequence[str], values: Sequence[Any]
     ) -> Recording | str:
         """Record a call, or return why it cannot be."""
-        state, places = parts.state, sum(name.isdigit() for name in names)
+        state, places = root.aim, sum(name.isdigit() for name in names)
         unseen, state.unseen = state.unseen, False  # the first batch is looked at in its own call
         trained = parts.trained if torch.is_grad_enabled() else []
         leaves = parts.leaves() if trained else []
@@ -196,6 +196,7 @@ class Graphs:
             return f"it cannot be captured: {type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
         finally:
             state.unseen = unseen
+            parts.settle()
         recording.title = _title(state, names, values)
         return recording
 
