@@ -49,7 +49,7 @@ def graph(model: ModelT, example: Any, *, max_graphs: int = 8) -> ModelT:
     require_bare(model, "graph", "graph the model first, then distribute it; a compiled model needs no graphs")
     args, kwargs = _arguments(model, example)
     state, before = wrapped.state, wrapped.state.graphs
-    state.graphs, unseen, done = Graphs(max_graphs), state.unseen, False
+    state.graphs, unseen, done = Graphs(wrapped.root, max_graphs), state.unseen, False
     state.unseen = False  # the example may be noise
     devices = [parameter.device for parameter in wrapped.root.parameters() if parameter.is_cuda][:1]
     try:

@@ -259,6 +259,7 @@ def unwrap_image_model(model: ModelT) -> ModelT:
     outer = path[: len(path) - len(expected)].rstrip(".") if expected else path
     whole = model.get_submodule(outer)
     remove(whole)
+    state.graphs = None
     _restore_flags(whole, state.record)
     return model
 

@@ -7,13 +7,19 @@ recording of its pool is replayed.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import aim_adapters as aim
 from aim_adapters.core.graph_capture import Taped
+from tests.backbones.cases import loss
+from tests.tiny import trained, video
+
+EAGERLY = "this call runs eagerly, as {} "
 
 
 class FakeGraphs:
@@ -66,3 +72,30 @@ def _fill(targets: list[Tensor], values: list[Any]) -> None:
     with torch.no_grad():
         for target, value in zip(targets, values, strict=True):
             target.copy_(value)
+
+
+def pair(**arguments: Any) -> tuple[Any, Any]:
+    """Return an eager model and an equal one with graphs."""
+    eager = trained(**arguments).train()
+    return eager, aim.graph(copy.deepcopy(eager), video())
+
+
+def ways(model: nn.Module) -> list[tuple[str, int]]:
+    """Return of each kind of call how it runs, and how often it did."""
+    return [(row.runs, row.calls) for row in aim.explain_graphs(model)]
+
+
+def step(model: nn.Module, *videos: Tensor) -> list[Tensor]:
+    """Run forward and backward passes, and return copies of the gradients."""
+    for each in videos:
+        loss(model(each)).backward()
+    return [p.grad.clone() for p in aim.trainable_parameters(model) if p.grad is not None]
+
+
+def same(model: nn.Module, other: nn.Module) -> None:
+    """Hold the parameters and gradients of two models to be the same."""
+    for (name, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+        assert (a.grad is None) == (b.grad is None), name
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, msg=name)

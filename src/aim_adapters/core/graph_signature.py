@@ -37,7 +37,7 @@ class Parts:
     """The modules, parameters, buffers and settings of a wrapped model at one moment, and what was recorded of them.
 
     Values are not part of it: a replay reads those that are there. Adapters that rest are not, either. The root is
-    given again with each question, and neither it nor its container is held: a model that nobody has is freed.
+    given again with each question, and not held: a model that nobody has is freed.
 
     Args:
         root: The wrapped image model.
@@ -52,7 +52,7 @@ class Parts:
         inner = [module for module in root.modules() if id(module) not in apart]
         self._state, self._config = weakref.ref(state), state.config
         self._inner, self._classes = inner, list(map(type, (root, *inner)))
-        self._children = [module._modules for module in inner if module._modules]
+        self._children = [module._modules for module in inner]
         self._held_modules = self._modules_of(root)
         slots = [slot for module in (root, state, *inner) for slot in (module._parameters, module._buffers)]
         self._slots: list[dict[str, Any]] = [slot for slot in slots if slot]

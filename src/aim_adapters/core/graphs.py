@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aim_adapters.core.graph_capture import Backend, Lane, Recording
 from aim_adapters.core.graph_cuda import CudaGraphs
@@ -58,14 +59,18 @@ class Graphs:
     """Runs the calls of a wrapped model as recordings, which it makes at the first call of each kind.
 
     Args:
+        root: The wrapped image model.
         most: How many recordings are kept.
         backend: How calls are recorded.
     """
 
-    def __init__(self, most: int, backend: Backend | None = None) -> None:
+    def __init__(self, root: nn.Module, most: int, backend: Backend | None = None) -> None:
         self.most = most
         self._backend: Backend = CudaGraphs() if backend is None else backend
         self._parts: list[Parts] = []  # the last ones first
+        # Its blocks lead back to here: with the model the recordings go at once, not when Python looks for cycles.
+        me = weakref.ref(self)
+        self._root = weakref.ref(root, lambda _: _release(me()))
         self._lanes: list[Lane] = []
         self._lock = threading.Lock()
         self._calls = 0
@@ -204,6 +209,11 @@ class Graphs:
 def _gives_patches(root: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     anatomy = root.aim.anatomy
     return gives_patches(anatomy, named_inputs(root.aim_inputs, args, kwargs), anatomy.input_name)
+
+
+def _release(graphs: Graphs | None) -> None:
+    if graphs is not None:
+        graphs._parts.clear()
 
 
 @contextlib.contextmanager
