@@ -24,9 +24,9 @@ def graph(model: ModelT, example: Any, *, max_graphs: int = 8) -> ModelT:
     autocast, adapter and `set_execution`. Parameters are read anew by each replay, dropout and stochastic depth draw
     anew, and outputs and gradients are the caller's own. Where a call cannot be recorded it runs eagerly, which is said
     once by name: on a CPU, with hooks inside the model, with weights sharded by FSDP2 or quantized, or where more than
-    two forward passes wait for their backward passes. What is neither a parameter, a buffer nor a mode, such as an
-    attribute of a layer, is read when a call is recorded: call `graph` again after a change. Distribute with DDP
-    afterwards; ``torch.compile``, ``torch.export`` and copies see the model without graphs.
+    two forward passes wait for their backward passes. Attributes of layers that are numbers, strings or flags are
+    compared, too; after a change of others, or of an attribute of the model itself, call `graph` again. Distribute with
+    DDP afterwards; ``torch.compile``, ``torch.export`` and copies see the model without graphs.
 
     Args:
         model: A wrapped model, or a model that holds one; in the mode, and called under the autocast, in which it will

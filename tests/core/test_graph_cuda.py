@@ -34,7 +34,7 @@ class WaitsBackwards(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.clone()
         if x.requires_grad:
-            x.register_hook(lambda gradient: gradient.sum().item() and None)
+            x.register_hook(lambda gradient: gradient * gradient.sign().abs().amax().item())
         return x
 
 
@@ -60,7 +60,7 @@ def test_a_capture_that_fails_leaves_nothing_behind(layer: type[nn.Module]) -> N
         each.fc_norm = nn.Identity()
         step(each, clips)
     same(eager, model)
-    assert [row.runs for row in aim.explain_graphs(model)][0] == "graph"
+    assert "graph" in [row.runs for row in aim.explain_graphs(model)]
 
 
 def test_memory_comes_back() -> None:
