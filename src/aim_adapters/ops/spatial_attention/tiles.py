@@ -44,6 +44,8 @@ def alternatives(tokens: int, head_dim: int, *, added: bool, backward: bool) -> 
     if tokens <= MAX_WINDOW_TOKENS:
         rows = _next_power_of_2(tokens)
         groups = ((4, 2), (8, 2), (1, 1)) if added or not backward else ((1, 1), (4, 2))
+        if width <= 32 and groups[0] == (4, 2):
+            groups = ((8, 3), *groups)
         return tuple(Tiles("window", rows, group, 4 if rows == 64 else 1, stages) for group, stages in groups)
     tiles: list[Tiles] = []
     if width <= MAX_RESIDENT_HEAD_DIM:

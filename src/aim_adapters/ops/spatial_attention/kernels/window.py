@@ -47,11 +47,12 @@ def _added_scores(
 
 
 @triton.jit
-def _softmax(q, k, added, scale):
-    # Return p = softmax(scale * q k^T + added), float32 [BLOCK_ROWS, BLOCK_ROWS].
+def _exponentials(q, k, added, scale):
+    # Return e [BLOCK_ROWS, BLOCK_ROWS] and a factor [BLOCK_ROWS, 1], both float32, whose product is the softmax of
+    # scale * q k^T + added.
     s = tl.dot(q, tl.trans(k)) * (scale * LOG2_E) + added
     e = tl.exp2(s - tl.max(s, 1)[:, None])
-    return e / tl.sum(e, 1)[:, None]
+    return e, (1.0 / tl.sum(e, 1))[:, None]
 
 
 @triton.jit
@@ -83,9 +84,10 @@ def window_forward(
         q = load(q_ptr, rows, stride_qkv_token, num_tokens, HEAD_DIM, BLOCK_DIM)
         k = load(k_ptr, rows, stride_qkv_token, num_tokens, HEAD_DIM, BLOCK_DIM)
         v = load(k_ptr + stride_qkv_q_to_k, rows, stride_qkv_token, num_tokens, HEAD_DIM, BLOCK_DIM)
-        p = _softmax(q, k, added, scale)
+        e, factor = _exponentials(q, k, added, scale)
+        out = tl.dot(e.to(v.dtype), v) * factor  # less to multiply than p
         head_out_ptr = out_ptr + frame * stride_out_frame + head * stride_out_head
-        store(head_out_ptr, tl.dot(p.to(v.dtype), v), rows, stride_out_token, num_tokens, HEAD_DIM, BLOCK_DIM)
+        store(head_out_ptr, out, rows, stride_out_token, num_tokens, HEAD_DIM, BLOCK_DIM)
 
 
 @triton.jit
@@ -126,7 +128,8 @@ def window_backward(
         # d_qkv[frame, 0, 0, head, :], from where its tokens are 3 * H * d apart, and its d_q, d_k and d_v H * d.
         d_q_ptr = d_qkv_ptr + (frame * num_tokens * 3 * num_heads + head) * HEAD_DIM
         # Queries beyond the tokens count for nothing: the gradient of what they got is zero.
-        p = _softmax(q, k, added, scale)
+        e, factor = _exponentials(q, k, added, scale)
+        p = e * factor
         d_v = tl.dot(tl.trans(p.to(d_out.dtype)), d_out)
         d_v_ptr = d_q_ptr + 2 * num_heads * HEAD_DIM
         store(d_v_ptr, d_v, rows, 3 * num_heads * HEAD_DIM, num_tokens, HEAD_DIM, BLOCK_DIM)
