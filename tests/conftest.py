@@ -35,9 +35,11 @@ def no_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     device._missing.clear()
     device._shared_memory.clear()
+    device._crowded.clear()
     yield
     device._missing.clear()
     device._shared_memory.clear()
+    device._crowded.clear()
 
 
 @pytest.fixture(scope="module")

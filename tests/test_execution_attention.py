@@ -50,7 +50,7 @@ def cases(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
     """Be on a GPU as far as the choice goes, and return what it was made for."""
     seen: list[Case] = []
 
-    def case_of(device: str, dtype: torch.dtype, head_dim: int, num_frames: int) -> Case:
+    def case_of(device: str, dtype: torch.dtype, head_dim: int, num_frames: int, *, biased: bool) -> Case:
         seen.append(Case("cuda", dtype, head_dim, num_frames, missing=None))
         return seen[-1]
 

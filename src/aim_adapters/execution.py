@@ -105,7 +105,9 @@ def explain_attention(model: nn.Module) -> BlockTable[BlockAttention]:
         device, dtype = place["device"].type, place["dtype"]
         if dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-        choice = choose(state.execution.attention, case_of(device, dtype, width // heads, state.num_frames))
+        biased = container.temporal_bias is not None
+        case = case_of(device, dtype, width // heads, state.num_frames, biased=biased)
+        choice = choose(state.execution.attention, case)
         rows.append(BlockAttention(index, *choice))
     return rows
 

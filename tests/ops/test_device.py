@@ -44,6 +44,22 @@ def test_triton_needs_ampere(
     assert device.shared_memory("cuda") == 166_912
 
 
+@pytest.mark.parametrize(
+    ("capability", "version", "crowded"),
+    [((10, 0), "3.6.0", True), ((10, 3), "3.7.1", True), ((10, 0), "3.8.0", False), ((12, 0), "3.6.0", False)],
+)
+def test_tensor_memory_before_triton_3_8(
+    capability: tuple[int, int], version: str, crowded: bool, no_triton: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace())
+    monkeypatch.setattr(triton, "__version__", version)
+    assert device.tensor_memory_crowded("cuda") is crowded
+    assert not device.tensor_memory_crowded("cpu")
+
+
 def test_device_that_does_not_tell_its_shared_memory(no_triton: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """So PyTorch 2.6, and PyTorch for ROCm."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

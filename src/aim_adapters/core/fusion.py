@@ -257,7 +257,9 @@ def _temporal(block: Any, x: Tensor, parts: AttentionParts, frozen: AttentionTen
     aim, state = block.aim, block.aim.root_state
     heads, dtype = parts.heads, compute_dtype(x)
     width = parts.qkv_weight.shape[0] // 3 // heads
-    choice = choose(state.execution.attention, case_of(x.device.type, dtype, width, state.num_frames))
+    biased = aim.temporal_bias is not None
+    case = case_of(x.device.type, dtype, width, state.num_frames, biased=biased)
+    choice = choose(state.execution.attention, case)
     if choice.implementation == "sdpa":
         return ByModules(f"its attention runs as 'sdpa': {choice.reason}")
     plan = _attention_plan("frames", parts, choice.implementation)

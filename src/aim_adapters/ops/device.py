@@ -1,4 +1,4 @@
-"""Capabilities of the machine: whether Triton's kernels can run, and how much shared memory they may use."""
+"""Capabilities of the machine: whether Triton's kernels can run, and how much memory they may use."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ def triton_missing(device: str) -> str | None:
             properties = torch.cuda.get_device_properties()
             # PyTorch 2.6, and 2.11 for ROCm, do not have it.
             _shared_memory["cuda"] = getattr(properties, "shared_memory_per_block_optin", _LEAST_SHARED_MEMORY)
+            _crowded["cuda"] = torch.version.hip is None and is_crowded(*torch.cuda.get_device_capability())
         _missing.update({kind: _why_missing(kind) for kind in ("any", "cpu", "cuda")})
     return _missing.get(device, f"Triton's kernels need a GPU, got {device}")
 
 
 _missing: dict[str, str | None] = {}
 _shared_memory: dict[str, int] = {}
+_crowded: dict[str, bool] = {}
 
 
 def _why_missing(device: str) -> str | None:
@@ -72,6 +74,30 @@ def shared_memory(device: str) -> int:
     """
     triton_missing(device)
     return _shared_memory.get(device, 2**20)
+
+
+def tensor_memory_crowded(device: str) -> bool:
+    """Return whether kernels may fail for want of tensor memory, which Triton uses more of than it has to.
+
+    Args:
+        device: ``"cuda"`` or another type.
+    """
+    triton_missing(device)
+    return _crowded.get(device, False)
+
+
+def is_crowded(major: int, minor: int) -> bool:
+    """Return whether Triton uses more tensor memory than it has to: before 3.8, on data center Blackwell.
+
+    Args:
+        major: Of the compute capability.
+        minor: Of the compute capability.
+    """
+    if major not in (10, 11) or importlib.util.find_spec("triton") is None:
+        return False
+    import triton  # not at the top: it may be missing
+
+    return tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8)
 
 
 def exporting() -> bool:

@@ -52,8 +52,22 @@ GPU = Case("cuda", torch.bfloat16, head_dim=64, num_frames=8, missing=None)
             "device has 227 KiB",
         ),  # H200
         (GPU._replace(num_frames=64, dtype=torch.float32, shared_memory=101_376), "triton", "reads and writes"),
-        # Ada; the gradient of a bias is folded in squares of 128 frames, however narrow the heads are
-        (GPU._replace(num_frames=128, head_dim=16, shared_memory=101_376), "sdpa", "takes 128 KiB of shared memory"),
+        (GPU._replace(num_frames=128, head_dim=64, shared_memory=101_376), "sdpa", "takes 128 KiB of shared memory"),
+        (GPU._replace(num_frames=128, head_dim=16, shared_memory=101_376, biased=True), "triton", "reads and writes"),
+        # B200 with Triton before 3.8
+        (
+            GPU._replace(num_frames=65, biased=True, crowded=True),
+            "sdpa",
+            "65 frames of torch.bfloat16 takes more tensor",
+        ),
+        (GPU._replace(num_frames=64, biased=True, crowded=True), "triton", "reads and writes"),
+        (
+            GPU._replace(num_frames=33, dtype=torch.float32, biased=True, crowded=True),
+            "sdpa",
+            "takes more tensor memory",
+        ),
+        (GPU._replace(num_frames=32, dtype=torch.float32, biased=True, crowded=True), "triton", "reads and writes"),
+        (GPU._replace(num_frames=128, crowded=True), "triton", "reads and writes"),
         (GPU._replace(num_frames=129), "sdpa", "up to 128 frames, got 129"),
         (GPU._replace(head_dim=129), "sdpa", "heads up to 128 wide, got 129"),
         (GPU._replace(dtype=torch.float64), "sdpa", "got torch.float64"),

@@ -49,13 +49,20 @@ for case in {cases}:
 CUDA = """[
     (("cuda", 80, 32), 8, 64, torch.bfloat16, False),
     (("cuda", 89, 32), 64, 16, torch.bfloat16, True),
-    (("cuda", 90, 32), 33, 80, torch.bfloat16, False),
+    (("cuda", 90, 32), 32, 80, torch.bfloat16, False),
+    (("cuda", 90, 32), 64, 128, torch.bfloat16, True),
     (("cuda", 90, 32), 8, 32, torch.float32, True),
 ]"""
 HIP = """[
     (("hip", "gfx90a", 64), 8, 64, torch.bfloat16, False),
     (("hip", "gfx942", 64), 8, 32, torch.float32, True),
 ]"""
+
+
+CONFIGS = [
+    SimpleNamespace(kwargs={"BLOCK_ROWS": rows}, num_warps=warps)
+    for rows, warps in ((32, 1), (32, 2), (64, 4), (128, 4), (128, 8))
+]
 
 
 @pytest.mark.parametrize(("hip", "cases"), [(None, CUDA), ("6.4", HIP)], ids=["cuda", "hip"])
@@ -67,23 +74,27 @@ def test_compiles_within_the_shared_memory_that_the_table_counts_with(hip: str |
 
 
 @pytest.mark.parametrize(
-    ("frames", "dtype", "biased", "rows"),
+    ("frames", "dim", "dtype", "biased", "tiles"),
     [
-        (8, torch.bfloat16, False, [32, 64]),
-        (24, torch.bfloat16, False, [32, 64]),  # a quarter of both is empty; of the largest, less
-        (18, torch.float16, False, [64]),
-        (100, torch.bfloat16, False, [128]),
-        (8, torch.bfloat16, True, [32]),
-        (8, torch.float32, False, [32]),
+        (8, 64, torch.bfloat16, False, [(32, 1), (64, 4)]),
+        (8, 80, torch.bfloat16, False, [(32, 1), (32, 2), (64, 4)]),
+        (24, 64, torch.bfloat16, False, [(32, 1), (64, 4)]),  # a quarter of both is empty; of the largest, less
+        (18, 64, torch.float16, False, [(64, 4)]),
+        (100, 64, torch.bfloat16, False, [(128, 4), (128, 8)]),
+        (8, 64, torch.bfloat16, True, [(32, 1)]),
+        (8, 32, torch.float32, False, [(32, 1)]),
+        (8, 64, torch.float32, False, [(32, 1), (32, 2)]),
     ],
 )
-def test_tiles_that_are_tried(frames: int, dtype: torch.dtype, biased: bool, rows: list[int]) -> None:
-    configs = [SimpleNamespace(kwargs={"BLOCK_ROWS": each}) for each in (32, 64, 128)]
-    fitting = kernels._fitting(configs, {"q_ptr": torch.empty(1, dtype=dtype)}, FRAMES=frames, HAS_BIAS=biased)
-    assert [config.kwargs["BLOCK_ROWS"] for config in fitting] == rows
+def test_tiles_that_are_tried(
+    frames: int, dim: int, dtype: torch.dtype, biased: bool, tiles: list[tuple[int, int]]
+) -> None:
+    tensors = {"q_ptr": torch.empty(1, dtype=dtype)}
+    fitting = kernels._fitting(CONFIGS, tensors, FRAMES=frames, HEAD_DIM=dim, HAS_BIAS=biased)
+    assert [(config.kwargs["BLOCK_ROWS"], config.num_warps) for config in fitting] == tiles
 
 
 def test_some_tile_is_tried_for_every_number_of_frames() -> None:
-    configs = [SimpleNamespace(kwargs={"BLOCK_ROWS": each}) for each in (32, 64, 128)]
-    q = torch.empty(1, dtype=torch.bfloat16)
-    assert all(kernels._fitting(configs, {"q_ptr": q}, FRAMES=frames, HAS_BIAS=False) for frames in range(1, 129))
+    tensors = {"q_ptr": torch.empty(1, dtype=torch.bfloat16)}
+    for frames in range(1, 129):
+        assert kernels._fitting(CONFIGS, tensors, FRAMES=frames, HEAD_DIM=64, HAS_BIAS=False)

@@ -9,15 +9,17 @@ from torch import Tensor
 
 from aim_adapters.errors import InputError
 from aim_adapters.ops.choice import Choice, automatic, by_name
-from aim_adapters.ops.device import exporting, triton_missing
+from aim_adapters.ops.device import exporting, tensor_memory_crowded, triton_missing
 from aim_adapters.ops.device import shared_memory as device_memory
 from aim_adapters.ops.temporal_attention import reference, sdpa
-from aim_adapters.ops.temporal_attention.tiles import shared_memory
+from aim_adapters.ops.temporal_attention.tiles import shared_memory, smallest_tile
 
 _PLAIN = {"sdpa": sdpa.temporal_attention, "eager": reference.temporal_attention}
 # What the Triton kernels support.
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _MAX_FRAMES, _MAX_HEAD_DIM = 128, 128
+# Bytes of a row of scores up to which the gradient of a bias fits in crowded tensor memory.
+_MAX_CROWDED_ROW = 128
 
 
 class Case(NamedTuple):
@@ -31,6 +33,8 @@ class Case(NamedTuple):
         missing: Why Triton cannot run here at all, or None if it can.
         shared_memory: Bytes of shared memory that a kernel may use.
         exporting: Whether the model is being exported, to run where our operators may not be known.
+        biased: Whether a bias is added to the scores.
+        crowded: Whether Triton keeps more in tensor memory than has to be there.
     """
 
     device: str
@@ -40,6 +44,8 @@ class Case(NamedTuple):
     missing: str | None
     shared_memory: int = 2**20
     exporting: bool = False
+    biased: bool = False
+    crowded: bool = False
 
 
 def choose(requested: str, case: Case | None = None) -> Choice:
@@ -82,10 +88,15 @@ def _unsupported(case: Case) -> str | None:
             f"a tile of {case.num_frames} frames of {case.dtype} takes {needed // 1024} KiB of shared memory, this "
             f"device has {case.shared_memory // 1024} KiB"
         )
+    if case.crowded and case.biased and smallest_tile(case.num_frames) * case.dtype.itemsize > _MAX_CROWDED_ROW:
+        return (
+            f"the gradient of a bias over {case.num_frames} frames of {case.dtype} takes more tensor memory than this "
+            "device has, before Triton 3.8"
+        )
     return None
 
 
-def case_of(device: str, dtype: torch.dtype, head_dim: int, num_frames: int) -> Case:
+def case_of(device: str, dtype: torch.dtype, head_dim: int, num_frames: int, *, biased: bool = False) -> Case:
     """Gather the facts that the choice of an implementation depends on.
 
     Args:
@@ -93,8 +104,10 @@ def case_of(device: str, dtype: torch.dtype, head_dim: int, num_frames: int) -> 
         dtype: Dtype of queries, keys and values.
         head_dim: d.
         num_frames: T.
+        biased: Whether a bias is added to the scores.
     """
-    return Case(device, dtype, head_dim, num_frames, triton_missing(device), device_memory(device), exporting())
+    missing, memory, crowded = triton_missing(device), device_memory(device), tensor_memory_crowded(device)
+    return Case(device, dtype, head_dim, num_frames, missing, memory, exporting(), biased, crowded)
 
 
 def temporal_attention(
@@ -129,7 +142,8 @@ def temporal_attention(
         UnsupportedKernelError: The named implementation cannot run here, or cannot compute this.
     """
     _validate(q, k, v, num_frames, bias)
-    name = choose(implementation, case_of(q.device.type, q.dtype, q.shape[-1], num_frames)).implementation
+    case = case_of(q.device.type, q.dtype, q.shape[-1], num_frames, biased=bias is not None)
+    name = choose(implementation, case).implementation
     if name == "triton":
         from aim_adapters.ops.temporal_attention import triton  # not at the top: it imports Triton
 
@@ -165,7 +179,8 @@ def temporal_attention_packed(
     if qkv.ndim != 5 or qkv.shape[2] != 3:
         raise InputError(f"a packed projection is [B*T, N, 3, H, d], got {tuple(qkv.shape)}")
     q, k, v = qkv.unbind(2)
-    name = choose(implementation, case_of(q.device.type, q.dtype, q.shape[-1], num_frames)).implementation
+    case = case_of(q.device.type, q.dtype, q.shape[-1], num_frames, biased=bias is not None)
+    name = choose(implementation, case).implementation
     if name != "triton":
         return temporal_attention(q, k, v, num_frames=num_frames, scale=scale, bias=bias, implementation=name)
     _validate(q, k, v, num_frames, bias)

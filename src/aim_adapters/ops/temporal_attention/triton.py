@@ -17,7 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 from aim_adapters.errors import UnsupportedKernelError
 from aim_adapters.ops.launch import launch, next_power_of_2
 from aim_adapters.ops.temporal_attention import kernels
-from aim_adapters.ops.temporal_attention.tiles import smallest_tile
+from aim_adapters.ops.temporal_attention.tiles import columns, smallest_tile
 
 # The precision of products. On NVIDIA's GPUs a float32 product is three TF32 products on the tensor cores; without them
 # a large tile takes a minute to compile. AMD's compiler refuses these names, even where half precision ignores them.
@@ -160,10 +160,12 @@ def _grid_and_constants(
         sequences = meta["BLOCK_ROWS"] // num_frames * tiles
         return int(frames // num_frames * -(-tokens // sequences) * heads)
 
+    block, rest = columns(num_frames, dim)
     options: dict[str, Any] = {
         "FRAMES": num_frames,
         "HEAD_DIM": dim,
-        "BLOCK_DIM": max(16, next_power_of_2(dim)),
+        "BLOCK_DIM": block,
+        "REST_DIM": rest,
         "QUERY_HEADS_PER_KV_HEAD": heads // k.shape[2],
         "HAS_BIAS": bias is not None,
         "DOT_PRECISION": _HALF if q.dtype.itemsize < 4 else _EXACT,
