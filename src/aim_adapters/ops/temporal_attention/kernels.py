@@ -257,7 +257,7 @@ def backward_kernel(
 
 
 def _fitting(configs: list[triton.Config], tensors: dict[str, Any], **constants: Any) -> list[triton.Config]:
-    """Leave out tiles that no sequence fits in or that sequences fill badly; with a bias or in float32, all larger ones.
+    """Leave out tiles that no sequence fits in or fills badly; with a bias or in float32, all larger ones.
 
     The sums of a bias' gradient are laid out by the size of the tile, so that has to be known beforehand. Two warps are
     for rows that are too wide for the registers of one.
