@@ -27,7 +27,10 @@ MODELS = {
     "timesformer": "TimeSformer, fully fine-tuned",
     "swin3d": "Video Swin, fully fine-tuned",
 }
-MODES = {"eager": "no", "blocks": "each block", "whole": "whole model", "graph": "whole model, CUDA graphs"}
+MODES = {
+    "eager": "no", "recorded": "no, CUDA graphs", "blocks": "each block", "whole": "whole model",
+    "graph": "whole model, CUDA graphs",
+}  # fmt: skip
 
 
 def measured(result: dict[str, Any], *tables: str) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ from benchmarks.report.pages import MODELS, MODES, NOTHING, Results, gib, ms, sp
 FEW = 8  # clips: up to so many, the host is what counts
 STEPS = ("train_step", "inference")
 FRAMES = " frames in all"
+BACKBONES = "today's backbones"
 
 
 def tables(results: Results, name: str, kind: str = "tables") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -27,7 +28,7 @@ def of_gpu(results: Results, name: str, *, few: bool) -> Iterator[tuple[str, dic
     """Yield the tables of a GPU in which all peers have one size, those with few clips or the others."""
     for key, each in tables(results, name):
         size = each["size"]
-        if each["device"] == "cuda" and not key.endswith(FRAMES):
+        if each["device"] == "cuda" and not key.endswith(FRAMES) and not key.startswith(BACKBONES):
             if few == (size["clips"] <= FEW and size["frames"] == 8):
                 yield key, each
 
@@ -70,7 +71,7 @@ def main_tables(results: Results, name: str) -> str:
 def few_clips(results: Results, name: str, by: str) -> str:
     """Return the milliseconds of each peer by the number of clips."""
     found = {each["size"]["clips"]: dict(timed(each, by)) for _, each in of_gpu(results, name, few=True)}
-    labels = [label for peers in list(found.values())[:1] for label in peers]
+    labels = dict.fromkeys(label for peers in found.values() for label in peers)
     rows = [
         (*peer_words(label), *(ms(peers[label][by]) if label in peers else "" for peers in found.values()))
         for label in labels
@@ -112,6 +113,20 @@ def frames(results: Results) -> str:
                     ratio = f"{entry['median'] / first:.3f}"
                     rows.append((*peer_words(peer), entry["frames"], entry["clips"], ms(entry["median"]), ratio))
     return table(" model| compiled|T|clips|ms|time, shortest clips = 1", rows)
+
+
+def backbones(results: Results) -> str:
+    """Return steps with several image models."""
+    made = []
+    for key, each in tables(results, "train_step"):
+        if key.startswith(BACKBONES):
+            rows = []
+            for label, entry in each["peers"].items():
+                if "median" in entry:
+                    peer, backbone = label.split(", ", 1)
+                    rows.append((backbone, *peer_words(peer), ms(entry["median"]), gib(entry["peak_bytes"])))
+            made.append(f"{key}:\n\n{table(' image model| model| compiled|ms|GiB', rows)}")
+    return "\n\n".join(made) or NOTHING
 
 
 def sweep(results: Results) -> str:
@@ -208,4 +223,4 @@ def ran(results: Results) -> Iterator[tuple[str, dict[str, Any], bool]]:
                 yield f"`{name}`, {'sweep, ' * (kind == 'sweeps')}{key}", each["ran_on"], each["complete"]
 
 
-TABLES = (steps, steps_of_few, frames, sweep, breakdown, inference, latency, data_parallel, cpu)
+TABLES = (steps, steps_of_few, backbones, frames, sweep, breakdown, inference, latency, data_parallel, cpu)

@@ -36,6 +36,7 @@ class Against:
         time: What share of the other's time it may take.
         memory: What share of the other's memory.
         modes: Ways to run the other.
+        our_modes: Ways to run ours.
         by: The time that is meant.
     """
 
@@ -45,11 +46,13 @@ class Against:
     time: float | None = None
     memory: float | None = None
     modes: tuple[str, ...] = COMPILED
+    our_modes: tuple[str, ...] = MODES
     by: str = "median"
 
     def __call__(self, key: str, peers: dict[str, Any]) -> list[Target]:
         """Return the targets, none where one of the two was not measured."""
-        ours, other = fastest(peers, (self.ours,), by=self.by), fastest(peers, (self.peer,), self.modes, by=self.by)
+        ours = fastest(peers, (self.ours,), self.our_modes, by=self.by)
+        other = fastest(peers, (self.peer,), self.modes, by=self.by)
         if ours is None or other is None:
             return []
         where = f"{key}: {ours[0]} against {other[0]}"

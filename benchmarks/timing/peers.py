@@ -17,13 +17,16 @@ import aim_adapters as aim
 
 BACKEND = "inductor"
 COMPILED = ("blocks", "whole", "graph")
-MODES = ("eager", *COMPILED)
+MODES = ("eager", "recorded", *COMPILED)
 Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Size:
-    """A model and its batch; ``dtype`` is that of autocast, and float32 is none."""
+    """A model and its batch; ``dtype`` is that of autocast, and float32 is none.
+
+    ``input_adapter`` adds the adapter in front of temporal attention, as the paper does on SSv2.
+    """
 
     name: str
     clips: int
@@ -32,6 +35,7 @@ class Size:
     resolution: int = 224
     classes: int = 400
     dtype: str = "bfloat16"
+    input_adapter: bool = False
 
     @property
     def low(self) -> torch.dtype:
@@ -98,7 +102,12 @@ def wrapped(
 ) -> nn.Module:
     """Return a wrapped model; ``held`` is the dtype of its frozen weights, by default that of autocast."""
     model = aim.wrap_image_model(
-        size.build(), size.frames, num_classes=size.classes, tubelet_size=size.tubelet, attention=attention
+        size.build(),
+        size.frames,
+        num_classes=size.classes,
+        tubelet_size=size.tubelet,
+        attention=attention,
+        temporal_input_adapter=size.input_adapter,
     )
     aim.set_execution(model, fused=fused, memory=memory, frozen_precision=frozen_precision)
     aim.set_base_dtype(model, getattr(torch, held or size.dtype))
@@ -160,11 +169,14 @@ def family(model: str) -> str:
 
 
 def compile_model(model: nn.Module, mode: str) -> None:
-    """Compile in place: nothing, each block, the whole model, or the whole model replayed from CUDA graphs."""
+    """Compile in place: nothing, each block, the whole model, or the whole model replayed from CUDA graphs.
+
+    Nothing of a model whose CUDA graphs are recorded without a compiler, which needs a batch first.
+    """
     if mode == "blocks":
         for block in blocks(model):
             block.compile(dynamic=False, backend=BACKEND)
-    elif mode != "eager":
+    elif mode in COMPILED:
         model.compile(dynamic=False, backend=BACKEND, mode="reduce-overhead" if mode == "graph" else None)
 
 

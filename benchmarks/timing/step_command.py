@@ -30,6 +30,7 @@ def parser(description: str, sizes: Iterable[str]) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--out", type=Path, help="folder of the result")
     made.add_argument("--quick", action="store_true", help="the first two peers of the first size, few steps")
+    made.add_argument("--brief", action="store_true", help="fewer steps, without energy and arithmetic")
     made.add_argument("--sizes", nargs="+", choices=tuple(sizes), help="by default all that the device has")
     made.add_argument("--peers", nargs="+", metavar="MODEL/MODE", help="only these, of every size")
     made.add_argument("--clips", nargs="+", type=int, help="numbers of clips, instead of each size's own")
@@ -47,8 +48,17 @@ def check_peers(made: argparse.ArgumentParser, peers: Iterable[str]) -> None:
             made.error(f"a peer is one of {', '.join(MODELS)} and /{', /'.join(MODES)}, got {peer!r}")
 
 
-def begin(task: Task, made: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[Run, argparse.Namespace]:
-    """Check what is asked for, and begin."""
+def effort_of(arguments: argparse.Namespace) -> StepEffort:
+    """Return how many steps are timed."""
+    if arguments.brief:
+        return StepEffort(rounds=3, seconds=0.2, energy_seconds=0, arithmetic=False)
+    return StepEffort(rounds=2, energy_seconds=0) if arguments.quick else StepEffort()
+
+
+def begin(
+    task: Task, made: argparse.ArgumentParser, argv: Sequence[str] | None, *, name: str | None = None
+) -> tuple[Run, argparse.Namespace]:
+    """Check what is asked for, and begin; ``name`` is that of the command, by default the task's."""
     arguments = made.parse_args(argv)
     check_peers(made, arguments.peers or ())
     if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -59,12 +69,12 @@ def begin(task: Task, made: argparse.ArgumentParser, argv: Sequence[str] | None)
     run = Run(
         task,
         machine,
-        effort=StepEffort(rounds=2, energy_seconds=0) if arguments.quick else StepEffort(),
+        effort=effort_of(arguments),
         folder=arguments.out,
         seconds=arguments.seconds,
         profile=getattr(arguments, "profile", False),
-        command=command(task.name, sys.argv[1:] if argv is None else argv),
-        ceiling=machine.ceiling(),
+        command=command(name or task.name, sys.argv[1:] if argv is None else argv),
+        ceiling=None if arguments.brief else machine.ceiling(),
     )
     return run, arguments
 

@@ -42,6 +42,7 @@ class StepEffort:
     seconds: float = 0.3
     bounds: tuple[int, int] = (4, 40)
     energy_seconds: float = 2.0  # the counter is read anew every tenth
+    arithmetic: bool = True
 
     def steps(self, step_seconds: float) -> int:
         """Return how many steps are timed together."""
@@ -63,6 +64,7 @@ class Run:
     ceiling: float | None = None
     ran_on: dict[str, Any] = field(default_factory=record)
     started: float = field(default_factory=time.perf_counter)
+    agreed: dict[Size, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def over(self) -> bool:
@@ -112,7 +114,7 @@ def first_look(run: Run, peer: str, size: Size, flops: int | None) -> tuple[dict
         step = make_step(run.task, peer, size, machine.device)
         outputs = [float(step().float().mean()) for _ in range(effort.warmup)]
         entry: dict[str, Any] = {**place, "seconds_until_ready": time.perf_counter() - begun, "outputs": outputs}
-        if not peer.endswith("/graph"):  # which allocates while it warms up, and never again
+        if not peer.endswith(("/graph", "/recorded")):  # which allocate while they warm up, and never again
             machine.held()  # a compiler's trials do not count
         seconds = machine.times(step, 2)
         seconds = machine.times(step, effort.steps(min(seconds)))
@@ -136,11 +138,7 @@ def measure(run: Run, job: Job) -> bool:
     """
     torch.compiler.reset()
     machine, table = run.machine, run.table(job.size)
-    try:
-        table["agreement"] = agreement(run.task, job.size, machine.device)
-    except Exception as error:  # the peers' times do not depend on it
-        table["agreement"] = {"error": reason(error)}
-    machine.forget()
+    table["agreement"] = agreements(run, [size for _, size in job.runs.values()])
     run.save("tables", job.key, table, f"{job.key}: errors {table['agreement']}")
     flops = table["flops_per_clip"] = {}
     steps: dict[str, Step] = {}
@@ -148,7 +146,7 @@ def measure(run: Run, job: Job) -> bool:
         if run.over:
             table["left_out"].append(label)
             continue
-        entry, step = first_look(run, peer, size, count(run.task, peer, size, flops))
+        entry, step = first_look(run, peer, size, count(run, peer, size, flops))
         table["peers"][label] = entry
         if step is not None:
             steps[label] = step
@@ -163,7 +161,7 @@ def measure(run: Run, job: Job) -> bool:
             turns[label] += machine.times(step, run.effort.steps(table["peers"][label]["median"]))
     for label, seconds in turns.items():
         peer, size = job.runs[label]
-        rates(table["peers"][label], seconds, size, count(run.task, peer, size, flops), run.ceiling)
+        rates(table["peers"][label], seconds, size, count(run, peer, size, flops), run.ceiling)
     held = [target for goal in job.goals for target in goal(job.key, table["peers"])]
     agreed = agree(table["agreement"])
     table["targets"] = [target.entry() for target in held]
@@ -171,6 +169,28 @@ def measure(run: Run, job: Job) -> bool:
     lines = [f"in turn: {describe(label, table['peers'][label])}" for label in turns] + [*map(str, held)]
     run.save("tables", job.key, table, "\n".join(lines + ([] if agreed else ["PATHS DISAGREE"])))
     return agreed and all(target.met for target in held)
+
+
+def agreements(run: Run, sizes: Sequence[Size]) -> dict[str, Any]:
+    """Return the errors of our ways for each model among some sizes; its name stands before them if there are several.
+
+    They do not depend on the number of clips, so a run finds them once.
+    """
+    models = {(size.name, size.input_adapter): replace(size, clips=1) for size in reversed(sizes)}
+    found: dict[str, Any] = {}
+    for (name, adapter), size in models.items():
+        if size not in run.agreed:
+            try:
+                run.agreed[size] = agreement(run.task, size, run.machine.device)
+            except Exception as error:  # the peers' times do not depend on it
+                run.agreed[size] = {"error": reason(error)}
+            run.machine.forget()
+        if "error" in run.agreed[size]:
+            return run.agreed[size]
+        before = f"{name}{' with input adapter' * adapter}: " if len(models) > 1 else ""
+        for way, errors in run.agreed[size].items():
+            found.setdefault(way, {}).update({before + part: error for part, error in errors.items()})
+    return found
 
 
 def sweep(run: Run, key: str, size: Size, peers: Sequence[str], *, most: int = 2**14) -> None:
@@ -185,7 +205,7 @@ def sweep(run: Run, key: str, size: Size, peers: Sequence[str], *, most: int = 2
                 table["left_out"].append(f"{peer}, {clips} clips")
                 break
             each = replace(size, clips=clips)
-            rows.append(first_look(run, peer, each, count(run.task, peer, each, flops))[0])
+            rows.append(first_look(run, peer, each, count(run, peer, each, flops))[0])
             run.machine.forget()
             run.save("sweeps", key, table, f"{clips:>6} clips {describe(peer, rows[-1])}")
             clips *= 2
@@ -193,13 +213,15 @@ def sweep(run: Run, key: str, size: Size, peers: Sequence[str], *, most: int = 2
     run.save("sweeps", key, table, f"sweep of {key} {'done' if table['complete'] else 'cut short'}")
 
 
-def count(task: Task, peer: str, size: Size, found: dict[str, Any]) -> int | None:
-    """Return the arithmetic of a clip, from what was found before if it can be."""
+def count(run: Run, peer: str, size: Size, found: dict[str, Any]) -> int | None:
+    """Return the arithmetic of a clip, from what was found before if it can be; None where it is not asked for."""
+    if not run.effort.arithmetic:
+        return None
     name = family(peer.split("/")[0])
     key = f"{name}, {size.frames} frames"
     if key not in found:
         try:
-            found[key] = arithmetic(MODELS[name](size), size, train=task.train)
+            found[key] = arithmetic(MODELS[name](size), size, train=run.task.train)
         except Exception as error:  # the peers' times do not depend on it
             found[key] = {"error": reason(error)}
     return found[key] if isinstance(found[key], int) else None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -44,15 +46,29 @@ def make_step(task: Task, peer: str, size: Size, device: str) -> Step:
 def make_model(task: Task, peer: str, size: Size, device: str) -> nn.Module:
     """Return the model of a peer, always with the same weights."""
     name, mode = peer.split("/")
-    torch.manual_seed(0)
-    model = MODELS[name](size).to(device).train(task.train)
+    model = copy.deepcopy(_built(MODELS[name], replace(size, clips=1))).to(device).train(task.train)
     compile_model(model, mode)
+    torch.manual_seed(0)
     return model
+
+
+@lru_cache(maxsize=4)
+def _built(make: Callable[[Size], nn.Module], size: Size) -> nn.Module:
+    """Return a new model; drawing its weights takes longer than measuring steps of few clips."""
+    torch.manual_seed(0)
+    return make(size)
 
 
 def step_of(task: Task, model: nn.Module, peer: str, size: Size, device: str) -> Step:
     """Return what does one step of a peer's model with random clips."""
-    step = task.prepare(model, size.batch(device), size)
+    batch = size.batch(device)
+    if peer.endswith("/recorded"):
+        with (
+            torch.set_grad_enabled(task.train),
+            torch.autocast(device, size.low, enabled=size.low != torch.float32),
+        ):
+            aim.graph(model, batch[0])
+    step = task.prepare(model, batch, size)
     return replayed(step) if peer.endswith("/graph") else step
 
 

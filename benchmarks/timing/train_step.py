@@ -14,8 +14,8 @@ Models:
 - ``full``: fine-tuning of the whole ViT on frames, whose logits are averaged; ``timesformer``: fine-tuning of the whole
   TimeSformer of transformers; ``swin3d``: fine-tuning of the whole Video Swin-B of torchvision.
 
-Modes: ``eager``; ``blocks``, each block compiled; ``whole``, the model compiled; ``graph``, the same replayed from CUDA
-graphs.
+Modes: ``eager``; ``recorded``, replayed from CUDA graphs of ``aim.graph``, without a compiler; ``blocks``, each block
+compiled; ``whole``, the model compiled; ``graph``, the same replayed from CUDA graphs.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ PEERS = {
     ),
     SMALL: ("aim/eager", "reference/eager", "plain/eager"),
 }  # fmt: skip
-FEW = ("reference/eager", "aim/eager", "aim/graph", "plain/graph", "aim/blocks")
+FEW = (
+    "reference/eager", "plain/eager", "aim/eager", "aim/recorded", "aim/graph", "plain/graph", "aim/blocks",
+)  # fmt: skip
 SWEPT = ("aim/eager", "aim-balanced/eager", "aim-low/eager", "plain/eager")
 FRAMES = ("aim/graph", "plain/blocks")
 STRAIGHT, GIB_OF_LARGE = 1.05, 16
@@ -102,6 +104,7 @@ GOALS: dict[str, tuple[Goal, ...]] = {
     SMALL: tuple(Against("aim", peer, speed=1.0, modes=("eager",)) for peer in ("reference", "plain")),
 }
 FEW_GOALS = (Against("aim", "reference", speed=3.0, modes=("eager",)),)
+EAGER = ("eager",)
 
 
 def peers_of(name: str, size: Size) -> Sequence[str]:
@@ -109,10 +112,17 @@ def peers_of(name: str, size: Size) -> Sequence[str]:
     return FEW if name == "base-8" and size.clips <= 8 else PEERS[name]
 
 
+def eager_goals(size: Size, share: float) -> tuple[Goal, ...]:
+    """Return what is asked of eager calls: never slower than layer by layer, and with up to 4 clips a share."""
+    plain = Against("aim", "plain", time=1.0, modes=EAGER, our_modes=EAGER)
+    reference = Against("aim", "reference", time=share, modes=EAGER, our_modes=EAGER)
+    return (reference, plain) if size.clips <= 4 else (plain,)
+
+
 def goals_of(name: str, size: Size) -> tuple[Goal, ...]:
     """Return what is asked of a size; every target names its number of clips."""
     if name == "base-8" and size.clips <= 8:
-        return FEW_GOALS
+        return (*FEW_GOALS, *eager_goals(size, 0.6))
     return GOALS.get(name, ()) if size.clips == SIZES[name].clips else ()
 
 

@@ -19,7 +19,10 @@ from tests.benchmarks.tiny import TINY
 
 pytest.importorskip("triton")
 # Raised while the compiler is imported.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:aim.graph. this call runs eagerly"),
+]
 EFFORT = StepEffort(warmup=1, rounds=1, seconds=0, bounds=(2, 2))
 
 
@@ -63,7 +66,7 @@ def test_arithmetic_is_that_of_the_forward_pass(tmp_path: Path) -> None:
 
 def test_goals() -> None:
     size = benchmark.SIZES["base-8"]
-    (many,), (few,) = benchmark.goals_of("base-8", size), benchmark.goals_of("base-8", replace(size, clips=1))
+    (many,), (few, eager, plain) = (benchmark.goals_of("base-8", replace(size, clips=clips)) for clips in (32, 1))
     entry = {"peak_bytes": 1, "median": 1.0, "latency_seconds": 1.0}
     measured = {
         "aim/graph": entry,
@@ -75,6 +78,10 @@ def test_goals() -> None:
     assert (target.value, target.at_least, target.met) == (1.7, 1.6, True)
     (target,) = few("here", measured)
     assert (target.value, target.at_least, target.met) == (2.9, 3.0, False)
+    measured |= {"aim/eager": {**entry, "median": 6.3}, "plain/eager": entry}
+    (target,) = eager("here", measured)
+    assert (target.value, target.at_most, target.met) == (pytest.approx(0.7), 0.7, True)
+    assert not plain("here", measured)[0].met
     assert benchmark.goals_of("large-8", benchmark.SIZES["large-8"]) == ()
 
 

@@ -28,9 +28,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:aim.graph. this call runs eagerly"),
 ]
 EFFORT = StepEffort(warmup=1, rounds=1, seconds=0, bounds=(2, 2))
-EVERY = sorted({peer for chosen in benchmark.PEERS.values() for peer in chosen})
+EVERY = sorted({peer for chosen in (*benchmark.PEERS.values(), benchmark.FEW) for peer in chosen})
 
 
 class Metered(Cpu):
@@ -109,7 +110,7 @@ def test_blocks_are_what_is_compiled(model: str, block: str, number: int, monkey
 def test_ways_to_compile_a_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, str | None]] = []
     monkeypatch.setattr(nn.Module, "compile", lambda self, mode, **_: calls.append((type(self).__name__, mode)))
-    for mode in ("eager", "whole", "graph"):
+    for mode in ("eager", "recorded", "whole", "graph"):
         peers.compile_model(nn.Linear(1, 1), mode)
     assert calls == [("Linear", None), ("Linear", "reduce-overhead")]
 
@@ -180,10 +181,12 @@ def test_the_arithmetic_is_that_of_the_model() -> None:
 
 def test_arithmetic_is_counted_once_for_all_of_ours() -> None:
     found: dict[str, Any] = {}
-    ours = steps.count(benchmark.TASK, "aim-low/whole", TINY, found)
+    run = Run(benchmark.TASK, Cpu())
+    ours = steps.count(run, "aim-low/whole", TINY, found)
     assert found == {"plain, 2 frames": ours}
-    assert steps.count(benchmark.TASK, "reference/eager", TINY, {"plain, 2 frames": 7}) == 7
-    assert steps.count(benchmark.TASK, "full/eager", TINY, found) != ours
+    assert steps.count(run, "reference/eager", TINY, {"plain, 2 frames": 7}) == 7
+    assert steps.count(run, "full/eager", TINY, found) != ours
+    assert steps.count(Run(benchmark.TASK, Cpu(), replace(EFFORT, arithmetic=False)), "full/eager", TINY, {}) is None
 
 
 # Agreement
@@ -217,6 +220,21 @@ def test_float32_has_its_own_tolerance() -> None:
     assert not steps.agree({"error": "no"})
 
 
+def test_the_paths_of_each_model_agree_once_for_all_numbers_of_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Size] = []
+
+    def agreement(task: steps.Task, size: Size, device: str) -> dict[str, Any]:
+        asked.append(size)
+        return {"plain": {"joint": 0.1}}
+
+    monkeypatch.setattr(steps, "agreement", agreement)
+    run, other = Run(benchmark.TASK, Cpu()), replace(TINY, input_adapter=True)
+    assert steps.agreements(run, [TINY]) == steps.agreements(run, [replace(TINY, clips=9)]) == {"plain": {"joint": 0.1}}
+    found = steps.agreements(run, [TINY, other, replace(TINY, frames=4)])["plain"]
+    assert set(found) == {"test_vit: joint", "test_vit with input adapter: joint"}
+    assert asked == [replace(TINY, clips=1), replace(other, clips=1)]
+
+
 # Runs
 
 
@@ -224,14 +242,14 @@ def test_a_run_writes_its_result_and_a_peer_that_fails_does_not_stop_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(size: Size) -> Any:
-        raise RuntimeError(f"no room for {size.clips}")
+        raise RuntimeError(f"no room for {size.name}")
 
     monkeypatch.setitem(peers.MODELS, "full", fail)
     run = run_in(tmp_path, machine=Metered(), ceiling=1e9)
     assert steps.measure(run, job("aim/eager", "full/eager", "plain/eager"))
     table = result(tmp_path)["tables"]["tiny"]
     assert list(table["peers"]) == ["aim/eager", "full/eager", "plain/eager"]
-    assert table["peers"]["full/eager"] == {"clips": 2, "frames": 2, "error": "RuntimeError: no room for 2"}
+    assert table["peers"]["full/eager"] == {"clips": 2, "frames": 2, "error": "RuntimeError: no room for test_vit"}
     for name in ("aim/eager", "plain/eager"):
         entry = table["peers"][name]
         assert entry["repeats"] == 2
@@ -349,7 +367,10 @@ def test_steps_with_the_same_number_of_frames_take_as_long() -> None:
 def test_goals_belong_to_the_batch_that_they_are_set_for() -> None:
     assert benchmark.goals_of("base-8", benchmark.BASE) == benchmark.GOALS["base-8"]
     assert benchmark.goals_of("base-8", replace(benchmark.BASE, clips=16)) == ()
-    assert benchmark.goals_of("base-8", replace(benchmark.BASE, clips=4)) == benchmark.FEW_GOALS
+    measured = entries(aim_eager=0.5, aim_graph=0.1, reference_eager=1.0, plain_eager=0.4, plain_graph=0.1)
+    few = [goal("few", measured) for goal in benchmark.goals_of("base-8", replace(benchmark.BASE, clips=4))]
+    assert [(target.value, target.met) for (target,) in few] == [(10.0, True), (0.5, True), (1.25, False)]
+    assert len(benchmark.goals_of("base-8", replace(benchmark.BASE, clips=8))) == 2
     assert benchmark.goals_of("base-32", benchmark.SIZES["base-32"]) == ()
 
 
