@@ -26,7 +26,7 @@ PAGES = (PAGE, *(ROOT / name for name in ("README.md", "docs/index.md", "docs/ch
 MARKED = re.compile(r"(?<=<!-- begin )(\w+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 ATTENTION = ("temporal_attention", "temporal_attention_sizes")
 WITHOUT_GPU = ("checkpoint_io", "load_video_model", "wrap_time", "import_time")
-FILES = (*ATTENTION, *step_tables.STEPS, "data_parallel", "learning", *WITHOUT_GPU, "host_share")
+FILES = (*ATTENTION, *step_tables.STEPS, "data_parallel", "data_parallel_large", "learning", *WITHOUT_GPU, "host_share")
 
 
 def load(folder: Path = RESULTS) -> Results:

@@ -175,13 +175,24 @@ def breakdown(results: Results) -> str:
 
 def data_parallel(results: Results) -> str:
     """Return how training scales over processes."""
+    made = []
+    for name in ("data_parallel", "data_parallel_large"):
+        if name in results:
+            size = results[name]["size"]
+            key = f"{size['name']}, {size['frames']} frames, {size['clips']} clips a process"
+            made.append(f"{key}:\n\n{_data_parallel(results[name])}")
+    return "\n\n".join(made) or NOTHING
+
+
+def _data_parallel(result: dict[str, Any]) -> str:
     rows = []
-    for label, entry in results.get("data_parallel", {"peers": {}})["peers"].items():
+    for label, entry in result["peers"].items():
         if "together" in entry:
-            peer, _, flat = label.partition("+")
+            peer, _, way = label.partition("+")
+            ways = {"flat": "one message", "fsdp2": "FSDP2"}
             rows.append((
                 *peer_words(peer),
-                "one message" if flat else "DDP, one bucket" if peer.endswith("/graph") else "DDP",
+                ways.get(way, "DDP, one bucket" if peer.endswith("/graph") else "DDP"),
                 entry["processes"],
                 *(ms(entry[which]["median"]) for which in ("alone", "apart", "together")),
                 f"{100 * entry['efficiency']:.1f} %",

@@ -8,7 +8,9 @@ machine and not to the gradients' way. Of the processes the slowest counts. Peer
 ``benchmarks.timing.train_step``.
 
 Of a step that is replayed from CUDA graphs all gradients come at its end, so they go in one bucket; with ``+flat``
-behind its name a peer sends them in one message without DistributedDataParallel.
+behind its name a peer sends them in one message without DistributedDataParallel. With ``+fsdp2`` each process holds a
+part of every block, under FSDP2. ``--large`` holds that against DistributedDataParallel, with ViT-L/14 and frozen
+weights in float32.
 
 A peer that fails while it is built and warmed up is a result. If it leaves the others waiting for it in the middle of a
 step, the run ends with an error after `LIMIT`; what was measured before stands in the file.
@@ -35,7 +37,7 @@ import torch.multiprocessing as mp
 from benchmarks.harness import Cpu, Gpu, Step, Target, Timing, command, path_of, record, write
 from benchmarks.timing import train_step
 from benchmarks.timing.peers import Size
-from benchmarks.timing.replicas import FLAT, compare, hold, nbytes
+from benchmarks.timing.replicas import FLAT, SHARDED, compare, hold, nbytes
 from benchmarks.timing.step_command import SMALL, check_peers
 from benchmarks.timing.steps import StepEffort
 from benchmarks.timing.tasks import make_model, make_step, step_of
@@ -47,6 +49,7 @@ PEERS = {
     "cpu": ("aim/eager", "aim/eager" + FLAT),
 }
 SIZES = {"cuda": train_step.BASE, "cpu": train_step.SIZES[SMALL]}
+LARGE = ("aim/eager", "aim-fp32/eager", "aim-fp32/eager" + SHARDED)
 EFFORT = StepEffort(rounds=8)
 LINEAR = 0.95
 LIMIT = timedelta(seconds=180)  # a compiler's time on an empty cache, several times over
@@ -63,6 +66,7 @@ class Plan:
     effort: StepEffort
     folder: Path | None
     head: dict[str, Any]
+    name: str = TASK.name
 
 
 # One peer
@@ -127,7 +131,7 @@ def time_peer(team: Team, label: str, size: Size, effort: StepEffort) -> dict[st
         PeerError: A process could not, on all processes.
     """
     machine, rank = team.machine, team.rank
-    device, peer = machine.device, label.removesuffix(FLAT)
+    device, peer = machine.device, label.partition("+")[0]
     alone = team.act(lambda: warm(make_step(TASK, peer, size, device), effort.warmup))
     before, begun = machine.held(), time.perf_counter()
     model = team.act(lambda: make_model(TASK, peer, size, device))
@@ -195,12 +199,12 @@ def measure(team: Team, plan: Plan) -> None:
             entry = {"error": str(error)}
         result["peers"][peer] = entry
         # Processes that share a processor do not scale.
-        found = targets(result["peers"]) if plan.device == "cuda" else []
+        found = targets(result["peers"]) if plan.device == "cuda" and plan.name == TASK.name else []
         result["targets"] = [target.entry() for target in found]
         result["met"] = all(target.met for target in found)
         result["complete"] = len(result["peers"]) == len(plan.peers)
         if team.rank == 0:
-            write(TASK.name, result, plan.folder)
+            write(plan.name, result, plan.folder)
             print(f"[{time.perf_counter() - started:4.0f} s] {describe(peer, entry)}", flush=True)
     if team.rank == 0:
         print("\n".join(map(str, found)), flush=True)
@@ -229,9 +233,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--out", type=Path, help="folder of the result")
     made.add_argument("--processes", type=int, help="by default as many as there are GPUs; on a CPU 2")
     made.add_argument("--peers", nargs="+", metavar="MODEL/MODE", help=f"by default {' '.join(PEERS['cuda'])}")
+    made.add_argument("--large", action="store_true", help="DistributedDataParallel against FSDP2, with a large model")
     made.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     arguments = made.parse_args(argv)
-    check_peers(made, [peer.removesuffix(FLAT) for peer in arguments.peers or ()])
+    check_peers(made, [peer.removesuffix(FLAT).removesuffix(SHARDED) for peer in arguments.peers or ()])
     if arguments.device == "cuda":
         there = torch.cuda.device_count()
         if there < 2:
@@ -251,13 +256,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     plan = Plan(
         processes=arguments.processes,
-        peers=tuple(dict.fromkeys(arguments.peers or PEERS[arguments.device])),
-        size=SIZES[arguments.device],
+        peers=tuple(dict.fromkeys(arguments.peers or (LARGE if arguments.large else PEERS[arguments.device]))),
+        size=train_step.SIZES["large-8"] if arguments.large and arguments.device == "cuda" else SIZES[arguments.device],
         device=arguments.device,
         effort=EFFORT,
         folder=arguments.out,
+        name=TASK.name + "_large" * arguments.large,
         head={
-            "benchmark": TASK.name,
+            "benchmark": TASK.name + "_large" * arguments.large,
             "command": command(TASK.name, sys.argv[1:] if argv is None else argv),
             "question": TASK.question,
             "ran_on": record(),
@@ -265,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     with tempfile.TemporaryDirectory() as place:
         mp.spawn(work, args=(plan, str(Path(place) / "store")), nprocs=plan.processes)
-    result = json.loads(path_of(TASK.name, plan.folder).read_text(encoding="utf-8"))
+    result = json.loads(path_of(plan.name, plan.folder).read_text(encoding="utf-8"))
     return 0 if result["met"] else 1
 
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.timing.peers import blocks
+
+SHARDED = "+fsdp2"  # behind the name of a peer each of whose processes holds a part of every block
 FLAT = "+flat"  # behind the name of a peer that sends its gradients in one message
 
 
@@ -38,6 +44,11 @@ def hold(model: nn.Module, peer: str) -> nn.Module:
     if peer.endswith(FLAT):
         Flat(model)
         return model
+    if peer.endswith(SHARDED):
+        mesh = init_device_mesh(next(model.parameters()).device.type, (dist.get_world_size(),))
+        for block in blocks(model):
+            fully_shard(block, mesh=mesh)
+        return fully_shard(model, mesh=mesh)
     # Nothing is left to compute while a graph's gradients are sent, so one bucket holds them all.
     bucket = 1 + sum(map(nbytes, model.parameters())) // 2**20 if peer.endswith("/graph") else None
     # Gradients lie where they are sent from; which there are, and in what order, is the same at every step.
@@ -50,14 +61,14 @@ def nbytes(parameter: nn.Parameter) -> int:
 
 
 def compare(model: nn.Module) -> None:
-    """Hold all that trains to what the first process has.
+    """Hold all that trains to what the first process has; of what is sharded there is but one.
 
     Raises:
         ValueError: It is not the same, bit for bit.
     """
     unlike = []
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and not isinstance(parameter, DTensor):
             first = parameter.detach().clone()
             dist.broadcast(first, 0)
             if not torch.equal(first, parameter):

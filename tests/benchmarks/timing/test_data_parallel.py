@@ -26,8 +26,8 @@ from tests import processes
 from tests.benchmarks.tiny import TINY
 
 EFFORT = StepEffort(warmup=2, rounds=2, seconds=0, bounds=(2, 2))
-CHOSEN = ("aim/blocks", "plain/eager", "aim-low/eager", "aim/eager", "aim/eager+flat")
-HELD = ("aim/blocks", "aim/eager", "aim/eager+flat")
+CHOSEN = ("aim/blocks", "plain/eager", "aim-low/eager", "aim/eager", "aim/eager+flat", "aim-fp32/eager+fsdp2")
+HELD = ("aim/blocks", "aim/eager", "aim/eager+flat", "aim-fp32/eager+fsdp2")
 
 
 def fails_on_the_second(size: Size) -> nn.Module:
