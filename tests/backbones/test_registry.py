@@ -7,6 +7,8 @@ import sys
 from collections import OrderedDict
 
 import pytest
+import timm
+import torch
 from torch import nn
 
 import aim_adapters as aim
@@ -49,6 +51,16 @@ def test_a_module_around_a_model_is_told_to_wrap_the_inner_one(holder: object, p
         aim.wrap_image_model(model, FRAMES)
     assert f"but holds one: take the inner model instead, {place}; the module around it goes on" in str(caught.value)
     assert_same(before, snapshot(model))
+
+
+@pytest.mark.parametrize("name", ["hiera_tiny_224", "mvitv2_tiny", "sam2_hiera_tiny"])
+def test_models_that_pool_inside_attention_are_refused_with_the_reason(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    with pytest.raises(
+        aim.UnsupportedModelError, match=r"is timm\.[\w.]+, whose attention pools: it returns fewer tokens"
+    ):
+        aim.wrap_image_model(model, FRAMES)
 
 
 def test_the_module_around_a_model_goes_on_when_the_inner_one_is_wrapped() -> None:

@@ -252,6 +252,19 @@ def _nearest(name: str) -> str:
     return (same_library or same_kind or plain)[0]
 
 
+_POOLING_BLOCKS = frozenset(
+    {
+        "timm.models.hiera.HieraBlock",
+        "timm.models.hieradet_sam2.MultiScaleBlock",
+        "timm.models.mvitv2.MultiScaleVitStage",
+    }
+)
+_POOLS = (
+    ", whose attention pools: it returns fewer tokens than it reads, so that attention over time cannot be added to "
+    "what the block reads"
+)
+
+
 def _block_hint(model: nn.Module) -> str:
     """Return a note on the type of the repeated module, which the author of a descriptor needs first."""
     for module in model.modules():
@@ -259,5 +272,6 @@ def _block_hint(model: nn.Module) -> str:
             kinds = {type(child) for child in module}
             if len(kinds) == 1:
                 kind = kinds.pop()
-                return f" (its repeated block is {kind.__module__}.{kind.__qualname__})"
+                name = f"{kind.__module__}.{kind.__qualname__}"
+                return f" (its repeated block is {name}{_POOLS if name in _POOLING_BLOCKS else ''})"
     return ""
