@@ -53,7 +53,7 @@ NOT_PLAIN: dict[str, tuple[str, str]] = {
     "timm_eva-grouped_heads": (GROUPED, ""),
 }
 UNDESCRIBED = {"swin-timm_v2", "swin-torchvision_v2", "open_clip-custom_blocks"}
-POSITIONED = ("DINOv3", "_rotary")
+POSITIONED = ("DINOv3", "_rotary", "-rotary")
 # Members whose attention knows nothing of positions, so that it runs fused among the tokens of a frame too.
 PLAIN_FAMILIES = ("timm_vit", "naflex", "open_clip", "torchvision", "transformers")
 

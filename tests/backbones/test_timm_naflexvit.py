@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -49,8 +50,9 @@ CASES = [
         embed_proj_type="conv",
     ),
     member(
-        "rotary_gated_norms", depth=2, rope_type="axial", pos_embed="none", swiglu_mlp=True, scale_mlp_norm=True,
-        qk_norm=True, class_token=True, attn_type="rope", scale_attn_inner_norm=True, init_values=0.1,
+        "rotary_gated_norms", depth=2, rope_type="axial", attn_type="rope", pos_embed="none", class_token=True,
+        global_pool="token", swiglu_mlp=True, scale_mlp_norm=True, qk_norm=True, scale_attn_inner_norm=True,
+        init_values=0.1,
     ),
     member("mixed_rotary", rope_type="mixed", attn_type="eva", qkv_fused=False, global_pool="avg"),
 ]  # fmt: skip
@@ -201,6 +203,31 @@ def test_what_has_no_meaning_along_time_is_refused() -> None:
             model.forward_features(**inputs)
 
 
+def test_wrong_pixels_are_explained_as_of_other_models() -> None:
+    model = aim.wrap_image_model(model_of(), FRAMES)
+    for inputs in (cut(frames().double()), flat(cut(frames().double()))):
+        with pytest.raises(InputError, match=r"the video is torch\.float64 .* pass video\.to\(torch\.float32\)"):
+            model(inputs)
+    with pytest.raises(InputError, match=r"frames are 17 x 24 pixels, .* patches of 8 x 8, which must divide them"):
+        model(torch.randn(2, FRAMES, 3, 17, 24))
+
+
+def test_graphs_leave_patches_to_the_model_itself() -> None:
+    model = aim.wrap_image_model(model_of(), FRAMES)
+    clips = cut(frames())
+    expected = model(clips)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a CPU has no CUDA graphs
+        aim.graph(model, frames())
+        for inputs in ({"x": clips}, {"x": clips["patches"], **{name: clips[name] for name in list(clips)[1:]}}):
+            assert torch.equal(model(**inputs), expected)
+            assert torch.equal(model(*inputs.values()), expected)
+    rows = aim.explain_graphs(model)
+    reasons = [row.reason.partition(",")[0] for row in rows if row.reason is not None]
+    assert reasons.count("it reads patches cut beforehand") == 4
+    assert "0.patches=2x4x6x192 float32" in repr(rows)
+
+
 def test_dropped_patches_and_other_attention_are_refused_by_name() -> None:
     with pytest.raises(UnsupportedModelError, match="patch_drop_rate=0"):
         aim.wrap_image_model(naflex(patch_drop_rate=0.5), FRAMES)
@@ -208,12 +235,10 @@ def test_dropped_patches_and_other_attention_are_refused_by_name() -> None:
         aim.wrap_image_model(naflex(attn_layer="diff"), FRAMES)
 
 
-@pytest.mark.parametrize(
-    ("config", "spatial"), [({}, "fused"), (ROTARY, "its spatial attention knows positions or masks")]
-)
-def test_plain_blocks_run_fused(config: dict[str, Any], spatial: str) -> None:
+@pytest.mark.parametrize("config", [{}, ROTARY])
+def test_videos_run_fused(config: dict[str, Any]) -> None:
     model = aim.wrap_image_model(model_of(**config), FRAMES)
-    assert {row[1:] for row in aim.explain_execution(model)} == {("fused", spatial, "fused")}
+    assert {row[1:] for row in aim.explain_execution(model)} == {("fused", "fused", "fused")}
 
 
 TINY: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}

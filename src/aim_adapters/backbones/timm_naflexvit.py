@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, require_type
+from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, HeadAnatomy, Positions, require_type
 from aim_adapters.backbones._attention import refuse_masks
 from aim_adapters.backbones._parts import plain_parts
 from aim_adapters.backbones._timm import block_anatomy, build, classifier, common_fields, final_norm, hub_id, names
@@ -97,8 +97,22 @@ def _attend_rotated(
     return out
 
 
+def _positions(
+    block: Any, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> Positions | str | None:
+    refuse_masks(is_causal=is_causal)
+    if attn_mask is not None:
+        return "its tokens are patches cut beforehand, with a mask of padding"
+    if rope is None:
+        return None
+    if rope.ndim > 3:
+        return "its tokens are patches cut beforehand, with places of their own in each frame"
+    sin, cos = rope.chunk(2, -1)  # [(H,) N', d]
+    return Positions("halves" if getattr(block.attn, "rotate_half", False) else "interleaved", sin, cos)
+
+
 _BLOCK = block_anatomy(_attend, scales=("ls1", "ls2"), parts=plain_parts)
-_EVA_BLOCK = block_anatomy(_attend_rotated, scales=("gamma_1", "gamma_2"))
+_EVA_BLOCK = block_anatomy(_attend_rotated, scales=("gamma_1", "gamma_2"), positions=_positions)
 
 BACKBONE = Backbone(
     name="timm_naflexvit",

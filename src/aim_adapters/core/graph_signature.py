@@ -263,6 +263,9 @@ def describe(names: Sequence[str], values: Sequence[Any]) -> Iterator[str]:
         values: The arguments.
     """
     for name, value in zip(names, values, strict=True):
+        if isinstance(value, Mapping):
+            yield from describe([f"{name}.{key}" for key in value], list(value.values()))
+            continue
         text = "x".join(map(str, value.shape)) if isinstance(value, Tensor) else shown(value)
         if isinstance(value, Tensor):
             text += f" {str(value.dtype).removeprefix('torch.')}"

@@ -72,6 +72,12 @@ def explain_failure(root: nn.Module, video: Any, error: RuntimeError) -> AIMErro
         return InputError(
             f"frames are {given[0]} x {given[1]} pixels, and the model reads {size[0]} x {size[1]}; resize or crop them"
         )
+    patch = state.anatomy.patch_size
+    if video.ndim > 3 and "invalid for input of size" in str(error) and (given[0] % patch[0] or given[1] % patch[1]):
+        return InputError(
+            f"frames are {given[0]} x {given[1]} pixels, and the model cuts them into patches of {patch[0]} x "
+            f"{patch[1]}, which must divide them; resize or crop them"
+        )
     path, block = state.anatomy.blocks[0]
     frozen = next(getattr(root.get_submodule(path), block.attention).parameters(), None)
     trained = next(iter(declared_tensors(root).values()), frozen)

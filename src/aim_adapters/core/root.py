@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -91,6 +91,8 @@ class VideoRoot(Patched):
         if by_patches:
             args, kwargs = (), frame_rows(state, given, anatomy.input_name)
         video = args[0] if args else kwargs[anatomy.input_name]
+        if isinstance(video, Mapping):
+            video = video[anatomy.optional_patch_inputs[0]]
         unrecorded = torch.is_grad_enabled() and not getattr(video, "requires_grad", False)
         state.call = RootCall.here(class_token_only=class_token_only, unrecorded=unrecorded)
         try:
