@@ -34,7 +34,10 @@ class Watch:
         self._inner = [module for child in children for module in child.modules()]
         self._outer_classes, self._classes = list(map(type, modules)), list(map(type, self._inner))
         self._dicts = [module.__dict__ for module in self._inner]
-        self._settings = [_Values(held, _STANDARD) for held in self._dicts]
+        settings = [_Values(held, _STANDARD) for held in self._dicts]
+        self.getters = [(each.get, held) for each, held in zip(settings, self._dicts, strict=True)]
+        self._settings = list(chain.from_iterable(each.values for each in settings))
+        self._sizes = list(map(len, self._dicts))
         self._outer = [_Values(held, ignoring | _STANDARD | {*_HOOKS, *_MEMBERS}) for held in _dicts_of(modules)]
         self._members = [held[name].values() for held in self._dicts for name in _MEMBERS]
         self._objects = list(chain.from_iterable(self._members))
@@ -59,9 +62,18 @@ class Watch:
             and list(map(type, modules)) == self._outer_classes
             and list(map(_REQUIRES_GRAD, self._tensors)) == self._trains
             and list(map(type, self._tensors)) == self._kinds
-            and all(map(_Values.same, self._settings, self._dicts))
+            and list(map(len, self._dicts)) == self._sizes
+            and self._same_settings()
             and all(map(_Values.same, self._outer, _dicts_of(modules)))
         )
+
+    def _same_settings(self) -> bool:
+        # Not by a _Values for each: there are dozens in a block.
+        try:
+            values = [get(held) for get, held in self.getters]
+        except KeyError:
+            return False
+        return all(map(is_, chain.from_iterable(values), self._settings))
 
 
 class _Values:
@@ -72,20 +84,20 @@ class _Values:
         ignoring: Keys that may change.
     """
 
-    __slots__ = ("_count", "_get", "values")
+    __slots__ = ("_count", "get", "values")
 
     def __init__(self, held: Mapping[str, Any], ignoring: frozenset[str]) -> None:
         names = [name for name in held if name not in ignoring]
         # By two names at least: by one it returns no tuple.
-        self._get = itemgetter(*names, *names[:1]) if names else _nothing
+        self.get = itemgetter(*names, *names[:1]) if names else _nothing
         self._count = len(held)
-        self.values: tuple[Any, ...] = self._get(held)
+        self.values: tuple[Any, ...] = self.get(held)
 
     def same(self, held: Mapping[str, Any]) -> bool:
         if len(held) != self._count:
             return False
         try:
-            return all(map(is_, self._get(held), self.values))
+            return all(map(is_, self.get(held), self.values))
         except KeyError:
             return False
 

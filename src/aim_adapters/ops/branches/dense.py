@@ -165,7 +165,10 @@ def hidden_gradient(d: Tensor, widened: Tensor, units: int, before: int = 0) -> 
     """
     first = widened.shape[1] - padded(units)
     columns = first + -(-units // 8) * 8  # rows a multiple of 16 bytes long: others take a slow path
-    joined = d.new_empty((len(d), before + columns))
-    torch.mm(d, widened[:, :columns], out=joined[:, before:])
+    if before:
+        joined = d.new_empty((len(d), before + columns))
+        torch.mm(d, widened[:, :columns], out=joined[:, before:])
+    else:
+        joined = d @ widened[:, :columns]
     start = before + first
     return HiddenGradient(joined[:, start : start + units], joined)
