@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 import aim_adapters as aim
 from aim_adapters.backbones import read_anatomy
+from aim_adapters.core import Graphs, only_root
 from aim_adapters.core.mixins import PatchProduct, TokenEntry
 from aim_adapters.core.readers import ImageReader
 from aim_adapters.core.root import VideoRoot
@@ -42,6 +43,7 @@ from tests.backbones.cases import (
     snapshot,
     wake,
 )
+from tests.core.graph_cases import FakeGraphs
 
 
 class ToolPromises:
@@ -120,6 +122,21 @@ class ToolPromises:
             for eager, compiled_one in zip(*grads, strict=True):
                 torch.testing.assert_close(compiled_one, eager, rtol=1e-4, atol=1e-5)
             assert counter.frame_count == 1
+
+    def test_replayed_calls_agree(self, case: Case) -> None:
+        eager = wake(aim.wrap_image_model(case.model(), FRAMES)).train()
+        replayed = copy.deepcopy(eager)
+        _, root, state = only_root(replayed)
+        state.graphs = Graphs(root, 8, FakeGraphs())
+        for seed in range(3):
+            found = []
+            for model in (eager, replayed):
+                model.zero_grad()
+                out = case.call(model, case.video(seed=seed))
+                loss(out).backward()
+                found.append([out.detach(), *(p.grad for p in aim.trainable_parameters(model))])
+            torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+        assert [(row.runs, row.calls) for row in state.graphs.rows()] == [("graph", 3)]
 
     def test_all_ways_to_run_agree(self, case: Case) -> None:
         model, video = wake(aim.wrap_image_model(case.model().double(), FRAMES, drop_path=0.5)), case.video().double()
