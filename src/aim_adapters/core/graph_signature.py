@@ -52,7 +52,8 @@ class Parts:
         inner = [module for module in root.modules() if id(module) not in apart]
         self._state, self._config = weakref.ref(state), state.config
         self._inner, self._classes = inner, list(map(type, (root, *inner)))
-        self._children = [module._modules for module in inner]
+        self._children = [module._modules for module in inner if module._modules]
+        self._childless = [module._modules for module in inner if not module._modules]
         self._held_modules = self._modules_of(root)
         slots = [slot for module in (root, state, *inner) for slot in (module._parameters, module._buffers)]
         self._slots: list[dict[str, Any]] = [slot for slot in slots if slot]
@@ -88,6 +89,7 @@ class Parts:
         return (
             root.aim is self._state()
             and self._modules_of(root) == self._held_modules
+            and not any(self._childless)
             and list(map(type, (root, *self._inner))) == self._classes
             and len(held) == len(self._held)
             and all(map(is_, held, self._held))
