@@ -136,13 +136,13 @@ class _CudaPool:
 
     def _end_failed(self, graph: torch.cuda.CUDAGraph) -> None:
         """End a capture that failed, which leaves PyTorch's allocator and generator as if it went on."""
-        with contextlib.suppress(RuntimeError):  # it says again that it failed, but the stream is free
+        with contextlib.suppress(RuntimeError):  # it fails where the capture is broken, but the stream is free
             graph.capture_end()
         end = getattr(torch._C, "_cuda_endAllocateToPool", None) or getattr(torch._C, _END_IN_2_6)
         with contextlib.suppress(RuntimeError):  # nothing is left to end where `capture_end` got so far
             end(self.device.index, self._handle)
             torch._C._cuda_releasePool(self.device.index, self._handle)
-        self._failed.append(graph)
+            self._failed.append(graph)
         whole = torch.cuda.CUDAGraph()  # the generator is let go when a capture ends well
         whole.capture_begin(capture_error_mode="thread_local")
         torch.zeros(1, device=self.device)
