@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from aim_adapters.ops.bottleneck import Adapter, Layer, padded
-from tests.ops.bottleneck.test_bottleneck import IMPLEMENTATIONS, WEIGHTS, drawn, poisoned  # noqa: F401
+from aim_adapters.ops.bottleneck import Adapter, Layer, aligned, padded
+from tests.ops.bottleneck.test_bottleneck import DEVICE, IMPLEMENTATIONS, WEIGHTS, drawn, poisoned  # noqa: F401
 
 # Whether matrices are transposed views, and whether there are a bias and a LayerScale.
 KINDS = pytest.mark.parametrize(
@@ -97,3 +97,82 @@ def test_mlp_layers(
     assert (got.last_bias is None) != has_bias
     if has_bias:
         assert_near(got.last_bias, out_bias.double() * factor, dtype, eps=eps)
+
+
+@IMPLEMENTATIONS
+@WEIGHTS
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("turned", [False, True], ids=["rows", "turned"])
+@pytest.mark.parametrize(
+    ("dim", "own", "width"), [(1, 8, 1), (40, 96, 24), (5, 1008, 15), (3, 1500, 192), (2, 7, 1100)]
+)
+def test_widened(
+    ops: ModuleType, given: torch.dtype, dtype: torch.dtype, turned: bool, dim: int, own: int, width: int
+) -> None:
+    weight, up_weight, up_bias = drawn((dim, own), (dim, width), (dim,), dtype=given, turned=turned)
+    zeros = torch.zeros(dim, padded(width) - width - 1, dtype=dtype, device=DEVICE)
+    adapter = torch.cat((up_weight.to(dtype), up_bias.to(dtype)[:, None], zeros), 1)
+    for each, true in ((weight, torch.cat((weight.to(dtype), adapter), 1)), (None, adapter)):
+        got = ops.widened(each, up_weight, up_bias, dtype)
+        assert got.dtype == dtype and got.is_contiguous() and torch.equal(got, true)
+
+
+@IMPLEMENTATIONS
+@WEIGHTS
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("turned", [False, True], ids=["rows", "turned"])
+@pytest.mark.parametrize("biased", [True, False], ids=["biased", "without bias"])
+@pytest.mark.parametrize(("dim", "own", "width"), [(1, 8, 1), (24, 96, 24), (1000, 5, 15), (1024, 3, 8)])
+def test_joined(
+    ops: ModuleType, given: torch.dtype, dtype: torch.dtype, turned: bool, biased: bool, dim: int, own: int, width: int
+) -> None:
+    shapes = (own, dim), (width, dim), (own,), (width,)
+    weight, down_weight, bias, down_bias = drawn(*shapes, dtype=given, turned=turned)
+    layer, down = Layer(weight, bias if biased else None), Layer(down_weight, down_bias)
+    weights, biases = ops.joined([layer], down, dtype)
+    assert weights.dtype == biases.dtype == dtype and weights.is_contiguous()
+    assert torch.equal(weights, torch.cat((weight, down_weight)).to(dtype))
+    assert torch.equal(biases, torch.cat((bias if biased else torch.zeros_like(bias), down_bias)).to(dtype))
+
+
+@IMPLEMENTATIONS
+@WEIGHTS
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("with_down", [True, False], ids=["with down", "alone"])
+@pytest.mark.parametrize("biased", [(True, True), (True, False), (False, True)], ids=str)
+@pytest.mark.parametrize(("dim", "own", "width"), [(24, 16, 24), (10, 5, 15)])
+def test_two_layers_joined(
+    ops: ModuleType,
+    given: torch.dtype,
+    dtype: torch.dtype,
+    biased: tuple[bool, bool],
+    with_down: bool,
+    dim: int,
+    own: int,
+    width: int,
+) -> None:
+    """Each takes a multiple of eight rows; layers packed in one tensor are given as views."""
+    packed, packed_bias, down_weight, down_bias = drawn(
+        (2 * own, dim), (2 * own,), (width, dim), (width,), dtype=given, turned=False
+    )
+    parts = zip(packed.split(own), packed_bias.split(own), biased, strict=True)
+    layers = [Layer(weight, bias if there else None) for weight, bias, there in parts]
+    weights, biases = ops.joined(layers, Layer(down_weight, down_bias) if with_down else None, dtype)
+    space = aligned(own)
+    assert weights.shape == (2 * space + width * with_down, dim) and weights.dtype == biases.dtype == dtype
+    for index, (weight, bias) in enumerate(layers):
+        rows, rows_bias = weights[index * space :][:space], biases[index * space :][:space]
+        assert torch.equal(rows[:own], weight.to(dtype)) and not rows[own:].any() and not rows_bias[own:].any()
+        assert torch.equal(rows_bias[:own], torch.zeros_like(rows_bias[:own]) if bias is None else bias.to(dtype))
+    if with_down:
+        assert torch.equal(weights[2 * space :], down_weight.to(dtype))
+        assert torch.equal(biases[2 * space :], down_bias.to(dtype))
+
+
+@IMPLEMENTATIONS
+@pytest.mark.usefixtures("poisoned")
+def test_widened_behind_columns_of_zeros(ops: ModuleType) -> None:
+    weight, up_weight, up_bias = drawn((5, 11), (5, 3), (5,), dtype=torch.float32, turned=False)
+    got = ops.widened(weight, up_weight, up_bias, torch.float32, 16)
+    assert torch.equal(got[:, 16:], ops.widened(None, up_weight, up_bias, torch.float32))
+    assert torch.equal(got[:, :11], weight) and not got[:, 11:16].any()
