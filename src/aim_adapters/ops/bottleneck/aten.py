@@ -46,16 +46,13 @@ def widened(
     weight: Tensor | None, up_weight: Tensor, up_bias: Tensor, dtype: torch.dtype, columns: int | None = None
 ) -> Tensor:
     """Compute `BottleneckRows.widened` by PyTorch's operators."""
-    (rows, width), given = up_weight.shape, 0 if weight is None else weight.shape[1]
-    own = given if columns is None else columns
-    out = torch.empty((rows, own + padded(width)), dtype=dtype, device=up_weight.device)
-    if weight is not None:
-        out[:, :given] = weight
-    out[:, given:own] = 0
-    out[:, own : own + width] = up_weight
-    out[:, own + width] = up_bias
-    out[:, own + width + 1 :] = 0
-    return out
+    rows, width = up_weight.shape
+    own = [] if weight is None else [weight]
+    given = 0 if weight is None else weight.shape[1]
+    if columns is not None and columns > given:
+        own.append(up_weight.new_zeros((rows, columns - given)))
+    zeros = up_weight.new_zeros((rows, padded(width) - width - 1))
+    return torch.cat([each.to(dtype) for each in (*own, up_weight, up_bias.unsqueeze(1), zeros)], 1)
 
 
 def joined(layers: Sequence[Layer], down: Layer | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -65,8 +62,11 @@ def joined(layers: Sequence[Layer], down: Layer | None, dtype: torch.dtype) -> t
     for layer in (*layers, *([] if down is None else [down])):
         bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
         padding = 0 if len(layers) == 1 or layer is down else aligned(len(bias)) - len(bias)
-        weights.append(F.pad(layer.weight.to(dtype), (0, 0, 0, padding)))
-        biases.append(F.pad(bias.to(dtype), (0, padding)))
+        weights.append(layer.weight.to(dtype))
+        biases.append(bias.to(dtype))
+        if padding:
+            weights.append(layer.weight.new_zeros((padding, layer.weight.shape[1]), dtype=dtype))
+            biases.append(bias.new_zeros(padding, dtype=dtype))
     return torch.cat(weights), torch.cat(biases)
 
 
