@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aim_adapters.arguments import require_choice
-from aim_adapters.core import is_wrapped, only_root
+from aim_adapters.core import fp8_missing, is_wrapped, only_root
 from aim_adapters.errors import ConfigError
 from aim_adapters.graphs import explain_graphs, graph, ungraph
 
@@ -142,8 +142,10 @@ def choose_precision(asked: str, device: torch.device, base: torch.dtype | None 
         if device.type != "cuda":
             return "fp32"
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if asked == "fp8" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
-        raise ConfigError("precision='fp8' needs a GPU with float8 products (compute capability 8.9); use 'auto'")
+    if asked == "fp8":
+        missing = fp8_missing() if device.type == "cuda" else f"float8 needs a CUDA device, got {device.type}"
+        if missing is not None:
+            raise ConfigError(f"precision='fp8' needs a GPU with float8 products; use 'auto': {missing}")
     if asked == "fp16" and device.type == "cpu":
         raise ConfigError("precision='fp16' needs a GPU; use 'fp32' or 'bf16' on a CPU")
     return asked
