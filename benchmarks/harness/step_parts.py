@@ -12,8 +12,8 @@ from benchmarks.harness.profiler import Kernel
 # "quanti" fits either spelling.
 WORDS = (
     ("optimizer", ("multi_tensor_apply", "adam")),
-    ("adapter", ("hidden_", "widened_", "joined_", "gradients_")),
-    ("norms", ("layer_norm", "layernorm", "gammabeta")),
+    ("adapter", ("hidden_", "widened_", "joined_", "gradients_", "output_layer_", "mlp_layers_")),
+    ("norms", ("layer_norm", "layernorm", "gammabeta", "prepare_")),  # of heads, rotated in the same pass
     ("attention", ("flash", "fmha", "sdpa", "attention")),
     ("spatial attention", ("window_", "resident_", "streaming_")),
     ("activation", ("activation", "gelu", "sigmoid")),

@@ -8,12 +8,13 @@ import pytest
 
 from benchmarks.harness import PARTS, ROOT, Kernel, breakdown, part_of
 
-LAUNCHED = re.compile(r"^@triton\.jit\ndef (\w+_(?:kernel|forward|backward))\(", re.MULTILINE)
+LAUNCHED = re.compile(r"^@triton\.jit\ndef ([a-z]\w*_(?:kernel|forward|backward))\(", re.MULTILINE)
 POINTWISE = {"add_kernel"}  # of no part
 OPS = ROOT / "src" / "aim_adapters" / "ops"
 FOLDERS = {
     "bottleneck": {"adapter"},
     "frozen": {"norms", "activation", "copies and casts"},
+    "heads": {"norms"},
     "spatial_attention": {"spatial attention"},
     "temporal_attention": {"temporal attention"},
 }

@@ -25,8 +25,8 @@ def check(of_keys, target, tokens, dim, added, backward):
         kernel = getattr(kernels, f"{each.kind}_{'backward' if backward else 'forward'}")
         index = torch.empty(1, tokens, dtype=torch.int32) if added and each.kind == "window" else None
         constants = triton._constants(qkv, extra, extra, index, each)
-        if index is not None:
-            del constants["index_ptr"]
+        if index is None and "index_ptr" in kernel.arg_names:
+            constants["index_ptr"] = None
         options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
         if not added:
             constants |= {"bias_ptr": None, "mask_ptr": None}

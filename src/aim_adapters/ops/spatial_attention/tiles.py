@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 # The longest sequence that one tile holds; for the backward pass nothing but the output need be kept.
@@ -61,7 +60,6 @@ def alternatives(tokens: int, head_dim: int, *, added: bool, backward: bool) -> 
     return tuple(tiles)
 
 
-@functools.lru_cache(maxsize=1024)
 def tiles_for(tokens: int, head_dim: int, *, added: bool, backward: bool, shared: int) -> Tiles | None:
     """Return the fastest of `alternatives` that fits in shared memory, or None.
 

@@ -6,6 +6,7 @@ gradients and FLOP formulas, so ``torch.compile``, CUDA graphs and counters know
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -146,6 +147,10 @@ def backward(
     return d_qkv
 
 
+# Apart from the choice of an implementation, which compilers trace.
+_tiles_once = functools.lru_cache(maxsize=1024)(tiles_for)
+
+
 def _tokens(qkv: Tensor, index: Tensor | None) -> int:
     """Return the number of tokens of a sequence, N."""
     return qkv.shape[1] if index is None else index.shape[1]
@@ -161,7 +166,7 @@ def _tiles(qkv: Tensor, bias: Tensor | None, mask: Tensor | None, index: Tensor 
         )
     shared = shared_memory(qkv.device.type)
     added = bias is not None or mask is not None
-    tiles = tiles_for(tokens, dim, added=added, backward=backward, shared=shared)
+    tiles = _tiles_once(tokens, dim, added=added, backward=backward, shared=shared)
     if tiles is None:
         raise UnsupportedKernelError(
             f"no tile of {tokens} tokens, {dim} wide, fits in {shared // 1024} KiB of shared memory; choose 'auto', "
