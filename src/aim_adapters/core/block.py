@@ -122,7 +122,7 @@ class AdaptedBlock(Patched):
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             return aim.narrowed
         # Fused, so that its adapter is one of ours, or none; and nothing but what `attend_from_first` computes.
-        plain = isinstance(spatial, FusedBranch) and spatial.bare
+        plain = isinstance(spatial, FusedBranch) and spatial.is_bare()
         same = plain and (
             torch.is_autocast_enabled(x.device.type) or aim.spatial is None or x.dtype == aim.spatial.dtype
         )

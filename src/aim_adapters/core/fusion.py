@@ -55,10 +55,9 @@ class FusedBranch(NamedTuple):
     drops: bool = False
     derived: bool = False
 
-    @property
-    def bare(self) -> bool:
+    def is_bare(self) -> bool:
         """Return whether it is attention with nothing between norm and output projection, over all tokens."""
-        return isinstance(self.plan, AttentionPlan) and self.plan.bare and self.tensors.windows is None
+        return isinstance(self.plan, AttentionPlan) and self.plan.is_bare() and self.tensors.windows is None
 
     def at(self, positions: Positions) -> FusedBranch:
         """Return the same with other positions of the same kind."""
@@ -377,7 +376,7 @@ def _fused(
     drops = drop and adapter is not None and block.training and block.aim.drop_path > 0
     trained = TrainedTensors(weights, bias, input_weights)  # type: ignore[arg-type]
     tensors = BranchTensors(frozen, trained, None, windows, positions)
-    return FusedBranch(plan, tensors, drops, bool(derived) or bias is not None)
+    return FusedBranch(plan, tensors, drops, len(derived) > 0 or bias is not None)  # 2.6 traces no bool(list)
 
 
 def _adapter_tensors(adapter: Adapter | None) -> AdapterTensors | str | None:

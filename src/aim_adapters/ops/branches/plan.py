@@ -52,8 +52,7 @@ class AttentionPlan(NamedTuple):
         """Return whether the adapter has an inner skip: the attention's output itself is added too."""
         return self.over != "frames"
 
-    @property
-    def bare(self) -> bool:
+    def is_bare(self) -> bool:  # no property: the compiler of PyTorch 2.6 traces none of a named tuple
         """Return whether there is nothing between LayerNorm, projections and attention."""
         return self.norm == "layer" and not (self.head_norm or self.rotary or self.inner_norm)
 
