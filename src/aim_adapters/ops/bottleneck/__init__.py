@@ -2,7 +2,7 @@
 
 from aim_adapters.ops.bottleneck.api import BottleneckRows, bottleneck_rows
 from aim_adapters.ops.bottleneck.layer import Layer
-from aim_adapters.ops.bottleneck.weights import Adapter, Composed, MlpLayers, OutputLayer
+from aim_adapters.ops.bottleneck.weights import Adapter, Composed, MlpLayers, OutputLayer, scaled_output
 from aim_adapters.ops.bottleneck.width import aligned, padded
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "aligned",
     "bottleneck_rows",
     "padded",
+    "scaled_output",
 ]

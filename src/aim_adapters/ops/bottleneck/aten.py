@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aim_adapters.ops.bottleneck.layer import Layer
-from aim_adapters.ops.bottleneck.weights import Adapter, Composed, MlpLayers, OutputLayer, scaled
+from aim_adapters.ops.bottleneck.weights import Adapter, Composed, MlpLayers, OutputLayer, scaled_output
 from aim_adapters.ops.bottleneck.width import aligned, padded
 
 
@@ -74,7 +74,7 @@ def output_layer(
     weight: Tensor, bias: Tensor | None, gamma: Tensor | None, adapters: Sequence[Adapter], dtype: torch.dtype
 ) -> OutputLayer:
     """Compute `BottleneckRows.output_layer` by PyTorch's operators."""
-    weight, bias = scaled(weight, bias, gamma, dtype)
+    weight, bias = scaled_output(weight, bias, gamma, dtype)
     found = []
     for down_weight, down_bias, up_weight, up_bias, beside in adapters:
         down_weight, down_bias = down_weight.to(dtype), down_bias.to(dtype)
@@ -92,7 +92,7 @@ def mlp_layers(
     dtype: torch.dtype,
 ) -> MlpLayers:
     """Compute `BottleneckRows.mlp_layers` by PyTorch's operators."""
-    weight, bias = scaled(*last, gamma, dtype)
+    weight, bias = scaled_output(*last, gamma, dtype)
     wide = widened(weight, adapter.up_weight, adapter.up_bias, dtype)
     return MlpLayers(*joined([first], Layer(adapter.down_weight, adapter.down_bias), dtype), wide, bias)
 

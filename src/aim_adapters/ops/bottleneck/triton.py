@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aim_adapters.ops.bottleneck import kernels
 from aim_adapters.ops.bottleneck.layer import Layer
-from aim_adapters.ops.bottleneck.weights import Adapter, Composed, MlpLayers, OutputLayer, scaled
+from aim_adapters.ops.bottleneck.weights import Adapter, Composed, MlpLayers, OutputLayer, scaled_output
 from aim_adapters.ops.bottleneck.width import aligned, padded
 from aim_adapters.ops.frozen.triton import dense
 from aim_adapters.ops.launch import cdiv, launch, next_power_of_2
@@ -109,7 +109,7 @@ def output_layer(
 ) -> OutputLayer:
     """Compute `BottleneckRows.output_layer` by a kernel and a product."""
     if not adapters:
-        return OutputLayer(*scaled(weight, bias, gamma, dtype), [])
+        return OutputLayer(*scaled_output(weight, bias, gamma, dtype), [])
     (features, inner), device = weight.shape, weight.device
     widths = [len(adapter.down_bias) for adapter in adapters]
     own = [inner if adapter.beside else 0 for adapter in adapters]
@@ -135,7 +135,7 @@ def output_layer(
     )  # fmt: skip
     layer = next((wide[:, :inner] for wide, first in zip(out, own, strict=True) if first), None)
     if layer is None:
-        layer, _ = scaled(weight, None, gamma, dtype)
+        layer, _ = scaled_output(weight, None, gamma, dtype)
     composed = downs @ layer  # [W1 + W2, K]
     pairs = zip(composed.split(widths), biases.split(widths), out, strict=True)
     return OutputLayer(layer, out_bias, [Composed(*each) for each in pairs])

@@ -70,7 +70,7 @@ class MlpLayers(NamedTuple):
     last_bias: Tensor | None
 
 
-def scaled(
+def scaled_output(
     weight: Tensor, bias: Tensor | None, gamma: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
     """Return weight and bias of a frozen output layer with the LayerScale behind it, in a dtype."""

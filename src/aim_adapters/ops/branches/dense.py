@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aim_adapters.ops.bottleneck import Adapter, Layer, MlpLayers, bottleneck_rows, padded
+from aim_adapters.ops.bottleneck import Adapter, Layer, MlpLayers, bottleneck_rows, padded, scaled_output
 from aim_adapters.ops.branches.entrance import enter
-from aim_adapters.ops.branches.linear import in_dtype, linear, scaled_output
+from aim_adapters.ops.branches.linear import in_dtype, linear
 from aim_adapters.ops.branches.plan import AttentionPlan, MlpPlan
 from aim_adapters.ops.branches.products import HiddenGradient, MlpHidden, Projected, columns_of
 from aim_adapters.ops.branches.tensors import AdapterTensors, AttentionTensors, MlpTensors

@@ -21,15 +21,6 @@ def wide_product(a: Tensor, b: Tensor) -> Tensor:
     return a @ b
 
 
-def scaled_output(
-    weight: Tensor, bias: Tensor | None, gamma: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
-    """Return weight and bias of a frozen output layer with the LayerScale behind it, in a dtype."""
-    if gamma is not None:
-        weight, bias = gamma.unsqueeze(-1) * weight, None if bias is None else gamma * bias
-    return weight.to(dtype), in_dtype(bias, dtype)
-
-
 def in_dtype(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Return a tensor in a dtype, if there is one."""
     return None if tensor is None else tensor.to(dtype)

@@ -14,9 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aim_adapters.ops.bottleneck import MlpLayers, bottleneck_rows, padded
+from aim_adapters.ops.bottleneck import MlpLayers, bottleneck_rows, padded, scaled_output
 from aim_adapters.ops.branches.entrance import enter
-from aim_adapters.ops.branches.linear import in_dtype, linear, scaled_output
+from aim_adapters.ops.branches.linear import in_dtype, linear
 from aim_adapters.ops.branches.plan import AttentionPlan, MlpPlan
 from aim_adapters.ops.branches.products import HiddenGradient, MlpHidden, Projected
 from aim_adapters.ops.branches.tensors import AdapterTensors, AttentionTensors, MlpTensors
