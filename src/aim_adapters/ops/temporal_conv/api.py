@@ -1,0 +1,100 @@
+"""Entry to convolution over frames: validation of its arguments and choice of its implementation."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from aim_adapters.errors import InputError
+from aim_adapters.ops.choice import Choice, automatic, by_name
+from aim_adapters.ops.device import exporting, triton_missing
+from aim_adapters.ops.temporal_conv import reference
+
+
+class Case(NamedTuple):
+    """Facts that the choice of an implementation depends on.
+
+    Args:
+        device: Type of the device: ``"cuda"``, ``"cpu"``.
+        dtype: Dtype of the features.
+        missing: Why Triton cannot run here at all, or None if it can.
+        exporting: Whether the model is being exported, to run where our operators may not be known.
+    """
+
+    device: str
+    dtype: torch.dtype
+    missing: str | None
+    exporting: bool = False
+
+
+def choose(requested: str, case: Case) -> Choice:
+    """Choose the implementation.
+
+    ``"auto"`` may fall back; a name never does.
+
+    Args:
+        requested: ``"auto"``, ``"triton"`` or ``"eager"``.
+        case: Facts of the call.
+
+    Raises:
+        ConfigError: The name is unknown.
+        UnsupportedKernelError: The named implementation cannot run here, or cannot compute this.
+    """
+    plain = ("eager",)
+    named = by_name(requested, lambda: _unsupported(case), setting="implementation", plain=plain)
+    return (
+        automatic(_unsupported(case), case.device, exporting=case.exporting, plain=plain[0]) if named is None else named
+    )
+
+
+def _unsupported(case: Case) -> str | None:
+    """Return why the Triton kernels cannot compute this, or None if they can."""
+    return case.missing or "it has no kernels"
+
+
+def temporal_conv_gelu(
+    h: Tensor, weight: Tensor, bias: Tensor, *, num_frames: int, implementation: str = "auto"
+) -> Tensor:
+    """Convolve each feature of each token over the frames of its clip, and apply exact GELU.
+
+    ``gelu(bias[w] + sum_k weight[w, k] * h[t + k - K//2, w])``, with zeros beyond the ends of a clip: the depthwise
+    convolution of ST-Adapter (NeurIPS 2022) along time.
+
+    Args:
+        h: Features ``[B*T, ..., W]``, floating point.
+        weight: ``[W, K]``, any floating dtype, K odd.
+        bias: ``[W]``, any floating dtype.
+        num_frames: T >= 1.
+        implementation: ``"auto"``, ``"triton"`` or ``"eager"``.
+
+    Returns:
+        ``[B*T, ..., W]`` in the dtype of ``h``.
+
+    Raises:
+        InputError: Shapes, dtypes, devices or the number of frames do not fit together.
+        ConfigError: The implementation's name is unknown.
+        UnsupportedKernelError: The named implementation cannot run here, or cannot compute this.
+    """
+    _validate(h, weight, bias, num_frames)
+    case = Case(h.device.type, h.dtype, triton_missing(h.device.type), exporting())
+    choose(implementation, case)
+    return reference.temporal_conv_gelu(h, weight, bias, num_frames=num_frames)
+
+
+def _validate(h: Tensor, weight: Tensor, bias: Tensor, num_frames: int) -> None:
+    shapes = f"h {tuple(h.shape)}, weight {tuple(weight.shape)}, bias {tuple(bias.shape)}"
+    fits = h.ndim >= 2 and weight.ndim == 2 and h.shape[-1:] == weight.shape[:1] == bias.shape
+    if not fits or weight.shape[1] % 2 == 0:
+        raise InputError(
+            f"a convolution over frames takes h [B*T, ..., W], weight [W, K] with K odd and bias [W], got {shapes}"
+        )
+    if not all(x.is_floating_point() for x in (h, weight, bias)):
+        raise InputError(f"h, weight and bias must be floating point, got {h.dtype}, {weight.dtype}, {bias.dtype}")
+    if not h.device == weight.device == bias.device:
+        raise InputError(f"h, weight and bias must be on one device, got {h.device}, {weight.device}, {bias.device}")
+    if num_frames < 1 or h.shape[0] % num_frames:
+        raise InputError(
+            f"the first dimension must be a multiple of num_frames={num_frames}, got {shapes}; pass whole clips"
+        )
