@@ -67,6 +67,9 @@ def test_defaults_are_those_of_the_paper() -> None:
         "train_norm": True,
         "tubelet_size": 1,
         "input_layout": "auto",
+        "temporal": "attention",
+        "conv_kernel": 3,
+        "conv_layers": None,
     }
 
 

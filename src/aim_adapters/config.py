@@ -23,17 +23,19 @@ from aim_adapters.errors import ConfigError
 COMPONENTS = ("temporal", "spatial", "joint")
 LAYER_CHOICES = ("all", "bottom_half", "top_half", "alternate")
 LAYOUT_CHOICES = ("auto", "BTCHW", "BCTHW")
+TEMPORAL_CHOICES = ("attention", "conv", "both")
 ATTENTION_CHOICES = ("auto", "triton", "sdpa", "eager")
 MEMORY_CHOICES = ("fast", "balanced", "low")
 PRECISION_CHOICES = ("auto", "fp8")
 
 # Settings that change what the same tensors compute, beside those that show in the tensors' names and shapes.
-MEANING = ("num_frames", "tubelet_size", "scale", "components", "temporal_input_adapter")
+MEANING = ("num_frames", "tubelet_size", "scale", "components", "temporal_input_adapter", "temporal")
 
 # Settings that earlier versions saved and that say nothing of what is computed.
 _RETIRED = frozenset({"attention"})
 
 InputLayout = Literal["auto", "BTCHW", "BCTHW"]
+Temporal = Literal["attention", "conv", "both"]
 Attention = Literal["auto", "triton", "sdpa", "eager"]
 Fused = Literal["auto"] | bool
 Memory = Literal["fast", "balanced", "low"]
@@ -60,6 +62,10 @@ class AIMConfig:
         train_norm: Train a copy of the final norm.
         tubelet_size: Consecutive input frames averaged before the patch embedding (Swin: 2).
         input_layout: Layout of 5-D input; ``"auto"`` tells the two apart by frames and channels.
+        temporal: By what the component ``"temporal"`` sees time: ``"attention"``, the block's own over frames (Eq. 3);
+            ``"conv"``, a convolution over frames in front of the block, after ST-Adapter; or ``"both"``.
+        conv_kernel: Frames that the convolution sees: odd, >= 3.
+        conv_layers: Blocks that have the convolution, as ``layers``; ``None``: those of ``layers``.
 
     Raises:
         ConfigError: A field has the wrong type or lies outside its range.
@@ -77,6 +83,9 @@ class AIMConfig:
     train_norm: bool = True
     tubelet_size: int = 1
     input_layout: InputLayout = "auto"
+    temporal: Temporal = "attention"
+    conv_kernel: int = 3
+    conv_layers: str | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Normalize and validate every field."""
@@ -87,7 +96,7 @@ class AIMConfig:
         if self.num_classes is not None:
             put(self, "num_classes", require_integer("num_classes", self.num_classes, low=0))
         put(self, "components", _components(self.components))
-        put(self, "layers", _layers(self.layers))
+        put(self, "layers", _layers("layers", self.layers))
         require_flags(temporal_input_adapter=self.temporal_input_adapter, train_norm=self.train_norm)
         for name in ("drop_path", "head_dropout"):
             put(self, name, require_number(name, getattr(self, name), low=0.0, high=1.0))
@@ -103,11 +112,43 @@ class AIMConfig:
                 "temporal_input_adapter=True needs the temporal component, got components="
                 f"{self.components!r}; add 'temporal' or leave temporal_input_adapter off"
             )
+        self._check_convolution()
+
+    def _check_convolution(self) -> None:
+        require_choice("temporal", self.temporal, TEMPORAL_CHOICES)
+        kernel = require_integer("conv_kernel", self.conv_kernel, low=3, high=2**16)
+        if kernel % 2 == 0:
+            raise ConfigError(f"conv_kernel must be odd, as a frame sees as many before as behind it, got {kernel}")
+        object.__setattr__(self, "conv_kernel", kernel)
+        if self.conv_layers is not None:
+            object.__setattr__(self, "conv_layers", _layers("conv_layers", self.conv_layers))
+        if self.temporal == "attention":
+            if kernel != 3 or self.conv_layers is not None:
+                raise ConfigError(
+                    "conv_kernel and conv_layers describe a convolution, and temporal='attention' has none; pass "
+                    f"temporal='conv' or 'both', or leave them out, got {kernel} and {shown(self.conv_layers)}"
+                )
+            return
+        if "temporal" not in self.components:
+            raise ConfigError(
+                f"temporal={self.temporal!r} needs the temporal component, got components={self.components!r}; add "
+                "'temporal' to them, or leave temporal out"
+            )
+        if self.temporal_input_adapter and self.temporal == "conv":
+            raise ConfigError(
+                "temporal_input_adapter=True adds an adapter before temporal attention, and temporal='conv' has none; "
+                "pass temporal='both' or leave temporal_input_adapter off"
+            )
 
     @property
     def attention_frames(self) -> int:
         """Return the frames that temporal attention sees: ``num_frames / tubelet_size``."""
         return self.num_frames // self.tubelet_size
+
+    @property
+    def attends_over_frames(self) -> bool:
+        """Return whether there is temporal attention, and so temporal positions."""
+        return "temporal" in self.components and self.temporal != "conv"
 
     def adapter_width(self, dim: int) -> int:
         """Return the hidden width of an adapter on a block of width ``dim``.
@@ -133,33 +174,30 @@ class AIMConfig:
         return self.drop_path * index / max(depth - 1, 1)
 
     def adapted_blocks(self, depth: int) -> tuple[int, ...]:
-        """Return the sorted indices of the adapted blocks of a model with ``depth`` blocks.
+        """Return the sorted indices of the blocks that ``layers`` names, of a model with ``depth`` blocks.
+
+        Args:
+            depth: Number of blocks.
 
         Raises:
             ConfigError: An index is out of range or named twice, or no block is left (half of one block).
         """
-        depth = require_integer("depth", depth, low=1, high=2**16)
-        if isinstance(self.layers, str):
-            half = depth // 2
-            chosen = {
-                "all": tuple(range(depth)),
-                "bottom_half": tuple(range(half)),
-                "top_half": tuple(range(depth - half, depth)),
-                "alternate": tuple(range(0, depth, 2)),
-            }[self.layers]
-            if not chosen:
-                raise ConfigError(f"layers={self.layers!r} names no block of a model of depth {depth}; use 'all'")
-            return chosen
-        for index in self.layers:
-            if not -depth <= index < depth:
-                raise ConfigError(
-                    f"layers names block {shown(index)}, but the model has {depth} blocks; use indices from "
-                    f"{-depth} to {depth - 1}"
-                )
-        indices = sorted(index % depth for index in self.layers)
-        if len(set(indices)) != len(indices):
-            raise ConfigError(f"layers names a block twice: {shown(self.layers)} of {depth} blocks")
-        return tuple(indices)
+        return _indices("layers", self.layers, depth)
+
+    def conv_blocks(self, depth: int) -> tuple[int, ...]:
+        """Return the sorted indices of the blocks that have the convolution over frames, of a model likewise.
+
+        Args:
+            depth: Number of blocks.
+
+        Raises:
+            ConfigError: As `adapted_blocks`, of ``conv_layers``.
+        """
+        if self.temporal == "attention":
+            return ()
+        if self.conv_layers is None:
+            return self.adapted_blocks(depth)
+        return _indices("conv_layers", self.conv_layers, depth)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
@@ -243,8 +281,8 @@ def _components(value: object) -> tuple[str, ...]:
     return tuple(name for name in COMPONENTS if name in names)
 
 
-def _layers(value: object) -> str | tuple[int, ...]:
-    refusal = f"layers: expected {', '.join(map(repr, LAYER_CHOICES))} or a non-empty list of block indices"
+def _layers(name: str, value: object) -> str | tuple[int, ...]:
+    refusal = f"{name}: expected {', '.join(map(repr, LAYER_CHOICES))} or a non-empty list of block indices"
     if isinstance(value, str):
         if value not in LAYER_CHOICES:
             raise ConfigError(f"{refusal}, got {shown(value)}")
@@ -253,3 +291,29 @@ def _layers(value: object) -> str | tuple[int, ...]:
     if not indices or any(isinstance(i, bool) or not isinstance(i, Integral) for i in indices):
         raise ConfigError(f"{refusal}, got {shown(value)}")
     return tuple(int(i) for i in indices)
+
+
+def _indices(name: str, layers: str | tuple[int, ...], depth: int) -> tuple[int, ...]:
+    """Return the sorted indices of the blocks that a setting names."""
+    depth = require_integer("depth", depth, low=1, high=2**16)
+    if isinstance(layers, str):
+        half = depth // 2
+        chosen = {
+            "all": tuple(range(depth)),
+            "bottom_half": tuple(range(half)),
+            "top_half": tuple(range(depth - half, depth)),
+            "alternate": tuple(range(0, depth, 2)),
+        }[layers]
+        if not chosen:
+            raise ConfigError(f"{name}={layers!r} names no block of a model of depth {depth}; use 'all'")
+        return chosen
+    for index in layers:
+        if not -depth <= index < depth:
+            raise ConfigError(
+                f"{name} names block {shown(index)}, but the model has {depth} blocks; use indices from "
+                f"{-depth} to {depth - 1}"
+            )
+    indices = sorted(index % depth for index in layers)
+    if len(set(indices)) != len(indices):
+        raise ConfigError(f"{name} names a block twice: {shown(layers)} of {depth} blocks")
+    return tuple(indices)

@@ -16,7 +16,7 @@ from torch import nn
 from aim_adapters.anatomy import BackboneAnatomy, fingerprint
 from aim_adapters.backbones import read_anatomy
 from aim_adapters.clip_spec import named_classes
-from aim_adapters.config import COMPONENTS, AIMConfig, Attention, Execution, InputLayout
+from aim_adapters.config import COMPONENTS, AIMConfig, Attention, Execution, InputLayout, Temporal
 from aim_adapters.core import (
     AdapterSet,
     BlockState,
@@ -64,6 +64,9 @@ def wrap_image_model(
     tubelet_size: int = 1,
     attention: Attention = "auto",
     input_layout: InputLayout = "auto",
+    temporal: Temporal = "attention",
+    conv_kernel: int = 3,
+    conv_layers: str | Sequence[int] | None = None,
     labels: Sequence[str] | None = None,
 ) -> ModelT:
     """Turn a pre-trained image transformer into a video model, in place (AIM, ICLR 2023).
@@ -91,6 +94,10 @@ def wrap_image_model(
         tubelet_size: Consecutive input frames averaged before the patch embedding.
         attention: Implementation of temporal attention: ``"auto"``, ``"triton"``, ``"sdpa"`` or ``"eager"``.
         input_layout: Layout of 5-D input: ``"auto"``, ``"BTCHW"`` or ``"BCTHW"``.
+        temporal: By what the component ``"temporal"`` sees time: ``"attention"``, ``"conv"``, a convolution over frames
+            in front of each block (after ST-Adapter, https://arxiv.org/abs/2206.13559), or ``"both"``.
+        conv_kernel: Frames that the convolution sees: odd, >= 3.
+        conv_layers: Blocks that have the convolution, as ``layers``; None: those of ``layers``.
         labels: Names of the classes in the order of the outputs, saved with the adapters; they imply ``num_classes``.
 
     Returns:
@@ -118,6 +125,9 @@ def wrap_image_model(
         train_norm=train_norm,
         tubelet_size=tubelet_size,
         input_layout=input_layout,
+        temporal=temporal,
+        conv_kernel=conv_kernel,
+        conv_layers=conv_layers,  # type: ignore[arg-type]
     )
     wrap_with_config(model, config, Execution(attention), labels=names)
     if any(parameter.dtype == torch.float16 for state in states(model) for parameter in state.parameters()):

@@ -63,6 +63,7 @@ class ResidualStream:
 class AdaptedBlock(Patched):
     """A frozen transformer block with temporal, spatial and joint adaptation.
 
+    ``x += C(x)``, a convolution over frames, in front of the others or in place of the first;
     ``x += T(attn(norm(x)))`` over frames (Eq. 3), ``x += S(attn(norm(x)))`` over tokens (Eq. 4),
     ``x += mlp(norm(x)) + s * M(norm(x))`` (Eq. 5). Both attentions are the block's own. An adapter reads its branch
     after LayerScale; the joint one reads what the MLP reads.
@@ -97,6 +98,8 @@ class AdaptedBlock(Patched):
         positions = read_positions(self, args, kwargs)
         x, (temporal, spatial, mlp) = decide(self, x, positions=positions)
         stream = ResidualStream(self, x)
+        if aim.temporal_conv is not None:
+            stream.add(ByModules("a convolution, not one of the image model's layers"), self._convolve)
         stream.add(temporal, self._temporal)  # Eq. 3
         if aim.last and self._narrows(x, spatial):
             stream.add(ByModules("on the [class] token alone"), lambda x: self._class_token(x, spatial))  # Eq. 4
@@ -104,6 +107,13 @@ class AdaptedBlock(Patched):
             stream.add(spatial, lambda x: self._spatial(x, *args, **kwargs))  # Eq. 4
         stream.add(mlp, self._mlp)  # Eq. 5
         return stream.tokens()
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        aim, shared = self.aim, self.aim.root_state
+        assert aim.temporal_conv is not None
+        # A name chooses how a model sees time; of the convolution there is no "sdpa".
+        implementation = "auto" if shared.execution.attention == "sdpa" else shared.execution.attention
+        return x + self._drop(aim.temporal_conv(x, num_frames=shared.num_frames, implementation=implementation))
 
     def _temporal(self, x: Tensor) -> Tensor:
         aim = self.aim

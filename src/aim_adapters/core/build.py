@@ -29,7 +29,7 @@ from aim_adapters.core.state import (
     declared_tensors,
 )
 from aim_adapters.errors import ConfigError, UnsupportedModelError
-from aim_adapters.layers import Adapter, new_classifier, new_temporal_bias, new_temporal_embedding
+from aim_adapters.layers import Adapter, TemporalConv, new_classifier, new_temporal_bias, new_temporal_embedding
 
 _NEW_CLASSIFIER = "num_classes=K for a new classification layer"
 
@@ -67,17 +67,18 @@ def build_adapter(
     anatomy = record.anatomy
     require_place_for_head(anatomy, config, owner=type(owner or root).__name__)
     adapted = config.adapted_blocks(len(anatomy.blocks)) if config.components else ()
+    convolved = config.conv_blocks(len(anatomy.blocks))
     if len({id(root.get_submodule(path)) for path, _ in anatomy.blocks}) != len(anatomy.blocks):
         raise UnsupportedModelError("the model runs one block at several depths; shared blocks cannot be adapted")
-    if "temporal" in config.components and not any(anatomy.blocks[i][1].temporal for i in adapted):
+    if config.attends_over_frames and not any(anatomy.blocks[i][1].temporal for i in adapted):
         raise ConfigError(
             f"none of the blocks {list(adapted)} attends over time in this model (of {anatomy.family}, only "
             f"{[i for i, (_, block) in enumerate(anatomy.blocks) if block.temporal]} do); choose others by layers, "
-            "or leave 'temporal' out of components"
+            "leave 'temporal' out of components, or pass temporal='conv'"
         )
     builder = _Builder(root, anatomy, config, on_meta=on_meta)
     embedding = None
-    if "temporal" in config.components and anatomy.entry is not None:
+    if config.attends_over_frames and anatomy.entry is not None:
         place = builder.place_of(root.get_submodule(anatomy.blocks[adapted[0]][0]))
         embedding = new_temporal_embedding(config.attention_frames, anatomy.block_widths[adapted[0]], **place)
         if adapted[0] == 0:
@@ -94,8 +95,8 @@ def build_adapter(
     )
     methods = (anatomy.blocked_methods, anatomy.image_methods)
     builder.add("", state, VideoRoot, (anatomy.hidden_when_headed, *methods, anatomy.overrides, anatomy.class_count))
-    for index in adapted:
-        builder.add_block(index, state, first=adapted[0])
+    for index in sorted({*adapted, *convolved}):
+        builder.add_block(index, state, adapted=adapted, convolved=convolved)
     builder.add_heads(state)
     if config.train_norm and anatomy.norm is not None:
         trained = builder.copy_of(anatomy.norm, instead="train_norm=False")
@@ -156,17 +157,19 @@ class _Builder:
                 f"layers have no gradients; pass {instead}"
             )
 
-    def add_block(self, index: int, state: RootState, *, first: int) -> None:
+    def add_block(self, index: int, state: RootState, *, adapted: tuple[int, ...], convolved: tuple[int, ...]) -> None:
         path, block_anatomy = self.anatomy.blocks[index]
         block, dim, config = self.root.get_submodule(path), self.anatomy.block_widths[index], self.config
         place = self.place_of(block)
-        names = list(config.components) + ["temporal_input"] * config.temporal_input_adapter
-        if not block_anatomy.temporal:
+        names = [*config.components, *["temporal_input"] * config.temporal_input_adapter] if index in adapted else []
+        if not (block_anatomy.temporal and config.attends_over_frames):
             names = [name for name in names if not name.startswith("temporal")]
-        adapters = {
+        adapters: dict[str, nn.Module] = {
             name: Adapter(dim, config.adapter_width(dim), skip=name in ("spatial", "temporal_input"), **place)
             for name in names
         }
+        if index in convolved:
+            adapters["temporal_conv"] = TemporalConv(dim, config.adapter_width(dim), kernel=config.conv_kernel, **place)
         bias = None
         if "temporal" in names and self.anatomy.entry is None:
             heads = block_anatomy.heads(getattr(block, block_anatomy.attention))
@@ -179,7 +182,7 @@ class _Builder:
             drop_path=config.block_drop_path(index, len(self.anatomy.blocks)),
             # Below the first adapted block there is nothing of ours, so time enters there and not at the tokens'
             # entry: the frozen part records no graph, and its outputs can be computed once per clip.
-            enters=index == first != 0,
+            enters=index == adapted[0] != 0,
             last=index == len(self.anatomy.blocks) - 1,
         )
         self.add(path, container, AdaptedBlock, block_anatomy)

@@ -17,7 +17,8 @@ from aim_adapters.errors import CheckpointError
 
 # Keys of `adapter_state_dict` that no image model has.
 _ADAPTER_KEY = re.compile(
-    r"blocks\.\d+\.((temporal|temporal_input|spatial|joint)\.(down|up)_proj\.(weight|bias)|temporal_bias)"
+    r"blocks\.\d+\.((temporal|temporal_conv|temporal_input|spatial|joint)\.(down|up)_proj\.(weight|bias)"
+    r"|temporal_conv\.conv_(weight|bias)|temporal_bias)"
     r"|temporal_embedding"
 )
 

@@ -38,6 +38,7 @@ def inspecting(
         idle = set(COMPONENTS) - components
         if "temporal" in idle:
             stack.enter_context(_without(state._parameters, ("temporal_embedding",)))
+            idle.add("temporal_conv")
         for index, (path, anatomy) in enumerate(state.anatomy.blocks):
             block = inside(root.get_submodule(path))
             if not isinstance(block, AdaptedBlock):

@@ -15,7 +15,7 @@ from aim_adapters.config import AIMConfig, Execution
 from aim_adapters.core.foreign import inside
 from aim_adapters.core.records import Layout, RootCall, WrapRecord
 from aim_adapters.errors import StateError
-from aim_adapters.layers import Adapter, average_frames
+from aim_adapters.layers import Adapter, TemporalConv, average_frames
 
 if TYPE_CHECKING:
     from aim_adapters.core.graphs import Graphs
@@ -216,7 +216,7 @@ class BlockState(AIMState):
 
     Args:
         key: ``"blocks.{i}."``.
-        adapters: By name: ``"temporal"``, ``"temporal_input"``, ``"spatial"``, ``"joint"``.
+        adapters: By name: ``"temporal_conv"``, ``"temporal"``, ``"temporal_input"``, ``"spatial"``, ``"joint"``.
         root: The container of the root.
         drop_path: Stochastic depth rate of this block.
         enters: The temporal embedding is added to this block's input.
@@ -224,6 +224,7 @@ class BlockState(AIMState):
         temporal_bias: Relative bias along time ``[2T-1, H]``, or None.
     """
 
+    temporal_conv: TemporalConv | None
     temporal: Adapter | None
     temporal_input: Adapter | None
     spatial: Adapter | None
@@ -233,7 +234,7 @@ class BlockState(AIMState):
     def __init__(
         self,
         key: str,
-        adapters: dict[str, Adapter],
+        adapters: Mapping[str, nn.Module],
         *,
         root: RootState,
         drop_path: float,
@@ -248,7 +249,7 @@ class BlockState(AIMState):
         self.last = last
         self.narrowed = False  # whether it returned the [class] token alone when it last ran
         self.decisions: dict[Any, Any] = {}  # how the block runs for tokens of a kind, remembered
-        for name in ("temporal", "temporal_input", "spatial", "joint"):
+        for name in ("temporal_conv", "temporal", "temporal_input", "spatial", "joint"):
             self.register_module(name, adapters.get(name))
         self.register_parameter("temporal_bias", temporal_bias)
 

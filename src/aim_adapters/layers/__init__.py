@@ -13,10 +13,12 @@ from aim_adapters.layers.temporal import (
     resize_temporal_bias,
     resize_temporal_embedding,
 )
+from aim_adapters.layers.temporal_conv import TemporalConv
 from aim_adapters.layers.video_input import flatten_patches, flatten_video
 
 __all__ = [
     "Adapter",
+    "TemporalConv",
     "add_temporal_embedding",
     "advise_dtype",
     "advise_type",
