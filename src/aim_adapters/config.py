@@ -31,6 +31,9 @@ PRECISION_CHOICES = ("auto", "fp8")
 # Settings that change what the same tensors compute, beside those that show in the tensors' names and shapes.
 MEANING = ("num_frames", "tubelet_size", "scale", "components", "temporal_input_adapter", "temporal")
 
+# Settings that say by what a model sees time, which one without the component "temporal" does not.
+OF_TIME = ("temporal_input_adapter", "temporal", "conv_kernel", "conv_layers")
+
 # Settings that earlier versions saved and that say nothing of what is computed.
 _RETIRED = frozenset({"attention"})
 

@@ -46,7 +46,7 @@ class BlockExecution(NamedTuple):
     Attributes:
         block: Index of the block.
         temporal: ``"fused"``, or ``"fused, fp8"``; ``"-"`` where there is none; or why this branch runs as the image
-            model's modules.
+            model's modules. Where there is a temporal convolution, ``"convolution"`` in its place or in front of it.
         spatial: The same.
         mlp: The same.
     """
@@ -60,7 +60,8 @@ class BlockExecution(NamedTuple):
 def set_attention(model: nn.Module, attention: Attention) -> None:
     """Choose the implementation of temporal attention. All of them compute the same, to rounding.
 
-    It holds for every adapter of the model. A compiled model compiles once more.
+    A temporal convolution has the same, but for ``"sdpa"``, which leaves it to ``"auto"``. It holds for every adapter
+    of the model. A compiled model compiles once more.
 
     Args:
         model: A wrapped model.
@@ -132,7 +133,8 @@ def set_execution(
             error where that cannot be; ``False``: every layer of the image model is called. None: no change.
         memory: What a training step keeps from the forward pass. ``"fast"``: all but what is cheap to compute again;
             ``"balanced"``: the tokens between branches and those of spatial attention, not what is attended along time
-            nor what the MLP activates; ``"low"``: each block's input alone. None: no change.
+            nor what the MLP activates; ``"low"``: each block's input alone, and what a temporal convolution returned.
+            None: no change.
         frozen_precision: Of products with frozen weights. ``"auto"``: the dtype of tokens or autocast; ``"fp8"``:
             float8, each row scaled, where that is faster, forward and for the gradient of the tokens; adapters and what
             is stored stay as they are. It rounds more coarsely, needs an Ada or Hopper GPU and bfloat16 tokens, and is
@@ -170,7 +172,8 @@ def explain_execution(model: nn.Module) -> BlockTable[BlockExecution]:
     fused = "fused, fp8" if state.execution.frozen_precision == "fp8" else "fused"
     for index, ((path, _), width) in enumerate(zip(anatomy.blocks, anatomy.block_widths, strict=True)):
         block = root.get_submodule(path)
-        if not isinstance(getattr(block, "aim", None), BlockState):
+        container = getattr(block, "aim", None)
+        if not isinstance(container, BlockState):
             rows.append(BlockExecution(index, "-", *["not adapted: the image model's own block"] * 2))
             continue
         tokens = torch.empty(state.num_frames, 1, width, **place_of(block))
@@ -178,6 +181,8 @@ def explain_execution(model: nn.Module) -> BlockTable[BlockExecution]:
         words = [
             "-" if branch is None else branch.reason if isinstance(branch, ByModules) else fused for branch in branches
         ]
+        if container.temporal_conv is not None:
+            words[0] = "convolution" if branches.temporal is None else f"convolution, then {words[0]}"
         rows.append(BlockExecution(index, *words))
     return rows
 

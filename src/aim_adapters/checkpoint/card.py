@@ -246,11 +246,18 @@ def _facts(config: Mapping[str, Any], parameters: ParameterCount, gmacs: float |
         "size": clip["size"] and " × ".join(map(str, clip["size"])) + " pixels",
         "mean": clip["mean"] and ", ".join(map(str, clip["mean"])),
         "std": clip["std"] and ", ".join(map(str, clip["std"])),
+        "time": _time(config),
         "classes": classes,
         "parameters": f"{parameters.trainable:,} trained of {parameters.total:,} ({share:.1f} %)",
         "cost": gmacs and f"{gmacs:{',.1f' if gmacs >= 1 else '.2g'}} GMACs for one clip",
     }
     return {name: str(value) for name, value in facts.items() if value}
+
+
+def _time(config: Mapping[str, Any]) -> str | None:
+    """Return by what the model sees time, if not by attention alone."""
+    convolution = f"a convolution over {config.get('conv_kernel')} frames"
+    return {"conv": convolution, "both": f"{convolution}, and attention"}.get(config.get("temporal", ""))
 
 
 def _classes(config: Mapping[str, Any]) -> int | None:

@@ -132,11 +132,12 @@ def parse_layers(text: str) -> str | list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def require_layers(text: str) -> str:
+def require_layers(text: str | None) -> str | None:
     """Return layers as they were given, if `parse_layers` understands them.
 
     Args:
-        text: The layers.
+        text: The layers, or None.
     """
-    parse_layers(text)
+    if text is not None:
+        parse_layers(text)
     return text

@@ -63,6 +63,19 @@ def train(
             autocompletion=completed(*LAYERS),
         ),
     ] = "all",
+    temporal: Annotated[
+        str | None,
+        choice("How time is seen: attention, conv or both; by default the recipe's.", "attention", "conv", "both"),
+    ] = None,
+    conv_kernel: Annotated[int | None, typer.Option(help="Frames that the convolution over time sees: odd.")] = None,
+    conv_layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Blocks with the convolution, as --layers; by default those.",
+            callback=require_layers,
+            autocompletion=completed(*LAYERS),
+        ),
+    ] = None,
     baseline: Annotated[
         str | None,
         choice(
@@ -110,7 +123,10 @@ def train(
         from aim_adapters.training import fit
         from aim_adapters.wrapping import wrap_image_model
 
-        plan = _with_frames(get_recipe(recipe), frames, output)
+        convolved = None if conv_layers is None else parse_layers(conv_layers)
+        of_time = {"temporal": temporal, "conv_kernel": conv_kernel, "conv_layers": convolved}
+        given: dict[str, Any] = {name: value for name, value in of_time.items() if value is not None}
+        plan = dataclasses.replace(_with_frames(get_recipe(recipe), frames, output), **given)
         settings: dict[str, Any] = {"num_frames": frames or _FRAMES, **plan.wrap_settings()}
         count: int = settings["num_frames"]
         videos = open_videos(data, count, labels=None, nested=nested, allow_empty=allow_empty)
@@ -123,8 +139,11 @@ def train(
         compared: dict[str, Any] | None = None
         if baseline is not None:
             compared = {"name": baseline, "recipe": plan.name, "frames": count, "labels": list(videos.labels)}
-            if bottleneck != _BOTTLENECK or layers != "all":
-                raise ConfigError("a --baseline has adapters of the paper or none; leave out --bottleneck and --layers")
+            if bottleneck != _BOTTLENECK or layers != "all" or given:
+                raise ConfigError(
+                    "a --baseline has adapters of the paper or none; leave out --bottleneck and --layers, and "
+                    "--temporal, --conv-kernel and --conv-layers"
+                )
             network = build_named_baseline(**{**compared, "recipe": plan}, model=model, **about)
         else:
             network = build_image_model(model or DEFAULT_MODEL, **about)

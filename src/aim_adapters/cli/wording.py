@@ -8,9 +8,10 @@ import re
 OPTIONS = {
     name: "--" + name.removeprefix("num_").replace("_", "-")
     for name in (
-        "accumulate", "allow_empty", "base_model", "batch_size", "bottleneck", "device", "dummy_data", "ema", "epochs",
-        "image_size", "layers", "learning_rate", "log_with", "max_skipped", "memory", "nested", "num_frames", "out",
-        "precision", "pretrained", "recipe", "resume", "seed", "sharding", "target", "top", "views", "workers",
+        "accumulate", "allow_empty", "base_model", "batch_size", "bottleneck", "conv_kernel", "conv_layers", "device",
+        "dummy_data", "ema", "epochs", "image_size", "layers", "learning_rate", "log_with", "max_skipped", "memory",
+        "nested", "num_frames", "out", "precision", "pretrained", "recipe", "resume", "seed", "sharding", "target",
+        "temporal", "top", "views", "workers",
     )
 }  # fmt: skip
 
@@ -21,7 +22,7 @@ _ADVICE = (
     ("choose another out", "choose another --out"),
     (
         "build and wrap the model as it was built for this run",
-        "take the --model, --frames, --bottleneck and --layers of that run, or choose another --out",
+        "take the --model, --frames, --bottleneck, --layers and --temporal of that run, or choose another --out",
     ),
     (r"aim\.list_recipes\(\) shows all", "`aim-adapters recipes` lists all"),
     (r"Wrap the model that it is for with aim\.\w+\(model[^)]*\)", "Choose the --model that it is for"),

@@ -16,7 +16,7 @@ from aim_adapters.arguments import (
     require_text,
     shown,
 )
-from aim_adapters.config import AIMConfig
+from aim_adapters.config import OF_TIME, AIMConfig, Temporal
 from aim_adapters.errors import ConfigError
 from aim_adapters.recipes.augmentation import Augmentation
 
@@ -52,6 +52,9 @@ class Recipe:
         head_dropout: As in `wrap_image_model`.
         temporal_input_adapter: As in `wrap_image_model`.
         tubelet_size: As in `wrap_image_model`.
+        temporal: As in `wrap_image_model`.
+        conv_kernel: As in `wrap_image_model`.
+        conv_layers: As in `wrap_image_model`.
         epochs: Passes over the training set.
         warmup_epochs: How many of them the learning rate rises for.
         warmup_start: Where it rises from, as a share of ``learning_rate``.
@@ -86,6 +89,9 @@ class Recipe:
     head_dropout: float = 0.5
     temporal_input_adapter: bool = False
     tubelet_size: int = 1
+    temporal: Temporal = "attention"
+    conv_kernel: int = 3
+    conv_layers: str | tuple[int, ...] | None = None
     warmup_epochs: float = 3.0
     warmup_start: float = 0.0
     head_learning_rate: float | None = None
@@ -195,7 +201,7 @@ class Recipe:
             # Of components that were left out on purpose (the ladder of Table 1), the settings say nothing.
             fixed += ("tubelet_size",)
             fixed += ("scale",) * ("joint" in config.components)
-            fixed += ("temporal_input_adapter",) * ("temporal" in config.components)
+            fixed += OF_TIME * ("temporal" in config.components)
             depth, width, patch = len(anatomy.blocks), anatomy.block_widths[0], anatomy.patch_size[0]
             if (depth, width, patch) != self.expected:
                 found.append(
@@ -248,7 +254,7 @@ class Recipe:
         return cls.from_dict(fields)
 
 
-_WRAP = ("scale", "drop_path", "head_dropout", "temporal_input_adapter", "tubelet_size")
+_WRAP = ("scale", "drop_path", "head_dropout", *OF_TIME, "tubelet_size")
 
 
 def _expected(value: object) -> ExpectedModel | None:

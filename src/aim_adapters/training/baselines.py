@@ -14,7 +14,7 @@ from aim_adapters.arguments import require_choice, require_flags, require_intege
 from aim_adapters.backbones import read_anatomy
 from aim_adapters.checkpoint import load_adapters, save_adapters
 from aim_adapters.clip_spec import ClipFacts, named_classes
-from aim_adapters.config import AIMConfig
+from aim_adapters.config import OF_TIME, AIMConfig
 from aim_adapters.core import (
     is_wrapped,
     place_of,
@@ -132,7 +132,8 @@ def build_baseline(
     settings = {**plan.wrap_settings(), "components": RUNGS.get(name, ())}
     if num_frames is not None or plan.frames is None:
         settings["num_frames"] = 8 if num_frames is None else num_frames
-    settings["temporal_input_adapter"] &= "temporal" in settings["components"]
+    if "temporal" not in settings["components"]:
+        settings = {setting: value for setting, value in settings.items() if setting not in OF_TIME}
     config = AIMConfig(**settings, num_classes=classes)  # which checks them
     if not classes:
         raise ConfigError("a baseline needs to know its classes; pass labels=[...] or num_classes=K")

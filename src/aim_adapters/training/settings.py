@@ -91,6 +91,8 @@ class RunSettings:
         pairs = {name: (saved.get(name), value) for name, value in self.to_dict().items() if name in SAME}
         before, now = pairs.pop("recipe_settings")
         if isinstance(before, dict):  # settings of the recipe one by one
+            # A setting that recipes did not have then was what it is by default.
+            before = {each.name: each.default for each in dataclasses.fields(Recipe)} | before
             pairs = {f"{name} of the recipe": (before.get(name), value) for name, value in now.items()} | pairs
         return [f"{name} was {was!r:.80}, is {is_!r:.80}" for name, (was, is_) in pairs.items() if was != is_]
 
