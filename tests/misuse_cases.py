@@ -255,6 +255,7 @@ CALLS: dict[str, Callable[[Stage], dict[str, Any]]] = {
         "model": on.bare, "num_frames": 4, "bottleneck": 0.25, "scale": 0.5, "num_classes": None,
         "components": ["temporal", "spatial"], "layers": "all", "temporal_input_adapter": False, "drop_path": 0.0,
         "head_dropout": 0.0, "train_norm": True, "tubelet_size": 1, "attention": "auto", "input_layout": "auto",
+        "adapter_activation": "none",
     },
     "AIMConfig.adapted_blocks": lambda on: {"self": aim.AIMConfig(4), "depth": 3},
     "AIMConfig.adapter_width": lambda on: {"self": aim.AIMConfig(4), "dim": 32},

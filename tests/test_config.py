@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aim_adapters.config import (
+    ACTIVATION_CHOICES,
     ATTENTION_CHOICES,
     COMPONENTS,
     LAYER_CHOICES,
@@ -47,6 +48,7 @@ def configs(draw: st.DrawFn) -> AIMConfig:
         train_norm=draw(st.booleans()),
         tubelet_size=tubelet,
         input_layout=draw(st.sampled_from(LAYOUT_CHOICES)),
+        adapter_activation=draw(st.sampled_from(ACTIVATION_CHOICES)),
     )
 
 
@@ -70,6 +72,7 @@ def test_defaults_are_those_of_the_paper() -> None:
         "temporal": "attention",
         "conv_kernel": 3,
         "conv_layers": None,
+        "adapter_activation": "gelu",
     }
 
 
@@ -106,6 +109,7 @@ def test_num_frames_has_no_default() -> None:
         ("train_norm", False),
         ("tubelet_size", 2),
         *(("input_layout", choice) for choice in LAYOUT_CHOICES),
+        *(("adapter_activation", choice) for choice in ACTIVATION_CHOICES),
     ],
 )
 def test_edges_of_each_domain_are_taken(name: str, value: object) -> None:
@@ -160,6 +164,8 @@ def test_edges_of_each_domain_are_taken(name: str, value: object) -> None:
         ("layers", ("0",), "got ('0',)", "a non-empty list of block indices"),
         ("input_layout", "THWC", "got 'THWC'", "'auto', 'BTCHW', 'BCTHW'"),
         ("input_layout", 5, "got 5", "'auto', 'BTCHW', 'BCTHW'"),
+        ("adapter_activation", "relu", "got 'relu'", "'gelu', 'none'"),
+        ("adapter_activation", None, "got None", "'gelu', 'none'"),
     ],
 )
 def test_rejections_say_what_was_got_and_what_was_expected(name: str, value: object, got: str, expected: str) -> None:

@@ -27,9 +27,18 @@ TEMPORAL_CHOICES = ("attention", "conv", "both")
 ATTENTION_CHOICES = ("auto", "triton", "sdpa", "eager")
 MEMORY_CHOICES = ("fast", "balanced", "low")
 PRECISION_CHOICES = ("auto", "fp8")
+ACTIVATION_CHOICES = ("gelu", "none")
 
 # Settings that change what the same tensors compute, beside those that show in the tensors' names and shapes.
-MEANING = ("num_frames", "tubelet_size", "scale", "components", "temporal_input_adapter", "temporal")
+MEANING = (
+    "num_frames",
+    "tubelet_size",
+    "scale",
+    "components",
+    "temporal_input_adapter",
+    "temporal",
+    "adapter_activation",
+)
 
 # Settings that say by what a model sees time, which one without the component "temporal" does not.
 OF_TIME = ("temporal_input_adapter", "temporal", "conv_kernel", "conv_layers")
@@ -37,6 +46,7 @@ OF_TIME = ("temporal_input_adapter", "temporal", "conv_kernel", "conv_layers")
 # Settings that earlier versions saved and that say nothing of what is computed.
 _RETIRED = frozenset({"attention"})
 
+AdapterActivation = Literal["gelu", "none"]
 InputLayout = Literal["auto", "BTCHW", "BCTHW"]
 Temporal = Literal["attention", "conv", "both"]
 Attention = Literal["auto", "triton", "sdpa", "eager"]
@@ -69,6 +79,8 @@ class AIMConfig:
             ``"conv"``, a convolution over frames in front of the block, after ST-Adapter; or ``"both"``.
         conv_kernel: Frames that the convolution sees: odd, >= 3.
         conv_layers: Blocks that have the convolution, as ``layers``; ``None``: those of ``layers``.
+        adapter_activation: ``"gelu"`` between the two projections of every adapter (Figure 2a), or ``"none"``: linear
+            adapters, of which `merge_adapters` folds the spatial ones into the image model.
 
     Raises:
         ConfigError: A field has the wrong type or lies outside its range.
@@ -89,6 +101,7 @@ class AIMConfig:
     temporal: Temporal = "attention"
     conv_kernel: int = 3
     conv_layers: str | tuple[int, ...] | None = None
+    adapter_activation: AdapterActivation = "gelu"
 
     def __post_init__(self) -> None:
         """Normalize and validate every field."""
@@ -105,6 +118,7 @@ class AIMConfig:
             put(self, name, require_number(name, getattr(self, name), low=0.0, high=1.0))
         put(self, "tubelet_size", require_integer("tubelet_size", self.tubelet_size, low=1))
         require_choice("input_layout", self.input_layout, LAYOUT_CHOICES)
+        require_choice("adapter_activation", self.adapter_activation, ACTIVATION_CHOICES)
         if self.num_frames % self.tubelet_size:
             raise ConfigError(
                 f"num_frames must be a multiple of tubelet_size, got {self.num_frames} frames in tubelets of "

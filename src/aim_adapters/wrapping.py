@@ -16,7 +16,7 @@ from torch import nn
 from aim_adapters.anatomy import BackboneAnatomy, fingerprint
 from aim_adapters.backbones import read_anatomy
 from aim_adapters.clip_spec import named_classes
-from aim_adapters.config import COMPONENTS, AIMConfig, Attention, Execution, InputLayout, Temporal
+from aim_adapters.config import COMPONENTS, AdapterActivation, AIMConfig, Attention, Execution, InputLayout, Temporal
 from aim_adapters.core import (
     AdapterSet,
     BlockState,
@@ -67,6 +67,7 @@ def wrap_image_model(
     temporal: Temporal = "attention",
     conv_kernel: int = 3,
     conv_layers: str | Sequence[int] | None = None,
+    adapter_activation: AdapterActivation = "gelu",
     labels: Sequence[str] | None = None,
 ) -> ModelT:
     """Turn a pre-trained image transformer into a video model, in place (AIM, ICLR 2023).
@@ -98,6 +99,8 @@ def wrap_image_model(
             in front of each block (after ST-Adapter, https://arxiv.org/abs/2206.13559), or ``"both"``.
         conv_kernel: Frames that the convolution sees: odd, >= 3.
         conv_layers: Blocks that have the convolution, as ``layers``; None: those of ``layers``.
+        adapter_activation: ``"gelu"``, or ``"none"`` for linear adapters, of which `merge_adapters` folds the spatial
+            ones into the image model.
         labels: Names of the classes in the order of the outputs, saved with the adapters; they imply ``num_classes``.
 
     Returns:
@@ -128,6 +131,7 @@ def wrap_image_model(
         temporal=temporal,
         conv_kernel=conv_kernel,
         conv_layers=conv_layers,  # type: ignore[arg-type]
+        adapter_activation=adapter_activation,
     )
     wrap_with_config(model, config, Execution(attention), labels=names)
     if any(parameter.dtype == torch.float16 for state in states(model) for parameter in state.parameters()):

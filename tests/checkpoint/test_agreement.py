@@ -118,6 +118,7 @@ def test_settings_that_mean_the_same_pass(changes: dict[str, Any]) -> None:
         {"layers": "top_half"},
         {"layers": (0,)},
         {"temporal_input_adapter": True},
+        {"adapter_activation": "none"},
     ],
     ids=str,
 )

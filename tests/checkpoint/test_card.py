@@ -176,6 +176,7 @@ def test_facts_are_listed() -> None:
     ):
         assert row in text.splitlines()
     assert "https://arxiv.org/abs/2302.03024" in text
+    assert "| adapters | linear |" in card(config(adapter_activation="none")).splitlines()
 
 
 def test_what_is_not_known_is_not_said() -> None:

@@ -29,8 +29,9 @@ from tests.tiny import FRAMES, base, run, trained, wrapped
         {"layers": [-1, 0], "components": ("joint", "temporal"), "train_norm": False},
         {"layers": "top_half", "tubelet_size": 2, "num_classes": 0},
         {"components": (), "num_classes": 9, "input_layout": "BTCHW"},
+        {"adapter_activation": "none"},
     ],
-    ids=["defaults", "new_head", "some_blocks", "tubelets", "head_only"],
+    ids=["defaults", "new_head", "some_blocks", "tubelets", "head_only", "linear"],
 )
 @pytest.mark.parametrize("start", ["unwrapped", "wrapped"])
 def test_outputs_are_the_same_to_the_bit(arguments: dict[str, Any], start: str, tmp_path: Path) -> None:
@@ -41,6 +42,14 @@ def test_outputs_are_the_same_to_the_bit(arguments: dict[str, Any], start: str, 
     assert other.aim.config == model.aim.config
     assert torch.equal(run(other), run(model))
     assert not torch.equal(run(other), run(wrapped(**arguments)))
+
+
+def test_files_from_before_linear_adapters_load(saved: Path) -> None:
+    rewrite(saved, config=lambda config: config.pop("adapter_activation"))
+    model = base()
+    aim.load_adapters(model, saved)
+    assert model.aim.config.adapter_activation == "gelu"
+    assert torch.equal(run(model), run(trained()))
 
 
 def test_weights_alone_load(saved: Path) -> None:

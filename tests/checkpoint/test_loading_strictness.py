@@ -69,6 +69,7 @@ MEANINGS: list[tuple[dict[str, Any], str]] = [
     ({"layers": [0, 2]}, r"layers='all' \(this model: \(0, 2\)\)"),
     ({"tubelet_size": 2, "num_frames": 8}, r"num_frames=4 \(this model: 8\), tubelet_size=1 \(this model: 2\)"),
     ({"temporal_input_adapter": True}, r"temporal_input_adapter=False \(this model: True\)"),
+    ({"adapter_activation": "none"}, r"adapter_activation='gelu' \(this model: 'none'\)"),
 ]
 
 

@@ -50,6 +50,7 @@ def test_config_is_written_in_full(tmp_path: Path) -> None:
         "temporal": "attention",
         "conv_kernel": 3,
         "conv_layers": None,
+        "adapter_activation": "gelu",
         "base_model_name_or_path": "vit_x.in1k",
         "base_model_library": "timm",
         "base_model_revision": "abc",

@@ -58,9 +58,11 @@ def test_a_recipe_says_how_to_wrap(videos: Path, tmp_path: Path, monkeypatch: py
         raise aim.ConfigError("seen")
 
     monkeypatch.setattr("aim_adapters.wrapping.wrap_image_model", wrap)
-    run("train", videos, *MODEL[:5], "--recipe", "ssv2-clip-vit-b16-8f", "--out", tmp_path / "run")
+    options = ("--recipe", "ssv2-clip-vit-b16-8f", "--adapter-activation", "none")
+    run("train", videos, *MODEL[:5], *options, "--out", tmp_path / "run")
     assert given["num_frames"] == 8
     assert given["temporal_input_adapter"]
+    assert given["adapter_activation"] == "none"
     assert given["labels"] == ("zoom in", "zoom out")
 
 
@@ -124,7 +126,8 @@ def test_the_baselines_are_those_of_the_library() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("full", "--layers", "11"), "leave out --bottleneck and --layers"),
+        (("full", "--layers", "11"), "leave out --bottleneck, --layers and --adapter-activation"),
+        (("full", "--adapter-activation", "none"), "leave out --bottleneck, --layers and --adapter-activation"),
         (("full", "--memory", "low"), "the baseline full has no memory modes"),
         (("video-swin", "--image-size", "32"), "leave out --model and --image-size"),
         (("timesformer", "--model", "timm:vit_tiny_patch16_224"), "leave out --model and --image-size"),

@@ -45,6 +45,18 @@ def test_computes_the_formula_with_exact_gelu(skip: bool, shape: tuple[int, ...]
 
 
 @pytest.mark.parametrize("skip", [True, False])
+def test_a_linear_adapter_has_no_activation(skip: bool) -> None:
+    torch.manual_seed(0)
+    adapter = awake(Adapter(8, 3, skip=skip, linear=True, dtype=torch.float64))
+    x, one = torch.randn(5, 8, dtype=torch.float64), torch.zeros(1, 8, dtype=torch.float64)
+    down, up = adapter.down_proj, adapter.up_proj
+    whole = up.weight @ down.weight + torch.eye(8, dtype=torch.float64) * skip  # [D, D]
+    torch.testing.assert_close(adapter(x) - adapter(one), x @ whole.T, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(adapter(one)[0], up(down.bias), rtol=1e-12, atol=1e-12)
+    assert "linear=True" in repr(adapter)
+
+
+@pytest.mark.parametrize("skip", [True, False])
 def test_gradients_are_those_of_the_formula(skip: bool) -> None:
     torch.manual_seed(0)
     adapter = awake(Adapter(4, 2, skip=skip, dtype=torch.float64))

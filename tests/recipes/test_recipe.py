@@ -58,6 +58,7 @@ def test_settings_of_a_recipe_wrap_a_model_that_it_fits() -> None:
         ({"scale": 1.0}, "scale=1.0"),
         ({"tubelet_size": 2}, "tubelet_size=2"),
         ({"temporal_input_adapter": True}, "temporal_input_adapter=True"),
+        ({"adapter_activation": "none"}, "adapter_activation=none"),
     ],
 )
 def test_what_does_not_fit_is_said(changes: dict[str, Any], named: str) -> None:
@@ -95,6 +96,7 @@ def test_settings_of_the_reference_are_a_variant() -> None:
         {"drop_path": 1.0}, {"head_dropout": 2}, {"temporal_input_adapter": "no"}, {"tubelet_size": 3},
         {"warmup_epochs": -1}, {"weight_decay": -1}, {"label_smoothing": 1}, {"augmentation": {}}, {"views": "3"},
         {"views": "0x1"}, {"views": "3x1x1"}, {"paper_top1": "x"}, {"users_top1": (1,)}, {"reference": {"rate": 1}},
+        {"adapter_activation": "relu"},
         {"expected": (12, 768)}, {"expected": 12},
     ],
 )  # fmt: skip

@@ -248,6 +248,7 @@ def _facts(config: Mapping[str, Any], parameters: ParameterCount, gmacs: float |
         "std": clip["std"] and ", ".join(map(str, clip["std"])),
         "time": _time(config),
         "classes": classes,
+        "adapters": config.get("adapter_activation") == "none" and "linear",
         "parameters": f"{parameters.trainable:,} trained of {parameters.total:,} ({share:.1f} %)",
         "cost": gmacs and f"{gmacs:{',.1f' if gmacs >= 1 else '.2g'}} GMACs for one clip",
     }

@@ -76,6 +76,9 @@ def train(
             autocompletion=completed(*LAYERS),
         ),
     ] = None,
+    adapter_activation: Annotated[
+        str | None, choice("gelu or none: linear adapters; by default the recipe's.", "gelu", "none")
+    ] = None,
     baseline: Annotated[
         str | None,
         choice(
@@ -124,8 +127,13 @@ def train(
         from aim_adapters.wrapping import wrap_image_model
 
         convolved = None if conv_layers is None else parse_layers(conv_layers)
-        of_time = {"temporal": temporal, "conv_kernel": conv_kernel, "conv_layers": convolved}
-        given: dict[str, Any] = {name: value for name, value in of_time.items() if value is not None}
+        chosen = {
+            "temporal": temporal,
+            "conv_kernel": conv_kernel,
+            "conv_layers": convolved,
+            "adapter_activation": adapter_activation,
+        }
+        given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
         plan = dataclasses.replace(_with_frames(get_recipe(recipe), frames, output), **given)
         settings: dict[str, Any] = {"num_frames": frames or _FRAMES, **plan.wrap_settings()}
         count: int = settings["num_frames"]
@@ -142,7 +150,7 @@ def train(
             if bottleneck != _BOTTLENECK or layers != "all" or given:
                 raise ConfigError(
                     "a --baseline has adapters of the paper or none; leave out --bottleneck and --layers, and "
-                    "--temporal, --conv-kernel and --conv-layers"
+                    "--temporal, --conv-kernel, --conv-layers and --adapter-activation"
                 )
             network = build_named_baseline(**{**compared, "recipe": plan}, model=model, **about)
         else:

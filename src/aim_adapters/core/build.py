@@ -165,7 +165,13 @@ class _Builder:
         if not (block_anatomy.temporal and config.attends_over_frames):
             names = [name for name in names if not name.startswith("temporal")]
         adapters: dict[str, nn.Module] = {
-            name: Adapter(dim, config.adapter_width(dim), skip=name in ("spatial", "temporal_input"), **place)
+            name: Adapter(
+                dim,
+                config.adapter_width(dim),
+                skip=name in ("spatial", "temporal_input"),
+                linear=config.adapter_activation == "none",
+                **place,
+            )
             for name in names
         }
         if index in convolved:

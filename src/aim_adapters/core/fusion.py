@@ -385,6 +385,8 @@ def _adapter_tensors(adapter: Adapter | None) -> AdapterTensors | str | None:
         return None
     if not (is_plain(adapter, Adapter) and all(is_plain(layer, nn.Linear) for layer in adapter.children())):
         return "its adapter is not as it was made: a layer was replaced, or has hooks"
+    if adapter.linear:
+        return "its adapter is linear, and fused branches compute adapters with a GELU"
     down, up = adapter.down_proj, adapter.up_proj
     weights = AdapterTensors(down.weight, down.bias, up.weight, up.bias)
     if not all(type(tensor) in (Tensor, nn.Parameter) for tensor in weights):

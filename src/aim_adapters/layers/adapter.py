@@ -10,7 +10,7 @@ from aim_adapters.layers.linear import zero_linear
 
 
 class Adapter(nn.Module):
-    """The bottleneck adapter of AIM (Figure 2a): ``up(gelu(down(x)))``, plus ``x`` if ``skip``.
+    """The bottleneck adapter of AIM (Figure 2a): ``up(gelu(down(x)))``, plus ``x`` if ``skip``; or a linear one.
 
     The up-projection starts at zero, so a new adapter returns zero, or ``x`` if ``skip``. The GELU is exact, both
     projections have a bias, and ``down`` has PyTorch's default initialization.
@@ -19,15 +19,23 @@ class Adapter(nn.Module):
         dim: Width D of the tokens.
         width: Width of the bottleneck.
         skip: Whether the input is added to the output.
+        linear: Whether there is no GELU: ``up(down(x))``.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
     """
 
     def __init__(
-        self, dim: int, width: int, *, skip: bool, device: torch.device | None = None, dtype: torch.dtype | None = None
+        self,
+        dim: int,
+        width: int,
+        *,
+        skip: bool,
+        linear: bool = False,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.skip = skip
+        self.skip, self.linear = skip, linear
         self.down_proj = nn.Linear(dim, width, device=device, dtype=dtype)
         self.up_proj = zero_linear(width, dim, device=device, dtype=dtype)
 
@@ -40,7 +48,8 @@ class Adapter(nn.Module):
         Returns:
             Tokens ``[..., D]``.
         """
-        out: Tensor = self.up_proj(F.gelu(self.down_proj(x)))
+        hidden = self.down_proj(x)  # [..., W]
+        out: Tensor = self.up_proj(hidden if self.linear else F.gelu(hidden))
         return x + out if self.skip else out
 
     @property
@@ -49,8 +58,8 @@ class Adapter(nn.Module):
         return self.up_proj.weight.dtype
 
     def extra_repr(self) -> str:
-        """Return the setting that the printed layers do not show."""
-        return f"skip={self.skip}"
+        """Return the settings that the printed layers do not show."""
+        return f"skip={self.skip}" + ", linear=True" * self.linear
 
 
 def drop_path(branch: Tensor, *, rate: float, num_frames: int, training: bool) -> Tensor:

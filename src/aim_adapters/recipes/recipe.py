@@ -16,7 +16,7 @@ from aim_adapters.arguments import (
     require_text,
     shown,
 )
-from aim_adapters.config import OF_TIME, AIMConfig, Temporal
+from aim_adapters.config import OF_TIME, AdapterActivation, AIMConfig, Temporal
 from aim_adapters.errors import ConfigError
 from aim_adapters.recipes.augmentation import Augmentation
 
@@ -55,6 +55,7 @@ class Recipe:
         temporal: As in `wrap_image_model`.
         conv_kernel: As in `wrap_image_model`.
         conv_layers: As in `wrap_image_model`.
+        adapter_activation: As in `wrap_image_model`.
         epochs: Passes over the training set.
         warmup_epochs: How many of them the learning rate rises for.
         warmup_start: Where it rises from, as a share of ``learning_rate``.
@@ -92,6 +93,7 @@ class Recipe:
     temporal: Temporal = "attention"
     conv_kernel: int = 3
     conv_layers: str | tuple[int, ...] | None = None
+    adapter_activation: AdapterActivation = "gelu"
     warmup_epochs: float = 3.0
     warmup_start: float = 0.0
     head_learning_rate: float | None = None
@@ -200,6 +202,7 @@ class Recipe:
         if self.expected is not None:
             # Of components that were left out on purpose (the ladder of Table 1), the settings say nothing.
             fixed += ("tubelet_size",)
+            fixed += ("adapter_activation",) * bool(config.components)
             fixed += ("scale",) * ("joint" in config.components)
             fixed += OF_TIME * ("temporal" in config.components)
             depth, width, patch = len(anatomy.blocks), anatomy.block_widths[0], anatomy.patch_size[0]
@@ -254,7 +257,7 @@ class Recipe:
         return cls.from_dict(fields)
 
 
-_WRAP = ("scale", "drop_path", "head_dropout", *OF_TIME, "tubelet_size")
+_WRAP = ("scale", "drop_path", "head_dropout", *OF_TIME, "tubelet_size", "adapter_activation")
 
 
 def _expected(value: object) -> ExpectedModel | None:
