@@ -53,12 +53,6 @@ def test_without_temporal_adapters_there_is_no_temporal_branch(chains: list[list
         assert answers(block) == [None, "asked for by name", "asked for by name"]
 
 
-def test_linear_adapters_run_as_modules_where_gradients_are_recorded() -> None:
-    block = block_of(adapter_activation="none")
-    assert [str(answer).partition(",")[0] for answer in answers(block)] == ["its adapter is linear"] * 3
-    assert_as_modules(block)
-
-
 def test_what_is_asked_of_temporal_attention_does_not_matter_where_there_is_none() -> None:
     for components in (("joint",), ("temporal", "joint")):
         block = block_of(components=components, attention="triton")

@@ -147,7 +147,8 @@ class AdaptedBlock(Patched):
         plan, frozen = spatial.plan, spatial.now(self, x).frozen
         assert isinstance(frozen, AttentionTensors)
         attended = attend_from_first(x, frozen, heads=plan.heads, scale=plan.scale, eps=plan.eps)
-        return x[:, :1] + (attended if self.aim.spatial is None else self.aim.spatial(attended))  # Eq. 4
+        adapter = None if spatial.tensors.trained.adapter is None else self.aim.spatial  # None: folded into the frozen
+        return x[:, :1] + (attended if adapter is None else adapter(attended))  # Eq. 4
 
     def _mlp(self, x: Tensor) -> Tensor:
         aim, anatomy = self.aim, self.aim_spec

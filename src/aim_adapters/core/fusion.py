@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from aim_adapters.anatomy import AttentionParts, BlockAnatomy, Derived, MlpParts, Positions, Windows, has_hooks, made
+from aim_adapters.anatomy import AttentionParts, BlockAnatomy, Derived, MlpParts, Positions, Windows, made
 from aim_adapters.config import Execution
+from aim_adapters.core.adapter_tensors import adapter_tensors, folded
 from aim_adapters.core.fp8 import unfit_for_fp8
 from aim_adapters.core.places import PLACED, place_tensors, unfit_places
 from aim_adapters.core.state import BlockState
@@ -17,7 +18,6 @@ from aim_adapters.errors import UnsupportedKernelError
 from aim_adapters.layers import Adapter, keep_clips, relative_temporal_bias
 from aim_adapters.ops import spatial_attention as spatial
 from aim_adapters.ops.branches import (
-    AdapterTensors,
     AttentionPlan,
     AttentionTensors,
     BranchTensors,
@@ -359,6 +359,16 @@ def _fused(
     positions: PositionTensors | None = None,
     drop: bool = False,
 ) -> Branch:
+    weights, input_weights = adapter_tensors(adapter), adapter_tensors(entering)
+    if isinstance(weights, str):
+        return ByModules(weights)
+    if isinstance(input_weights, str):
+        return ByModules(input_weights)
+    if adapter is not None and adapter.linear:
+        # Where gradients are recorded, those of the adapter are asked for; only its spatial kind has a skip.
+        if weights is None or torch.is_grad_enabled() or not (adapter.skip and isinstance(frozen, AttentionTensors)):
+            return ByModules("its adapter is linear, and fused branches compute adapters with a GELU")
+        frozen, adapter, weights = folded(frozen, weights), None, None
     given: list[Any] = [each for each in (*frozen, *(windows or ()), *(positions or ())) if each is not None]
     derived = [tensor for tensor in given if isinstance(tensor, Derived)]
     fixed = [tensor for tensor in given if not isinstance(tensor, Derived)]
@@ -368,32 +378,7 @@ def _fused(
         return ByModules("a weight of the image model requires a gradient")
     if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in fixed):
         return ByModules("a weight of the image model is a tensor of another kind, as of a quantized or sharded layer")
-    weights, input_weights = _adapter_tensors(adapter), _adapter_tensors(entering)
-    if isinstance(weights, str):
-        return ByModules(weights)
-    if isinstance(input_weights, str):
-        return ByModules(input_weights)
     drops = drop and adapter is not None and block.training and block.aim.drop_path > 0
     trained = TrainedTensors(weights, bias, input_weights)  # type: ignore[arg-type]
     tensors = BranchTensors(frozen, trained, None, windows, positions)
     return FusedBranch(plan, tensors, drops, len(derived) > 0 or bias is not None)  # 2.6 traces no bool(list)
-
-
-def _adapter_tensors(adapter: Adapter | None) -> AdapterTensors | str | None:
-    """Return the weights of an adapter, if there is one, or why they cannot be read."""
-    if adapter is None:
-        return None
-    if not (is_plain(adapter, Adapter) and all(is_plain(layer, nn.Linear) for layer in adapter.children())):
-        return "its adapter is not as it was made: a layer was replaced, or has hooks"
-    if adapter.linear:
-        return "its adapter is linear, and fused branches compute adapters with a GELU"
-    down, up = adapter.down_proj, adapter.up_proj
-    weights = AdapterTensors(down.weight, down.bias, up.weight, up.bias)
-    if not all(type(tensor) in (Tensor, nn.Parameter) for tensor in weights):
-        return "its adapter is not as it was made: a weight is missing, or a tensor of another kind"
-    return weights
-
-
-def is_plain(module: nn.Module, expected: type[nn.Module]) -> bool:
-    """Return whether a module is exactly of a type and has no hooks."""
-    return type(module) is expected and not has_hooks(module)

@@ -1,6 +1,7 @@
 """The trainable layers that AIM adds to an image transformer, and the steps from videos to frames and back to clips."""
 
 from aim_adapters.layers.adapter import Adapter, drop_path, keep_clips
+from aim_adapters.layers.folding import folded_bias, folded_weight
 from aim_adapters.layers.head import average_frames, new_classifier
 from aim_adapters.layers.input_advice import advise_dtype, advise_type
 from aim_adapters.layers.pixels import suspicions
@@ -26,6 +27,8 @@ __all__ = [
     "drop_path",
     "flatten_patches",
     "flatten_video",
+    "folded_bias",
+    "folded_weight",
     "is_temporal",
     "keep_clips",
     "new_classifier",
