@@ -62,6 +62,7 @@ def video_swin() -> nn.Module:
 
 
 IMAGE_MODELS = (base, swin, torchvision_vit, open_clip_vit, hf_vit)
+OVER_FRAMES = ("full-space-time", "lora-temporal")
 VIDEO_MODELS = {"timesformer": timesformer, "video-swin": video_swin}
 
 
@@ -94,13 +95,17 @@ def step(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("make", IMAGE_MODELS)
-@pytest.mark.parametrize("name", ["full", "lora"])
-def test_an_untrained_space_only_baseline_is_the_frozen_image_model(name: str, make: Callable[..., nn.Module]) -> None:
+@pytest.mark.parametrize("name", ["full", "lora", "probe", "full-space-time", "lora-temporal"])
+def test_an_untrained_baseline_is_the_frozen_image_model(name: str, make: Callable[..., nn.Module]) -> None:
+    if (make is swin and name in OVER_FRAMES) or (name == "lora-temporal" and make in (torchvision_vit, open_clip_vit)):
+        with pytest.raises(aim.UnsupportedModelError, match=r"plain vision transformer|nothing over frames"):
+            build(name, make)
+        return
     model = build(name, make).eval()
     frozen = build("frozen", make).eval()
     with torch.no_grad():
         for head in (module for path, module in frozen.named_modules() if path.endswith("aim.head")):
-            head.load_state_dict(model.head.state_dict())
+            head.load_state_dict((model.probe if name == "probe" else model).head.state_dict())
         expected = frozen(clips(model))
         expected = expected if isinstance(expected, Tensor) else expected.logits
         torch.testing.assert_close(model(clips(model)), expected, rtol=1e-5, atol=1e-6)
@@ -116,12 +121,15 @@ def test_what_is_said_to_train_trains_and_comes_back_to_the_bit(name: str, tmp_p
     after = trained(model)
     assert before.keys() == after.keys() and not any(torch.equal(before[key], after[key]) for key in before)
     assert all(torch.equal(frozen[key], value) for key, value in model.named_parameters() if key in frozen)
-    parts = {"spatial": "spatial", "temporal": "temporal.", "joint": "joint", "lora": "lora_B"}
-    kinds = {part for part in parts.values() if any(part in key for key in after)}
+    parts = ("spatial", "temporal.", "joint", "lora_B", "probe.")
+    kinds = {part for part in parts if any(part in key for key in after)}
     ladder = {"frozen": 0, "spatial": 1, "temporal": 2, "joint": 3}
-    expected = {"lora_B"} if name == "lora" else {*list(parts.values())[: ladder.get(name, 0)]}
+    expected = {
+        "full-space-time": {"temporal."}, "lora": {"lora_B"}, "lora-temporal": {"lora_B", "temporal."},
+        "probe": {"probe."}, "attentive-probe": {"probe."},
+    }.get(name, {*parts[: ladder.get(name, 0)]})  # fmt: skip
     assert kinds == expected
-    if name not in (*ladder, "lora"):
+    if name in ("full", "full-space-time", *VIDEO_MODELS):
         assert not frozen
     save_baseline(model, tmp_path / "saved")
     loaded = build(name, labels=CLASSES, num_classes=None).eval()
@@ -148,7 +156,7 @@ def test_what_gets_no_gradient_does_not_train() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["full", "lora"])
+@pytest.mark.parametrize("name", ["full", "lora", "attentive-probe", "lora-temporal"])
 def test_a_baseline_goes_through_fit_and_evaluate_and_on_from_a_checkpoint(name: str, tmp_path: Path) -> None:
     def make() -> Any:
         return build(name, lambda: base("vit_tiny_patch16_224.test"), labels=CLASSES, num_classes=None)
@@ -199,6 +207,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "frames": (lambda: build("timesformer", num_frames=0), aim.ConfigError, "num_frames"),
     "rank": (lambda: build("lora", rank=0), aim.ConfigError, "rank must be"),
     "a large rank": (lambda: build("lora", rank=33), aim.ConfigError, "rank must be at most .*, 32"),
+    "rank over frames": (lambda: build("lora-temporal", rank=33), aim.ConfigError, "rank must be at most .*, 32"),
     "recipe": (lambda: build("full", recipe="k400"), aim.ConfigError, "no recipe 'k400'"),
     "no model": (lambda: build_baseline("full", num_classes=3), aim.ConfigError, "built around an image model"),
     "a string": (lambda: build_baseline("full", num_classes=3, model="vit"), TypeError, "expected a torch.nn.Module"),  # type: ignore[arg-type]
@@ -207,6 +216,12 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "another one": (lambda: build_baseline("video-swin", num_classes=3, model=base()), TypeError, "SwinTransformer3d"),
     "wrapped": (lambda: build("full", lambda: aim.wrap_image_model(base(), 4)), aim.StateError, "wrapped already"),
+    "wrapped, for a probe": (
+        lambda: build("attentive-probe", lambda: aim.wrap_image_model(base(), 4)), aim.StateError, "wrapped already"
+    ),
+    "int8 over frames": (
+        lambda: build_baseline("full-space-time", num_classes=3, model=with_int8()), aim.UnsupportedModelError, "quant"
+    ),
     "hidden states": (lambda: build("full", lambda: hf.ViTModel(hf.ViTConfig(**SIZE))), aim.ConfigError, "no place"),
     "int8": (lambda: build_baseline("full", num_classes=3, model=with_int8()), aim.UnsupportedModelError, "quantized"),
 }  # fmt: skip

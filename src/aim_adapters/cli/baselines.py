@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from aim_adapters.recipes import Recipe
 
 # Known before PyTorch is imported.
-BASELINES = ("frozen", "spatial", "temporal", "joint", "full", "lora", "timesformer", "video-swin")
+BASELINES = (
+    "frozen", "spatial", "temporal", "joint", "full", "full-space-time", "probe", "attentive-probe", "lora",
+    "lora-temporal", "timesformer", "video-swin",
+)  # fmt: skip
 _WHOLE = ("timesformer", "video-swin")
 
 

@@ -4,6 +4,7 @@ from aim_adapters.layers.adapter import Adapter, drop_path, keep_clips
 from aim_adapters.layers.folding import folded_bias, folded_weight
 from aim_adapters.layers.head import average_frames, new_classifier
 from aim_adapters.layers.input_advice import advise_dtype, advise_type
+from aim_adapters.layers.linear import zero_linear
 from aim_adapters.layers.pixels import suspicions
 from aim_adapters.layers.temporal import (
     add_temporal_embedding,
@@ -38,4 +39,5 @@ __all__ = [
     "resize_temporal_bias",
     "resize_temporal_embedding",
     "suspicions",
+    "zero_linear",
 ]

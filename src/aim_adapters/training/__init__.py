@@ -9,12 +9,15 @@ from aim_adapters.training.baselines import (
     save_baseline,
 )
 from aim_adapters.training.fit import fit
+from aim_adapters.training.probe_models import AttentiveProbe, MeanProbe
 from aim_adapters.training.result import FitResult, gradient_bytes
 
 __all__ = [
+    "AttentiveProbe",
     "Baseline",
     "BaselineRow",
     "FitResult",
+    "MeanProbe",
     "build_baseline",
     "fit",
     "gradient_bytes",

@@ -63,8 +63,8 @@ class Baseline(nn.Module):
         )  # fmt: skip
 
 
-class FrameAverage(Baseline):
-    """An image model that sees each frame by itself: its features are averaged over frames and classified.
+class ImageBaseline(Baseline):
+    """A baseline around an image model, which reads frame by frame.
 
     Args:
         baseline: Name of the baseline.
@@ -73,7 +73,6 @@ class FrameAverage(Baseline):
         num_classes: Number of classes K.
         facts: What it reads.
         tubelet_size: Consecutive frames that are averaged before the image model reads them.
-        dropout: Dropout rate before the classification layer.
     """
 
     def __init__(
@@ -85,34 +84,19 @@ class FrameAverage(Baseline):
         *,
         facts: ClipFacts,
         tubelet_size: int,
-        dropout: float,
     ) -> None:
         super().__init__(baseline, num_classes, facts, channels=anatomy.in_channels, tubelet_size=tubelet_size)
-        place = place_of(image_model.get_submodule(anatomy.blocks[-1][0]))
-        head = new_classifier(anatomy.output_width, num_classes, **place)
         for layer in anatomy.heads:
             image_model.set_submodule(layer.path, nn.Identity())
         for name in anatomy.hidden_when_headed:  # a projection that a new classifier does not read
             setattr(image_model, name, None)
-        self.image_model, self.dropout, self.head = image_model, nn.Dropout(dropout), head
+        self.image_model = image_model
         self._pooled = anatomy.pooled_outputs
 
-    def forward(self, video: Tensor) -> Tensor:
-        """Classify clips.
-
-        Args:
-            video: Floating point and normalized, ``[B, T, C, H, W]``.
-
-        Returns:
-            Logits ``[B, K]``.
-
-        Raises:
-            InputError: The video is of another kind or shape.
-        """
-        features = self.features(self.frames_of(video))  # [B*T, D]
-        features = average_frames(features, self.clip_facts.frames // self.tubelet_size)  # [B, D]
-        logits: Tensor = self.head(self.dropout(features))
-        return logits
+    @property
+    def read_frames(self) -> int:
+        """Frames of a clip that the image model reads."""
+        return self.clip_facts.frames // self.tubelet_size
 
     def features(self, frames: Tensor) -> Tensor:
         """Return what the image model says of each frame.
@@ -128,6 +112,55 @@ class FrameAverage(Baseline):
             return out
         found: Tensor = next(out[name] for name in self._pooled if out.get(name) is not None)
         return found
+
+
+class FrameAverage(ImageBaseline):
+    """An image model that sees each frame by itself: its features are averaged over frames and classified.
+
+    Args:
+        baseline: Name of the baseline.
+        image_model: The image model; its classification layer is taken away.
+        anatomy: Its anatomy.
+        num_classes: Number of classes K.
+        facts: What it reads.
+        tubelet_size: Consecutive frames that are averaged before the image model reads them.
+        dropout: Dropout rate before the classification layer.
+
+    Attributes:
+        temporal: What hooks of the blocks add over frames, or None.
+    """
+
+    def __init__(
+        self,
+        baseline: str,
+        image_model: nn.Module,
+        anatomy: BackboneAnatomy,
+        num_classes: int,
+        *,
+        facts: ClipFacts,
+        tubelet_size: int,
+        dropout: float,
+    ) -> None:
+        super().__init__(baseline, image_model, anatomy, num_classes, facts=facts, tubelet_size=tubelet_size)
+        place = place_of(image_model.get_submodule(anatomy.blocks[-1][0]))
+        self.temporal: nn.ModuleList | None = None
+        self.dropout, self.head = nn.Dropout(dropout), new_classifier(anatomy.output_width, num_classes, **place)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Classify clips.
+
+        Args:
+            video: Floating point and normalized, ``[B, T, C, H, W]``.
+
+        Returns:
+            Logits ``[B, K]``.
+
+        Raises:
+            InputError: The video is of another kind or shape.
+        """
+        features = average_frames(self.features(self.frames_of(video)), self.read_frames)  # [B, D]
+        logits: Tensor = self.head(self.dropout(features))
+        return logits
 
 
 class VideoTransformer(Baseline):
@@ -190,11 +223,11 @@ def require_trainable(model: nn.Module) -> None:
         )
 
 
-def train_all(model: Baseline, output: Callable[[Tensor], Tensor], blank: Tensor) -> None:
+def train_all(model: nn.Module, output: Callable[[Tensor], Tensor], blank: Tensor) -> None:
     """Let all parameters train, but for those that the output does not depend on, which would get no gradients.
 
     Args:
-        model: The baseline.
+        model: The baseline, or a part of it.
         output: Calls what is to be trained.
         blank: What it reads.
     """

@@ -35,12 +35,14 @@ from aim_adapters.training.baseline_models import (
     train_all,
 )
 from aim_adapters.training.lora import add_lora, lora_layers
+from aim_adapters.training.probe_models import Probe
 from aim_adapters.training.snapshots import (
     read_metadata,
     read_weights,
     save_weights,
     trained_parameters,
 )
+from aim_adapters.training.space_time import add_frame_attention, require_plain
 from aim_adapters.wrapping import wrap_image_model
 
 # The ladder of Table 1: the components of each rung.
@@ -50,6 +52,8 @@ RUNGS = {
     "temporal": ("spatial", "temporal"),
     "joint": ("spatial", "temporal", "joint"),
 }
+# Blocks attend over frames too.
+_OVER_FRAMES = ("full-space-time", "lora-temporal")
 TIMESFORMER = "facebook/timesformer-base-finetuned-k400"
 
 
@@ -75,7 +79,11 @@ _ROWS = (
     BaselineRow("temporal", "an image model", "the same and temporal adapters", None),
     BaselineRow("joint", "an image model", "the same and joint adapters: AIM", None),
     BaselineRow("full", "an image model", "all (full fine-tuning, space-only)", None),
+    BaselineRow("full-space-time", "a plain ViT", "all, and a copy of each attention, over frames (TimeSformer)", None),
+    BaselineRow("probe", "an image model", "classifier of features averaged over frames", None),
+    BaselineRow("attentive-probe", "an image model", "cross-attention over the tokens of all frames, classifier", None),
     BaselineRow("lora", "an image model", "LoRA in the attention, classifier (space-only)", "peft"),
+    BaselineRow("lora-temporal", "a plain ViT", "the same and temporal adapters", "peft"),
     BaselineRow("timesformer", "TimesformerForVideoClassification", "all", "transformers"),
     BaselineRow("video-swin", "SwinTransformer3d", "all", "torchvision"),
 )
@@ -158,18 +166,26 @@ def _frame_average(
         raise ConfigError(f"this {type(model).__name__} reads patches cut beforehand, not frames; pass another model")
     warn_untrained(sample_weights(model), anatomy)
     blank = torch.zeros(1, anatomy.in_channels, *(anatomy.image_size or (224, 224)), **place_of(model))
-    layers = lora_layers(model, anatomy, blank, rank=rank) if name == "lora" else None
-    if layers is None:
+    over_frames = name in _OVER_FRAMES
+    if over_frames:
+        require_plain(model, anatomy, shared="lora" in name)
+    layers = lora_layers(model, anatomy, blank, rank=rank) if "lora" in name else []
+    if name.startswith("full"):
         require_trainable(model)
     # From here on the model is changed.
     facts = ClipFacts(config.num_frames, None, anatomy.image_size, anatomy.image_mean, anatomy.image_std, labels)
-    baseline = FrameAverage(
-        name, model, anatomy, classes, facts=facts, tubelet_size=config.tubelet_size, dropout=config.head_dropout
-    )
-    if layers is None:
-        train_all(baseline, lambda frame: baseline.head(baseline.features(frame)), blank)
-    else:
+    shape: dict[str, Any] = {"facts": facts, "tubelet_size": config.tubelet_size, "dropout": config.head_dropout}
+    if "probe" in name:
+        return Probe(name, model, anatomy, classes, **shape, attentive=name == "attentive-probe")
+    baseline = FrameAverage(name, model, anatomy, classes, **shape)
+    if layers:
         add_lora(model, layers, rank=rank)
+    else:
+        train_all(baseline, lambda frame: baseline.head(baseline.features(frame)), blank)
+    if over_frames:
+        baseline.temporal = add_frame_attention(
+            model, anatomy, baseline.read_frames, shared=bool(layers), ratio=config.bottleneck
+        )
     return baseline
 
 
