@@ -1,0 +1,110 @@
+"""The experiments: which ways train on what, with which settings, as a list of jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from benchmarks.motion.ways import rate_of
+
+SEEDS = (0, 1, 2)
+VARIANTS = ("order", "appearance")
+CLIPS, STEPS, BATCH, FRAMES, SIZE = 8192, 600, 32, 8, 84
+SHARES = (0.01, 0.05, 0.1, 0.25, 0.5)  # of the clips; Figure 3
+
+LADDER = ("frozen", "spatial", "temporal", "joint", "input", "full", "full-space-time")
+WAYS = ("conv", "conv-alone", "both", "third", "linear", "lora", "lora-temporal", "probe", "attentive", "average")
+
+
+class Job(NamedTuple):
+    """One way with one setting, for several seeds that train side by side.
+
+    Attributes:
+        experiment: Name of the experiment.
+        variant: Of the task.
+        way: Name of the way.
+        seeds: Of what is new and of the order of the clips.
+        backbone: Name of the image model.
+        frames: Frames of a clip T.
+        clips: Clips that are trained on.
+        steps: Steps of the optimizer.
+        batch: Clips of a step.
+        rate: Learning rate; None: that of the way.
+        plan: Further settings of `Plan`.
+        options: Further settings of `wrap_image_model`.
+        label: Name of the way in the results, where settings differ from it.
+    """
+
+    experiment: str
+    variant: str
+    way: str
+    seeds: tuple[int, ...] = SEEDS
+    backbone: str = "dinov2-small"
+    frames: int = FRAMES
+    clips: int = CLIPS
+    steps: int = STEPS
+    batch: int = BATCH
+    rate: float | None = None
+    plan: tuple[tuple[str, Any], ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """Return the name of the way in the results."""
+        return self.label or self.way
+
+    @property
+    def learning_rate(self) -> float:
+        """Return its learning rate."""
+        return rate_of(self.way) if self.rate is None else self.rate
+
+    def key(self, seed: int) -> tuple[Any, ...]:
+        """Return what tells its run with a seed from other runs."""
+        return (self.experiment, self.variant, self.name, self.backbone, seed, self.frames, self.clips)
+
+
+def _everywhere(experiment: str, *ways: str) -> Iterator[Job]:
+    for way in ways:
+        for variant in VARIANTS:
+            yield Job(experiment, variant, way)
+
+
+def _data() -> Iterator[Job]:
+    for share in SHARES:
+        for way in ("joint", "conv", "full-space-time"):
+            yield Job("data", "order", way, clips=round(share * CLIPS))
+
+
+def _frames() -> Iterator[Job]:
+    for frames in (16, 32):
+        yield Job("frames", "order", "joint", frames=frames)
+    yield Job("frames", "order", "resized")
+
+
+def _defaults() -> Iterator[Job]:
+    few = {"clips": CLIPS // 8, "steps": STEPS // 2}
+    for rate in (1e-4, 3e-4, 1e-3, 3e-3):
+        yield Job("defaults", "order", "joint", **few, rate=rate, label=f"rate-{rate:g}")
+    for warmup in (0.0, 0.3):
+        yield Job("defaults", "order", "joint", **few, plan=(("warmup", warmup),), label=f"warmup-{warmup:g}")
+    for drop in (0.1, 0.2):
+        yield Job("defaults", "order", "joint", **few, options=(("drop_path", drop),), label=f"drop-path-{drop:g}")
+    yield Job("defaults", "order", "joint", **few, plan=(("ema", 0.99),), label="ema-0.99")
+    yield Job("defaults", "order", "joint", clips=CLIPS // 8, steps=2 * STEPS, label="steps-4x")
+
+
+EXPERIMENTS: dict[str, tuple[Job, ...]] = {
+    "ladder": tuple(_everywhere("ladder", *LADDER)),
+    "ways": tuple(_everywhere("ways", *WAYS)),
+    "layers": tuple(_everywhere("layers", "alternate", "top", "bottom")),
+    "ratio": tuple(_everywhere("ratio", "ratio-0.0625", "ratio-0.125", "ratio-0.5")),
+    "pretraining": (Job("pretraining", "order", "random"), Job("pretraining", "appearance", "random")),
+    "data": tuple(_data()),
+    "frames": tuple(_frames()),
+    "execution": (
+        *(Job("execution", "order", way) for way in ("balanced", "low", "fp8", "modules", "graphs")),
+        Job("execution", "order", "joint", plan=(("record", False),), label="eager"),
+    ),
+    "defaults": tuple(_defaults()),
+}

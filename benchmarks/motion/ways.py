@@ -1,0 +1,142 @@
+"""The ways to adapt one image model that are compared, each a video classifier by name."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import aim_adapters as aim
+from aim_adapters.training import build_baseline
+
+ADAPTERS_RATE, TUNING_RATE = 1e-3, 1e-4  # learning rates; of what is new, and of pre-trained weights that train
+
+
+class Backbone(NamedTuple):
+    """An image model with pre-trained weights.
+
+    Attributes:
+        model: Its name in timm.
+        mean: Mean of its pixels.
+        std: Their standard deviation.
+    """
+
+    model: str
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+BACKBONES = {"dinov2-small": Backbone("vit_small_patch14_dinov2.lvd142m")}
+
+WRAPS: dict[str, dict[str, Any]] = {
+    "frozen": {"components": ()},
+    "spatial": {"components": ("spatial",)},
+    "temporal": {"components": ("temporal", "spatial")},
+    "joint": {},
+    "input": {"temporal_input_adapter": True},
+    "conv": {"temporal": "conv"},
+    "conv-alone": {"temporal": "conv", "components": ("temporal",)},
+    "both": {"temporal": "both"},
+    "alternate": {"layers": "alternate"},
+    "third": {"layers": (0, 3, 6, 9)},
+    "top": {"layers": "top_half"},
+    "bottom": {"layers": "bottom_half"},
+    "ratio-0.0625": {"bottleneck": 0.0625},
+    "ratio-0.125": {"bottleneck": 0.125},
+    "ratio-0.5": {"bottleneck": 0.5},
+    "linear": {"components": ("spatial",), "adapter_activation": "none"},
+}
+EXECUTIONS: dict[str, dict[str, Any]] = {
+    "fast": {},
+    "balanced": {"memory": "balanced"},
+    "low": {"memory": "low"},
+    "fp8": {"frozen_precision": "fp8"},
+    "modules": {"fused": False, "attention": "sdpa"},
+}
+BASELINES = {
+    "lora": "lora",
+    "lora-temporal": "lora-temporal",
+    "full": "full",
+    "full-space-time": "full-space-time",
+    "probe": "probe",
+    "attentive": "attentive-probe",
+}
+TUNED = ("full", "full-space-time")
+
+
+def load_backbone(name: str, file: Path, size: int) -> nn.Module:
+    """Load an image model for square images of so many pixels from a file of its weights."""
+    overlay = {"file": str(file)}
+    model: nn.Module = timm.create_model(
+        BACKBONES[name].model, pretrained=True, pretrained_cfg_overlay=overlay, img_size=size, num_classes=0
+    )
+    return model.eval()
+
+
+def build(way: str, image_model: nn.Module, *, classes: int, frames: int, options: dict[str, Any]) -> nn.Module:
+    """Return a video classifier that maps ``[B, T, 3, H, W]`` to ``[B, K]``, around a copy of an image model.
+
+    Args:
+        way: A name in `WRAPS`, `EXECUTIONS` or `BASELINES`; ``"random"`` and ``"average"`` are AIM's.
+        image_model: On the device on which it is to run.
+        classes: Number of classes K.
+        frames: Frames of a clip T.
+        options: Settings of `wrap_image_model` beside those of the way.
+    """
+    model = copy.deepcopy(image_model)
+    if way in BASELINES:
+        built = build_baseline(BASELINES[way], model=model, num_classes=classes, num_frames=frames)
+        if way not in TUNED:
+            _hold_in_bfloat16(built)
+        return built
+    if way == "random":
+        model.init_weights()
+    settings = WRAPS.get(way, {})
+    aim.wrap_image_model(model, num_frames=frames, num_classes=classes, **(settings | options))
+    if settings.get("components") != () and next(model.parameters()).is_cuda:
+        aim.set_base_dtype(model, torch.bfloat16)
+    aim.set_execution(model, **EXECUTIONS.get(way, {}))
+    return model
+
+
+def _hold_in_bfloat16(model: nn.Module) -> None:
+    """Hold large frozen weights in the dtype that products are computed in, as `aim.set_base_dtype` does."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad and parameter.is_cuda and parameter.ndim > 1:
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def rate_of(way: str) -> float:
+    """Return the learning rate of a way."""
+    return TUNING_RATE if way in TUNED else ADAPTERS_RATE
+
+
+def groups_of(model: nn.Module, way: str, weight_decay: float) -> list[dict[str, Any]]:
+    """Return what trains as an optimizer's groups; a new head trains at the rate of adapters, ``share`` times as fast."""
+    if way not in BASELINES:
+        return [group | {"share": 1.0} for group in aim.adapter_param_groups(model, weight_decay=weight_decay)]
+    head_share = ADAPTERS_RATE / rate_of(way)
+    groups: list[dict[str, Any]] = []
+    for decay in (weight_decay, 0.0):
+        for head, share in ((False, 1.0), (True, head_share)):
+            chosen = [
+                parameter
+                for name, parameter in model.named_parameters()
+                if parameter.requires_grad
+                and (parameter.ndim > 1) == (decay > 0)
+                and name.startswith("head") == head
+            ]
+            if chosen:
+                groups.append({"params": chosen, "weight_decay": decay, "share": share})
+    return groups
+
+
+def normalized(frames: Tensor, backbone: Backbone) -> Tensor:
+    """Return pixels ``[..., 3, H, W]``, uint8, as the image model reads them, float32."""
+    mean = torch.tensor(backbone.mean, device=frames.device).view(3, 1, 1) * 255
+    std = torch.tensor(backbone.std, device=frames.device).view(3, 1, 1) * 255
+    return (frames.float() - mean) / std
