@@ -23,7 +23,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["PhotographsError", "find_photographs"]
+__all__ = ["PhotographsError", "fetch_packages", "find_photographs"]
 
 LONG_SIDE = 2048
 FEWEST = 4
@@ -165,24 +165,35 @@ def _keep(originals: dict[str, Path], folder: Path) -> list[Path]:
     return _kept(folder)
 
 
-def _from_debian(work: Path) -> dict[str, Path]:
-    """Fetch and unpack wallpaper packages with private state folders, so that no root and no installation is needed."""
+def fetch_packages(packages: Iterable[str], work: Path) -> dict[str, Path]:
+    """Fetch and unpack Debian packages with private state folders, so that no root and no installation is needed.
+
+    Returns:
+        A folder for each package that could be fetched; of the others, standard output says why not.
+    """
     lists, archives = work / "lists", work / "cache"
     (lists / "partial").mkdir(parents=True)
     (archives / "archives" / "partial").mkdir(parents=True)
     private = ["-q", "-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={archives}", "-o", "APT::Sandbox::User="]
     # A third-party source that fails makes `update` fail as a whole: whether the packages come is what counts.
     subprocess.run(["apt-get", *private, "update"], capture_output=True, check=False)
-    found: dict[str, Path] = {}
-    for package, names in DEBIAN_PHOTOGRAPHS.items():
+    folders: dict[str, Path] = {}
+    for package in packages:
         command = ["apt-get", *private, "download", package]
         done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
         archive = next(work.glob(f"{package}_*.deb"), None)
         if done.returncode or archive is None:
             print(f"  {package} could not be fetched: {(done.stderr.strip() or 'no reason given').splitlines()[-1]}")
             continue
-        subprocess.run(["dpkg-deb", "-x", str(archive), str(work / package)], check=True)
-        found |= _named((work / package).rglob("*"), names)
+        folders[package] = work / package
+        subprocess.run(["dpkg-deb", "-x", str(archive), str(folders[package])], check=True)
+    return folders
+
+
+def _from_debian(work: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for package, folder in fetch_packages(DEBIAN_PHOTOGRAPHS, work).items():
+        found |= _named(folder.rglob("*"), DEBIAN_PHOTOGRAPHS[package])
     return found
 
 
