@@ -49,13 +49,13 @@ def digest_photographs(photographs: Photographs) -> str:
     return sha.hexdigest()
 
 
-def digests(photographs: Photographs, *, clips: int = CLIPS, frames: int = FRAMES, size: int = SIZE) -> dict[str, str]:
+def digests(photographs: Photographs) -> dict[str, str]:
     """Return what is frozen: sha256 of the photographs, and of programs and frames of each variant's test clips."""
     found = {"photographs": digest_photographs(photographs)}
     for variant in VARIANTS:
-        programs = draw_programs(variant, "test", clips, photographs)
+        programs = draw_programs(variant, "test", CLIPS, photographs)
         found[f"{variant} programs"] = digest_programs(programs, classes_of(variant, photographs).names)
-        found[f"{variant} frames"] = digest_frames(render(photographs, programs, frames=frames, size=size))
+        found[f"{variant} frames"] = digest_frames(render(photographs, programs, frames=FRAMES, size=SIZE))
     return found
 
 

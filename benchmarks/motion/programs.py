@@ -22,6 +22,7 @@ so that order decides a ninth of the clips: `order_blind_bound` is 24/27.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -52,20 +53,20 @@ WHOLE, REGIONS = (0, UNIT), {"train": (0, 2662), "test": (2867, UNIT)}
 class Difficulty(NamedTuple):
     """How strong motions and nuisances are: pairs are ranges; lengths in percent of the frame's side unless stated."""
 
-    crop: tuple[int, int]  # the frame's side in percent of the photograph's short side
-    pan: tuple[int, int] = (6, 18)  # within half a clip, of tilt too
-    zoom: tuple[int, int] = (108, 130)  # factor within half a clip, in percent
-    roll: tuple[int, int] = (5, 18)  # degrees within half a clip
-    lean: int = 8  # the camera's own roll, up to so many degrees either way
-    jitter: int = 1  # of every frame, up to so much either way, along both sides
-    wander: int = 2  # of the whole clip at constant speed, up to so much either way, along both sides
-    one_sprite: int = 50  # percent of the clips
-    two_sprites: int = 25
-    radius: tuple[int, int] = (10, 25)
-    travel: int = 60  # of a sprite in a clip, up to so much either way, along both sides
-    gain: tuple[int, int] = (80, 120)  # percent
-    color: tuple[int, int] = (93, 107)  # percent, of each channel by itself
-    drift: int = 25  # of exposure in a clip, up to so many percent either way
+    crop: tuple[float, float]  # the frame's side in percent of the photograph's short side
+    pan: tuple[float, float] = (6, 18)  # within half a clip, of tilt too
+    zoom: tuple[float, float] = (108, 130)  # factor within half a clip, in percent
+    roll: tuple[float, float] = (5, 18)  # degrees within half a clip
+    lean: float = 8  # the camera's own roll, up to so many degrees either way
+    jitter: float = 1  # of every frame, up to so much either way, along both sides
+    wander: float = 2  # of the whole clip at constant speed, up to so much either way, along both sides
+    one_sprite: float = 50  # percent of the clips
+    two_sprites: float = 25
+    radius: tuple[float, float] = (10, 25)
+    travel: float = 60  # of a sprite in a clip, up to so much either way, along both sides
+    gain: tuple[float, float] = (80, 120)  # percent
+    color: tuple[float, float] = (93, 107)  # percent, of each channel by itself
+    drift: float = 25  # of exposure in a clip, up to so many percent either way
 
 
 DIFFICULTY = {
@@ -242,16 +243,16 @@ def draw_programs(
         photo = np.asarray(photographs.classes)[np.where(directed, label // 2, label - DIRECTED)]
         others = sorted(set(photographs.of_split(part)) - set(photographs.classes))
         texture, region = draws.of(others, SPRITES), REGIONS[part]
-    percent = UNIT / 100
-    pan, zoom = (_scaled(hard.pan, percent), tuple(round(float(np.log2(factor / 100)) * UNIT) for factor in hard.zoom))
-    roll, radius = _scaled(hard.roll, TURN / 360), _scaled(hard.radius, percent)
-    lean, wander, travel = round(hard.lean * TURN / 360), round(hard.wander * percent), round(hard.travel * percent)
+    percent, degree = UNIT / 100, TURN / 360
+    pan, roll, radius = _scaled(hard.pan, percent), _scaled(hard.roll, degree), _scaled(hard.radius, percent)
+    zoom = _scaled((math.log2(hard.zoom[0] / 100), math.log2(hard.zoom[1] / 100)), UNIT)
+    lean, wander, travel = round(hard.lean * degree), round(hard.wander * percent), round(hard.travel * percent)
+    drift = round(hard.drift * percent)
     amplitude = np.stack([draws.between(*span) for span in (pan, pan, zoom, roll)], axis=1)
     chance = draws.between(0, 99)[:, None]
     sprites = (chance < hard.one_sprite + hard.two_sprites).astype(np.int64) + (chance < hard.two_sprites)
     radii = draws.between(*radius, SPRITES)
     gain = draws.between(*_scaled(hard.gain, percent), 1) * draws.between(*_scaled(hard.color, percent), 3) // UNIT
-    drift = round(hard.drift * percent)
     return Programs(
         label=label,
         path=path,
@@ -274,7 +275,7 @@ def draw_programs(
     )
 
 
-def _scaled(span: tuple[int, int], unit: float) -> tuple[int, int]:
+def _scaled(span: tuple[float, float], unit: float) -> tuple[int, int]:
     return round(span[0] * unit), round(span[1] * unit)
 
 
