@@ -3,6 +3,9 @@
 Usage, with the bundle that ``benchmarks.motion.photographs`` wrote::
 
     python -m benchmarks.motion.check --photographs FILE [--device cuda]
+
+Another version of Pillow may resize or decode photographs otherwise: then they differ, and frames with them, while
+programs are as frozen.
 """
 
 from __future__ import annotations

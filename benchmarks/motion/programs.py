@@ -13,7 +13,9 @@ Variant "order" has 24 classes, closed under reversal of time:
 
 Everything else of a clip (starting point, jitter, sprites, drift of exposure) is distributed alike forwards and
 backwards. Hence who does not see the order of frames cannot tell a class from its reverse and is right in at most half
-of the clips of a pair, all in all in ``(20 / 2 + 4) / 24`` = 58.3 %: `order_blind_bound`.
+of the clips of a pair, all in all in ``(20 / 2 + 4) / 24`` = 58.3 %: `order_blind_bound`. (It counts to and fro as
+told apart, since sprites and exposure may tell the order of frames up to reversal; who does not use them is right in
+half of those clips too.)
 
 Variant "appearance" has 27 classes of 24 photographs: a class is a photograph, of which training and testing see
 parts that do not overlap, under any camera motion; three photographs are two classes each, "zoom in" and "zoom out",
