@@ -107,7 +107,7 @@ def require_same_meaning(state: RootState, settings: AIMConfig, *, strict: bool)
         if getattr(settings, name) != getattr(state.config, name)
     ]
     try:
-        blocks = settings.adapted_blocks(depth)
+        blocks, convolved = settings.adapted_blocks(depth), settings.conv_blocks(depth)
     except ConfigError as error:
         raise CheckpointError(f"the checkpoint's settings do not fit this model: {error!s:.500}") from error
     # If the image model has no output layer, projected and unprojected features have the same tensors.
@@ -115,6 +115,8 @@ def require_same_meaning(state: RootState, settings: AIMConfig, *, strict: bool)
         differences.append(f"num_classes={settings.num_classes} (this model: {state.config.num_classes})")
     if blocks != state.config.adapted_blocks(depth):
         differences.append(f"layers={settings.layers!r:.200} (this model: {state.config.layers!r})")
+    if settings.conv_layers != state.config.conv_layers and convolved != state.config.conv_blocks(depth):
+        differences.append(f"conv_layers={settings.conv_layers!r:.200} (this model: {state.config.conv_layers!r})")
     if differences:
         hint = ", or resize_frames=True to interpolate frames" if "num_frames" in differences[0] else ""
         _refuse(f"the adapters were saved with {', '.join(differences)}", strict, hint)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aim_adapters.layers.linear import zero_linear
+from aim_adapters.ops.temporal_conv import temporal_conv_gelu
 
 
 class TemporalConv(nn.Module):
     """A bottleneck in which each channel sees its neighbors in time: ``up(gelu(conv(down(x))))``.
 
-    After ST-Adapter (Pan et al., NeurIPS 2022), which stands in front of a block likewise and reads the residual stream
-    itself, without a norm. Ours starts at zero by its up-projection, and not by its convolution, so that the gradient
-    of a new one does not vanish in both; it convolves over time alone, and not over space; and a GELU follows the
-    convolution, where ST-Adapter has none.
+    After ST-Adapter (Pan et al., NeurIPS 2022, https://arxiv.org/abs/2206.13559), which reads the residual stream
+    itself, without a norm; the authors' models convolve over time alone, too (3 x 1 x 1). Where this differs from
+    their code, it is as the other adapters here: the up-projection starts at zero, and not the convolution; there is a
+    GELU, behind the convolution; and [class] tokens see time as well.
 
     Args:
         dim: Width D of the tokens.
@@ -57,16 +57,3 @@ class TemporalConv(nn.Module):
     def extra_repr(self) -> str:
         """Return the setting that the printed layers do not show."""
         return f"kernel={self.conv_weight.shape[1]}"
-
-
-def temporal_conv_gelu(
-    h: Tensor, weight: Tensor, bias: Tensor, *, num_frames: int, implementation: str = "auto"
-) -> Tensor:
-    """Return the GELU of a depthwise convolution over the frames of each clip."""
-    clips, kernel = h.unflatten(0, (-1, num_frames)), weight.shape[1]  # [B, T, ..., W]
-    ends = [0, 0] * (clips.ndim - 2) + [kernel // 2] * 2
-    padded, factors = F.pad(clips, ends), weight.to(h.dtype)
-    out = bias.to(h.dtype)
-    for k in range(kernel):
-        out = out + padded[:, k : k + num_frames] * factors[:, k]
-    return F.gelu(out).reshape(h.shape)
