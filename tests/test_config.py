@@ -22,6 +22,7 @@ from aim_adapters.config import (
     LAYOUT_CHOICES,
     MEMORY_CHOICES,
     PRECISION_CHOICES,
+    TEMPORAL_CHOICES,
     AIMConfig,
     Execution,
 )
@@ -35,20 +36,27 @@ def configs(draw: st.DrawFn) -> AIMConfig:
     tubelet = draw(st.integers(1, 4))
     components = draw(st.lists(st.sampled_from(COMPONENTS), unique=True))
     rates = st.floats(0, 1, exclude_max=True)
+    temporal = draw(st.sampled_from(TEMPORAL_CHOICES)) if "temporal" in components else "attention"
+    layers = st.sampled_from(LAYER_CHOICES) | st.lists(st.integers(-50, 50), min_size=1).map(tuple)
     return AIMConfig(
         num_frames=tubelet * draw(st.integers(1, 64)),
         bottleneck=draw(st.floats(0, 65535, exclude_min=True)),
         scale=draw(st.floats(allow_nan=False, allow_infinity=False)),
         num_classes=draw(st.none() | st.integers(0, 10_000)),
         components=tuple(components),
-        layers=draw(st.sampled_from(LAYER_CHOICES) | st.lists(st.integers(-50, 50), min_size=1).map(tuple)),
-        temporal_input_adapter="temporal" in components and draw(st.booleans()),
+        layers=draw(layers),
+        temporal_input_adapter="temporal" in components and temporal != "conv" and draw(st.booleans()),
         drop_path=draw(rates),
         head_dropout=draw(rates),
         train_norm=draw(st.booleans()),
         tubelet_size=tubelet,
         input_layout=draw(st.sampled_from(LAYOUT_CHOICES)),
         adapter_activation=draw(st.sampled_from(ACTIVATION_CHOICES)),
+
+
+        temporal=temporal,
+        conv_kernel=3 if temporal == "attention" else draw(st.integers(1, 9)) * 2 + 1,
+        conv_layers=None if temporal == "attention" else draw(st.none() | layers),
     )
 
 
@@ -110,6 +118,11 @@ def test_num_frames_has_no_default() -> None:
         ("tubelet_size", 2),
         *(("input_layout", choice) for choice in LAYOUT_CHOICES),
         *(("adapter_activation", choice) for choice in ACTIVATION_CHOICES),
+
+
+        *(("temporal", choice) for choice in TEMPORAL_CHOICES),
+        ("conv_kernel", 3),
+        ("conv_layers", None),
     ],
 )
 def test_edges_of_each_domain_are_taken(name: str, value: object) -> None:

@@ -32,6 +32,16 @@ def adapter(w: dict[str, Tensor], name: str, x: Tensor, *, skip: bool) -> Tensor
     return x + out if skip else out
 
 
+def convolution(w: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Each channel over the frames of a clip, and GELU, on tokens [B*T, N, D]."""
+    down = x @ w["aim.temporal_conv.down_proj.weight"].T + w["aim.temporal_conv.down_proj.bias"]
+    by_place = rearrange(down, "(b t) n w -> (b n) w t", t=T)
+    kernel = w["aim.temporal_conv.conv_weight"][:, None]
+    out = F.conv1d(by_place, kernel, w["aim.temporal_conv.conv_bias"], padding="same", groups=len(kernel))
+    hidden = rearrange(F.gelu(out), "(b n) w t -> (b t) n w", n=x.shape[1])
+    return hidden @ w["aim.temporal_conv.up_proj.weight"].T + w["aim.temporal_conv.up_proj.bias"]
+
+
 def norm(w: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     centered = x - x.mean(-1, keepdim=True)
     scaled = centered / (centered.square().mean(-1, keepdim=True) + 1e-6).sqrt()
@@ -54,8 +64,10 @@ def oracle(
     scale: float = 0.5,
     components: tuple[str, ...] = ("temporal", "spatial", "joint"),
     input_adapter: bool = False,
+    convolved: bool = False,
 ) -> Tensor:
     """Eq. 3-5 on tokens [B*T, N, D]."""
+    x = x + convolution(w, x) if convolved else x
     if "temporal" in components:
         xt = norm(w, "norm1", rearrange(x, "(b t) n d -> (b n) t d", t=T))
         if input_adapter:
@@ -80,6 +92,9 @@ def oracle(
         ({"components": ("spatial",)}, {"components": ("spatial",)}),
         ({"components": ("temporal",)}, {"components": ("temporal",)}),
         ({"components": ("joint", "temporal")}, {"components": ("temporal", "joint")}),
+        ({"temporal": "both"}, {"convolved": True}),
+        ({"temporal": "both", "layers": [0], "conv_layers": [1]}, {"components": (), "convolved": True}),
+        ({"temporal": "conv", "conv_kernel": 5}, {"components": ("spatial", "joint"), "convolved": True}),
     ],
 )
 def test_block_computes_equations_3_to_5(attention: Any, wrap: dict[str, Any], options: dict[str, Any]) -> None:

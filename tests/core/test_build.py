@@ -6,12 +6,19 @@ from typing import Any
 
 import pytest
 import torch
+from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 import aim_adapters as aim
-from tests.backbones.cases import assert_same, snapshot
+from tests.backbones.cases import assert_same, scramble, snapshot, wake
 from tests.tiny import FRAMES as T
 from tests.tiny import base, trained, video, wrapped
+
+
+def swin() -> nn.Module:
+    torch.manual_seed(0)
+    size = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depths": (2,), "num_heads": (2,), "window_size": 2}
+    return scramble(SwinTransformer(**size, num_classes=5)).eval()
 
 
 def test_one_block_at_several_depths_is_refused() -> None:
@@ -43,6 +50,39 @@ def test_adapted_layers() -> None:
     for layers, expected in (("all", [0, 1, 2, 3]), ("bottom_half", [0, 1]), ("top_half", [2, 3]), ((-1, 0), [0, 3])):
         model = aim.wrap_image_model(base(depth=4), T, layers=layers)
         assert [i for i, block in enumerate(model.blocks) if hasattr(block, "aim")] == expected
+
+
+def test_the_convolution_has_blocks_of_its_own() -> None:
+    def parts(**settings: Any) -> tuple[list[str], bool]:
+        keys = aim.adapter_state_dict(aim.wrap_image_model(base(depth=4), T, **settings))
+        found = [key.split(".")[:3] for key in keys if key.endswith("up_proj.weight")]
+        return sorted(f"{index} {name}" for _, index, name in found), "temporal_embedding" in keys
+
+    assert parts(components=("temporal",), temporal="conv", conv_layers=[3, 1]) == (
+        ["1 temporal_conv", "3 temporal_conv"],
+        False,
+    )
+    both = {"components": ("temporal",), "temporal": "both", "layers": "top_half"}
+    assert parts(**both, conv_layers=[0]) == (["0 temporal_conv", "2 temporal", "3 temporal"], True)
+    assert parts(**both) == (["2 temporal", "2 temporal_conv", "3 temporal", "3 temporal_conv"], True)
+    assert parts(layers=[1], temporal="conv") == (["1 joint", "1 spatial", "1 temporal_conv"], False)
+
+
+@pytest.mark.parametrize("settings", [{"temporal": "conv"}, {"temporal": "both", "conv_layers": "all"}])
+def test_swin_convolves_over_time_in_all_blocks(settings: dict[str, Any]) -> None:
+    keys = set(aim.adapter_state_dict(aim.wrap_image_model(swin(), T, **settings)))
+    assert {key.split(".")[1] for key in keys if ".temporal_conv." in key} == {"0", "1"}
+    assert {key for key in keys if "temporal_bias" in key} == (
+        {"blocks.0.temporal_bias"} if settings["temporal"] == "both" else set()
+    )
+
+
+def test_where_no_block_attends_over_time_the_convolution_sees_it() -> None:
+    with pytest.raises(aim.ConfigError, match=r"none of the blocks \[1\] attends over time.*or pass temporal='conv'"):
+        aim.wrap_image_model(swin(), T, layers=[1])
+    model, clips = wake(aim.wrap_image_model(swin(), T, layers=[1], temporal="conv")).eval(), video()
+    with torch.no_grad():
+        assert not torch.allclose(model(clips), model(clips.flip(1)), rtol=1e-4)
 
 
 def test_new_parts_follow_the_matrices_not_the_norms() -> None:
