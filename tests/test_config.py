@@ -121,8 +121,6 @@ def test_num_frames_has_no_default() -> None:
 
 
         *(("temporal", choice) for choice in TEMPORAL_CHOICES),
-        ("conv_kernel", 3),
-        ("conv_layers", None),
     ],
 )
 def test_edges_of_each_domain_are_taken(name: str, value: object) -> None:
@@ -188,11 +186,6 @@ def test_rejections_say_what_was_got_and_what_was_expected(name: str, value: obj
     assert isinstance(caught.value, AIMError)
     for part in (name, got, expected):
         assert part in str(caught.value)
-
-
-def test_input_adapter_needs_the_temporal_component() -> None:
-    with pytest.raises(ConfigError, match=r"temporal_input_adapter=True needs the temporal.*\('spatial',\).*add"):
-        AIMConfig(8, components=("spatial",), temporal_input_adapter=True)
 
 
 # Normalization

@@ -12,6 +12,11 @@ from aim_adapters.config import AIMConfig
 from aim_adapters.errors import ConfigError
 
 
+def test_input_adapter_needs_the_temporal_component() -> None:
+    with pytest.raises(ConfigError, match=r"temporal_input_adapter=True needs the temporal.*\('spatial',\).*add"):
+        AIMConfig(8, components=("spatial",), temporal_input_adapter=True)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -31,7 +31,8 @@ class ModelPromises:
             videos = [case.video(frames=frames), case.video(clips=1, frames=frames)]
             expected = [case.averaged(model, video) for video in videos]
             layout = "BTCHW" if frames == case.channels else "auto"
-            aim.wrap_image_model(model, frames, temporal_input_adapter=True, input_layout=layout)
+            temporal: Any = "both" if frames == 3 else "attention"  # and a convolution over frames
+            aim.wrap_image_model(model, frames, temporal_input_adapter=True, input_layout=layout, temporal=temporal)
             for video, right in zip(videos, expected, strict=True):
                 for given in (video, video.flatten(0, 1)):
                     with torch.no_grad():
