@@ -269,6 +269,7 @@ def test_least_bottleneck_that_the_error_names_is_enough() -> None:
         ("alternate", 5, (0, 2, 4)),
         ("alternate", 1, (0,)),
         ((3, 0, 1), 4, (0, 1, 3)),
+        (range(0, 12, 3), 12, (0, 3, 6, 9)),
         ((-1,), 4, (3,)),
         ((-4, 1), 4, (0, 1)),
     ],

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from aim_adapters.anatomy import BackboneAnatomy, fingerprint
 from aim_adapters.checkpoint.base_digest import differs
 from aim_adapters.config import MEANING, AIMConfig
-from aim_adapters.core import RootState, looks_untrained, sample_norms, warn_untrained
+from aim_adapters.core import RootState, is_merged, looks_untrained, sample_norms, warn_untrained
 from aim_adapters.errors import CheckpointError, ConfigError, warn
 
 # What to do about a base model with other weights.
@@ -50,11 +50,14 @@ def require_same_base(
     if other_base == "ignore":
         return
     samples, digest = sample_norms(root, anatomy), config.get("base_digest")
-    if digest is None or not differs(root, anatomy, digest):
+    merged = is_merged(root)
+    if not merged and (digest is None or not differs(root, anatomy, digest)):
         warn_untrained(samples, anatomy)
         return
     guess = "it is another checkpoint of the same shape, such as a fine-tuned one"
-    if looks_untrained(samples, anatomy):
+    if merged:
+        guess = "merge_adapters has merged adapters into it; build it anew"
+    elif looks_untrained(samples, anatomy):
         guess = "its norm weights are all 1, as after random initialization; perhaps pretrained=True was forgotten"
     trained_on = name or "an unnamed model"
     message = (

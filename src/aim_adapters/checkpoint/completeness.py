@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from aim_adapters.anatomy import fingerprint
 from aim_adapters.checkpoint.state_dict import named_keys
-from aim_adapters.core import DISTRIBUTED_CLASSES, FoundAdapter, WrappedModel, build_adapter, find_changes, is_sharded
+from aim_adapters.core import (
+    DISTRIBUTED_CLASSES,
+    FoundAdapter,
+    WrappedModel,
+    build_adapter,
+    find_changes,
+    is_merged,
+    is_sharded,
+)
 from aim_adapters.errors import CheckpointError
 from aim_adapters.layers import is_temporal
 
@@ -39,6 +47,12 @@ def require_complete(wrapped: WrappedModel, adapter: FoundAdapter) -> None:
             image model was changed after it was wrapped.
     """
     state = adapter.state
+    if is_merged(wrapped.root):
+        raise CheckpointError(
+            "adapters were merged into the weights of this image model, and what is left would compute something else "
+            "in a fresh one, so it was not saved. Save adapters before merge_adapters, and merge again after loading; "
+            "or keep model.state_dict()"
+        )
     for key, tensor in adapter.tensors.items():
         _require_dense(key, tensor)
     expected, present = _expected(wrapped, adapter), adapter.tensors

@@ -1,5 +1,6 @@
 """The mechanism: what is patched into an image transformer, and the adapted block."""
 
+from aim_adapters.core.adapter_tensors import read_adapter
 from aim_adapters.core.audit import (
     listed,
     note_thawed,
@@ -10,7 +11,9 @@ from aim_adapters.core.audit import (
 )
 from aim_adapters.core.base_values import (
     find_changes,
+    is_merged,
     looks_untrained,
+    mark_merged,
     plain_values,
     sample_norms,
     sample_weights,
@@ -18,6 +21,7 @@ from aim_adapters.core.base_values import (
     warn_untrained,
     within_rounding,
 )
+from aim_adapters.core.block import AdaptedBlock
 from aim_adapters.core.build import build_adapter, place_of, require_place_for_head
 from aim_adapters.core.calls import evaluating, pooled_output
 from aim_adapters.core.foreign import (
@@ -45,6 +49,7 @@ from aim_adapters.core.lookup import FoundAdapter, WrappedModel, find_roots, is_
 from aim_adapters.core.mixins import WholeModel
 from aim_adapters.core.patching import patch
 from aim_adapters.core.records import WrapRecord
+from aim_adapters.core.root import VideoRoot
 from aim_adapters.core.state import (
     AdapterSet,
     AIMState,
@@ -59,6 +64,7 @@ from aim_adapters.core.state import (
 __all__ = [
     "DISTRIBUTED_CLASSES",
     "AIMState",
+    "AdaptedBlock",
     "AdapterSet",
     "BlockState",
     "ByModules",
@@ -66,6 +72,7 @@ __all__ = [
     "GraphRow",
     "Graphs",
     "RootState",
+    "VideoRoot",
     "WholeModel",
     "WrapRecord",
     "WrappedModel",
@@ -82,11 +89,13 @@ __all__ = [
     "fused_branches",
     "inspecting",
     "install_adapter",
+    "is_merged",
     "is_own_name",
     "is_sharded",
     "is_wrapped",
     "listed",
     "looks_untrained",
+    "mark_merged",
     "note_thawed",
     "only_root",
     "other_parameters",
@@ -96,6 +105,7 @@ __all__ = [
     "place_of",
     "plain_values",
     "pooled_output",
+    "read_adapter",
     "remove",
     "require_bare",
     "require_local",

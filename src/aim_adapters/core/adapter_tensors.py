@@ -9,7 +9,7 @@ from aim_adapters.layers import Adapter, folded_bias, folded_weight
 from aim_adapters.ops.branches import AdapterTensors, AttentionTensors
 
 
-def adapter_tensors(adapter: Adapter | None) -> AdapterTensors | str | None:
+def read_adapter(adapter: Adapter | None) -> AdapterTensors | str | None:
     """Return the weights of an adapter, if there is one, or why they cannot be read.
 
     Args:

@@ -14,6 +14,7 @@ from aim_adapters.errors import warn
 Samples = dict[str, tuple[float, ...]]
 
 _SAMPLES = 4  # of each parameter
+_MERGED = "aim_merged"  # attribute of an image model
 # Below, half precision rounds to multiples of this.
 _SMALLEST_HALF = 2.0**-24
 
@@ -87,6 +88,24 @@ def find_changes(samples: Samples, root: nn.Module) -> list[str]:
     )
     changed = {owners[index] for index in (~within_rounding(before, now)).nonzero().flatten().tolist()}
     return [name for name in samples if name in changed or name not in names]
+
+
+def mark_merged(root: nn.Module) -> None:
+    """Note on an image model that adapters were merged into its weights, which samples may not show.
+
+    Args:
+        root: The image model, wrapped or not; the mark stays when it is unwrapped, copied or pickled.
+    """
+    setattr(root, _MERGED, True)
+
+
+def is_merged(root: nn.Module) -> bool:
+    """Return whether adapters were merged into the weights of an image model.
+
+    Args:
+        root: The image model, wrapped or not.
+    """
+    return getattr(root, _MERGED, False) is True
 
 
 def within_rounding(first: Tensor, second: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aim_adapters.anatomy import AttentionParts, BlockAnatomy, Derived, MlpParts, Positions, Windows, made
 from aim_adapters.config import Execution
-from aim_adapters.core.adapter_tensors import adapter_tensors, folded
+from aim_adapters.core.adapter_tensors import folded, read_adapter
 from aim_adapters.core.fp8 import unfit_for_fp8
 from aim_adapters.core.places import PLACED, place_tensors, unfit_places
 from aim_adapters.core.state import BlockState
@@ -359,7 +359,7 @@ def _fused(
     positions: PositionTensors | None = None,
     drop: bool = False,
 ) -> Branch:
-    weights, input_weights = adapter_tensors(adapter), adapter_tensors(entering)
+    weights, input_weights = read_adapter(adapter), read_adapter(entering)
     if isinstance(weights, str):
         return ByModules(weights)
     if isinstance(input_weights, str):

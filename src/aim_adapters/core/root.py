@@ -168,19 +168,28 @@ class VideoRoot(Patched):
             look_at_first_batch(self.aim, video, frames)
         return frames
 
-    def _untrained_copies(self) -> dict[str, str]:
-        """Return the names of our copies that still equal what they were copied from, with the names of that."""
+    def copied_names(self) -> dict[str, str]:
+        """Return the names of our copies of the image model's parameters, with the names of those."""
         anatomy, pairs = self.aim.anatomy, []
         if anatomy.norm is not None:
             pairs.append((f"{anatomy.norm}.aim.norm", anatomy.norm))
         if self.aim.config.num_classes is None:
             pairs += [(f"aim.{head.name}", head.path) for head in anatomy.heads if head.classifier]
-        tensors = dict(self.named_parameters())
+        names = {name for name, _ in self.named_parameters()}
         return {
             f"{copied}.{leaf}": f"{original}.{leaf}"
             for copied, original in pairs
             for leaf in ("weight", "bias")
-            if f"{copied}.{leaf}" in tensors and _same(tensors[f"{copied}.{leaf}"], tensors[f"{original}.{leaf}"])
+            if f"{copied}.{leaf}" in names
+        }
+
+    def _untrained_copies(self) -> dict[str, str]:
+        """Return those of `copied_names` that still equal what they were copied from."""
+        tensors = dict(self.named_parameters())
+        return {
+            copied: original
+            for copied, original in self.copied_names().items()
+            if _same(tensors[copied], tensors[original])
         }
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
