@@ -124,9 +124,11 @@ class Stage:
     model: nn.Module = field(init=False)
     bare: nn.Module = field(init=False)
     clip: nn.Module = field(init=False)
+    linear: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:
         self.fresh = {"model": trained(), "bare": base(), "clip": holders.timm(random_weights(WIDE), WIDE)}
+        self.fresh["linear"] = trained(components=("spatial",), adapter_activation="none")
         aim.add_adapter(self.fresh["model"], "other", aim.AIMConfig(4))
         self.file = vit_file(random_weights(WIDE), WIDE, 4)
         self.renew(self.fresh)
@@ -227,6 +229,7 @@ CALLS: dict[str, Callable[[Stage], dict[str, Any]]] = {
         "source": on.saved, "base_model": "x", "base_model_revision": None, "pretrained": False, "revision": None,
         "subfolder": None, "token": None, "cache_dir": None, "local_files_only": False, "force_download": False,
     },
+    "merge_adapters": lambda on: {"model": on.linear},
     "predict": lambda on: {
         "model": on.model, "source": on.folder / "0.mp4", "top": 1, "views": "1x1", "device": "cpu",
         "precision": "fp32", "spec": on.spec,

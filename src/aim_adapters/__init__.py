@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     )
     from aim_adapters.frames import set_num_frames
     from aim_adapters.graphs import explain_graphs, graph, ungraph
+    from aim_adapters.merging import merge_adapters
     from aim_adapters.parameters import (
         ParameterCount,
         adapter_param_groups,
@@ -113,6 +114,7 @@ _LAZY = {
     "load_adapters": "checkpoint",
     "load_official_checkpoint": "convert",
     "load_video_model": "checkpoint",
+    "merge_adapters": "merging",
     "predict": "video",
     "print_trainable_parameters": "parameters",
     "push_to_hub": "checkpoint",
@@ -181,6 +183,7 @@ __all__ = [
     "load_adapters",
     "load_official_checkpoint",
     "load_video_model",
+    "merge_adapters",
     "predict",
     "print_trainable_parameters",
     "push_to_hub",
