@@ -15,7 +15,6 @@ import queue
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ from benchmarks.motion.cached import cached_features, new_probe
 from benchmarks.motion.costs import Cost, measure
 from benchmarks.motion.experiments import CLIPS, EXPERIMENTS, SIZE, Job
 from benchmarks.motion.photographs import load_photographs
-from benchmarks.motion.results import CLASS_COLUMNS, CLASSES, COLUMNS, FOLDER, append_rows, read_rows
+from benchmarks.motion.results import CLASS_COLUMNS, COLUMNS, FOLDER, append_rows, read_rows
 from benchmarks.motion.task import Task, load_task
 from benchmarks.motion.trainer import Clips, Plan, Training, predict, train_together
 from benchmarks.motion.ways import BACKBONES, build, groups_of, load_backbone, normalized
@@ -165,10 +164,11 @@ def _row(job: Job, seed: int) -> dict[str, Any]:
 
 
 def _scores(found: Tensor, task: Task) -> dict[str, float]:
-    """Return the share of clips whose class is right, whose group is, and of those the share whose class is."""
+    """Return the share of clips whose class is right, whose group is, and of those of pairs the share in order."""
     groups = torch.tensor(task.groups, device=found.device)
     right, group = found == task.test.labels, groups[found] == groups[task.test.labels]
-    order = right[group].float().mean() if bool(group.any()) else torch.zeros(())
+    paired = group & (groups.bincount()[groups[task.test.labels]] > 1)
+    order = right[paired].float().mean() if bool(paired.any()) else torch.zeros(())
     return {
         "accuracy": 100 * float(right.float().mean()),
         "what": 100 * float(group.float().mean()),
@@ -194,7 +194,7 @@ def _work(jobs: Any, results: Any, sources: Sources) -> None:
             break
         try:
             results.put((job, *worker.run(job)))
-        except Exception as error:  # noqa: BLE001  # one job's failure is told, the others go on
+        except Exception as error:  # one job's failure is told, the others go on
             results.put((job, f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-4)}", None))
         torch.cuda.empty_cache()
     results.put(None)
@@ -213,7 +213,7 @@ def _costs(jobs: list[Job], sources: Sources) -> dict[tuple[str, str], Cost]:
             try:
                 costs[way, job.backbone] = measure(way, models[job.backbone], job.backbone)
                 print(f"cost {way}: {costs[way, job.backbone]}", flush=True)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 print(f"cost of {way} FAILED: {type(error).__name__}: {error}", flush=True)
                 traceback.print_exc(limit=-4)
         if (way, job.backbone) in costs:
@@ -294,7 +294,8 @@ def main(argv: list[str] | None = None) -> int:
         append_rows(settings.out / "runs.csv", COLUMNS, [_rounded(row) for row in rows])
         append_rows(settings.out / "classes.csv", CLASS_COLUMNS, [_rounded(row) for row in classes])
         shown = ", ".join(f"{row['accuracy']:.1f} ({row['what']:.0f}/{row['order']:.0f})" for row in rows)
-        print(f"{job.experiment} {job.variant} {job.name} {job.learning_rate:g}: {shown}; {rows[0]['seconds']:.1f} s", flush=True)
+        about_run = f"{job.experiment} {job.variant} {job.name} {job.learning_rate:g}"
+        print(f"{about_run}: {shown}; {rows[0]['seconds']:.1f} s", flush=True)
     for worker in workers:
         worker.join()
     return min(failed, 100)

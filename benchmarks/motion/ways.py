@@ -116,7 +116,7 @@ def rate_of(way: str) -> float:
 
 
 def groups_of(model: nn.Module, way: str, weight_decay: float) -> list[dict[str, Any]]:
-    """Return what trains as an optimizer's groups; a new head trains at the rate of adapters, ``share`` times as fast."""
+    """Return what trains as an optimizer's groups; ``share`` is of the rate, so that a new head trains as adapters."""
     if way not in BASELINES:
         return [group | {"share": 1.0} for group in aim.adapter_param_groups(model, weight_decay=weight_decay)]
     head_share = ADAPTERS_RATE / rate_of(way)
@@ -126,9 +126,7 @@ def groups_of(model: nn.Module, way: str, weight_decay: float) -> list[dict[str,
             chosen = [
                 parameter
                 for name, parameter in model.named_parameters()
-                if parameter.requires_grad
-                and (parameter.ndim > 1) == (decay > 0)
-                and name.startswith("head") == head
+                if parameter.requires_grad and (parameter.ndim > 1) == (decay > 0) and name.startswith("head") == head
             ]
             if chosen:
                 groups.append({"params": chosen, "weight_decay": decay, "share": share})
