@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,6 +136,11 @@ def groups_of(model: nn.Module, way: str, weight_decay: float) -> list[dict[str,
 
 def normalized(frames: Tensor, backbone: Backbone) -> Tensor:
     """Return pixels ``[..., 3, H, W]``, uint8, as the image model reads them, float32."""
-    mean = torch.tensor(backbone.mean, device=frames.device).view(3, 1, 1) * 255
-    std = torch.tensor(backbone.std, device=frames.device).view(3, 1, 1) * 255
+    mean, std = _statistics(backbone, frames.device)
     return (frames.float() - mean) / std
+
+
+@functools.lru_cache
+def _statistics(backbone: Backbone, device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = (255 * torch.tensor(values, device=device).view(3, 1, 1) for values in (backbone.mean, backbone.std))
+    return mean, std
