@@ -20,6 +20,7 @@ from aim_adapters.ops.heads import triton as heads
 from aim_adapters.ops.heads.api import Heads
 from aim_adapters.ops.spatial_attention import triton as spatial
 from aim_adapters.ops.temporal_attention import triton as temporal
+from aim_adapters.ops.temporal_conv import triton as conv
 from benchmarks.checks.compiling import Architecture
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -50,6 +51,8 @@ SPATIAL = [
 ]
 WIDTHS, UNITS, MOST_FEATURES, MOST_UNITS = (768, 1024), (3072, 4304), 8192, 16384
 ADAPTERS = (192, 352, 2048, 4096)
+# Of the convolution over frames: features, taps.
+CONVOLUTIONS = ((96, 3), (192, 3), (192, 5), (25, 7), (96, 9))
 
 
 class Case(NamedTuple):
@@ -88,6 +91,10 @@ def cases(*, thorough: bool = False) -> Iterator[Case]:
     for width in ADAPTERS:
         for dtype in (BF16, FP32):
             yield Case(f"adapter, {width} wide, {_name(dtype)}", partial(_adapter, width, dtype))
+    for width, kernel in CONVOLUTIONS:
+        for dtype in (BF16, FP32):
+            name = f"convolution over frames, {width} wide, {kernel} taps, {_name(dtype)}"
+            yield Case(name, partial(_convolution, width, kernel, dtype))
 
 
 def temporal_case(frames: int, dim: int, dtype: torch.dtype, bias: bool) -> Case:
@@ -186,6 +193,12 @@ def _adapter(width: int, dtype: torch.dtype) -> None:
     bottleneck.widened(_empty(features, features, dtype=dtype), up, bias, dtype)
     layer = Layer(_empty(features, features, dtype=dtype), bias)
     bottleneck.joined((layer,), Layer(down, _empty(width, dtype=FP32)), dtype)
+
+
+def _convolution(width: int, kernel: int, dtype: torch.dtype) -> None:
+    h, weight, bias = _empty(8, 197, width, dtype=dtype), _empty(width, kernel, dtype=FP32), _empty(width, dtype=FP32)
+    conv.forward(h, weight, bias, 8)
+    conv.backward(_empty(8, 197, width, dtype=dtype), h, weight, bias, 8)
 
 
 def _float8(gpu: Architecture) -> str | None:

@@ -31,12 +31,15 @@ def triton_missing(device: str) -> str | None:
             _shared_memory["cuda"] = getattr(properties, "shared_memory_per_block_optin", _LEAST_SHARED_MEMORY)
             _crowded["cuda"] = torch.version.hip is None and is_crowded(*torch.cuda.get_device_capability())
         _missing.update({kind: _why_missing(kind) for kind in ("any", "cpu", "cuda")})
+        if None in _missing.values():
+            _version["triton"] = _triton_version()
     return _missing.get(device, f"Triton's kernels need a GPU, got {device}")
 
 
 _missing: dict[str, str | None] = {}
 _shared_memory: dict[str, int] = {}
 _crowded: dict[str, bool] = {}
+_version: dict[str, tuple[int, ...]] = {}
 
 
 def _why_missing(device: str) -> str | None:
@@ -93,11 +96,27 @@ def is_crowded(major: int, minor: int) -> bool:
         major: Of the compute capability.
         minor: Of the compute capability.
     """
-    if major not in (10, 11) or importlib.util.find_spec("triton") is None:
-        return False
+    return major in (10, 11) and () < _triton_version() < (3, 8)
+
+
+def triton_before(major: int, minor: int) -> bool:
+    """Return whether the Triton that could run kernels here is older than a version; False where none could.
+
+    Args:
+        major: Of the version.
+        minor: Of the version.
+    """
+    triton_missing("any")
+    return () < _version.get("triton", ()) < (major, minor)
+
+
+def _triton_version() -> tuple[int, ...]:
+    """Return Triton's major and minor version, or nothing if it is not installed."""
+    if importlib.util.find_spec("triton") is None:
+        return ()
     import triton  # not at the top: it may be missing
 
-    return tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8)
+    return tuple(map(int, triton.__version__.split(".")[:2]))
 
 
 def exporting() -> bool:

@@ -9,8 +9,12 @@ from torch import Tensor
 
 from aim_adapters.errors import InputError
 from aim_adapters.ops.choice import Choice, automatic, by_name
-from aim_adapters.ops.device import exporting, triton_missing
+from aim_adapters.ops.device import exporting, triton_before, triton_missing
 from aim_adapters.ops.temporal_conv import reference
+
+# What the Triton kernels support.
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_MAX_KERNEL = 31
 
 
 class Case(NamedTuple):
@@ -19,12 +23,14 @@ class Case(NamedTuple):
     Args:
         device: Type of the device: ``"cuda"``, ``"cpu"``.
         dtype: Dtype of the features.
-        missing: Why Triton cannot run here at all, or None if it can.
+        kernel: K.
+        missing: Why Triton cannot run the kernels here at all, or None if it can.
         exporting: Whether the model is being exported, to run where our operators may not be known.
     """
 
     device: str
     dtype: torch.dtype
+    kernel: int
     missing: str | None
     exporting: bool = False
 
@@ -42,16 +48,21 @@ def choose(requested: str, case: Case) -> Choice:
         ConfigError: The name is unknown.
         UnsupportedKernelError: The named implementation cannot run here, or cannot compute this.
     """
-    plain = ("eager",)
-    named = by_name(requested, lambda: _unsupported(case), setting="implementation", plain=plain)
-    return (
-        automatic(_unsupported(case), case.device, exporting=case.exporting, plain=plain[0]) if named is None else named
-    )
+    named = by_name(requested, lambda: _unsupported(case), setting="implementation", plain=("eager",))
+    if named is not None:
+        return named
+    return automatic(_unsupported(case), case.device, exporting=case.exporting, plain="eager")
 
 
 def _unsupported(case: Case) -> str | None:
     """Return why the Triton kernels cannot compute this, or None if they can."""
-    return case.missing or "it has no kernels"
+    if case.missing is not None:
+        return case.missing
+    if case.dtype not in _DTYPES:
+        return f"its kernels compute in {', '.join(map(str, _DTYPES))}, got {case.dtype}"
+    if case.kernel > _MAX_KERNEL:
+        return f"its kernels take up to {_MAX_KERNEL} taps, got {case.kernel}"
+    return None
 
 
 def temporal_conv_gelu(
@@ -78,8 +89,12 @@ def temporal_conv_gelu(
         UnsupportedKernelError: The named implementation cannot run here, or cannot compute this.
     """
     _validate(h, weight, bias, num_frames)
-    case = Case(h.device.type, h.dtype, triton_missing(h.device.type), exporting())
-    choose(implementation, case)
+    missing = triton_missing(h.device.type) or ("its kernels need Triton 3.3" if triton_before(3, 3) else None)
+    case = Case(h.device.type, h.dtype, weight.shape[1], missing, exporting())
+    if choose(implementation, case).implementation == "triton":
+        from aim_adapters.ops.temporal_conv import triton  # not at the top: it imports Triton
+
+        return triton.temporal_conv_gelu(h, weight, bias, num_frames=num_frames)
     return reference.temporal_conv_gelu(h, weight, bias, num_frames=num_frames)
 
 
