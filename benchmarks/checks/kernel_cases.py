@@ -196,9 +196,9 @@ def _adapter(width: int, dtype: torch.dtype) -> None:
 
 
 def _convolution(width: int, kernel: int, dtype: torch.dtype) -> None:
-    h, weight, bias = _empty(8, 197, width, dtype=dtype), _empty(width, kernel, dtype=FP32), _empty(width, dtype=FP32)
-    conv.forward(h, weight, bias, 8)
-    conv.backward(_empty(8, 197, width, dtype=dtype), h, weight, bias, 8)
+    h, weight, bias = _empty(8, 1, width, dtype=dtype), _empty(width, kernel, dtype=FP32), _empty(width, dtype=FP32)
+    conv.forward(h, weight, bias, 8)  # of one token, as Triton makes a constant of 1 where it may
+    conv.backward(_empty(8, 1, width, dtype=dtype), h, weight, bias, 8)
 
 
 def _float8(gpu: Architecture) -> str | None:

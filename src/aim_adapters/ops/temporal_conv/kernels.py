@@ -15,6 +15,8 @@ import triton.language as tl
 
 from aim_adapters.ops.frozen.kernels import activate
 
+_SIZES = ["num_rows", "num_frames", "num_tokens"]  # one kernel serves all, also 1, which Triton makes a constant
+
 
 @triton.jit
 def _tile(num_rows, num_frames, num_tokens, WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr):
@@ -87,7 +89,7 @@ def _weighted(window, taps, FLIPPED: tl.constexpr, KERNEL: tl.constexpr):
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def forward_kernel(
     h_ptr, weight_ptr, bias_ptr, out_ptr, num_rows, num_frames, num_tokens,
     WIDTH: tl.constexpr, KERNEL: tl.constexpr, EXACT_ERF: tl.constexpr,
@@ -112,7 +114,7 @@ def forward_kernel(
             tl.store(out_ptr + (start + i) * stride_frame, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def backward_kernel(
     d_out_ptr, h_ptr, weight_ptr, bias_ptr, d_h_ptr, d_weight_ptr, d_bias_ptr, num_rows, num_frames, num_tokens,
     WIDTH: tl.constexpr, KERNEL: tl.constexpr, EXACT_ERF: tl.constexpr,
