@@ -86,6 +86,9 @@ def train(
             *BASELINES,
         ),
     ] = None,
+    cache_gib: Annotated[
+        float | None, typer.Option(help="Train a probe on features kept on the device, in at most so many GiB.")
+    ] = None,
     workers: Workers = None,
     seed: Annotated[int, typer.Option(help="Seed of all that is random.", min=0)] = 0,
     resume: Annotated[
@@ -186,6 +189,7 @@ def train(
                 seed=seed,
                 max_skipped=max_skipped,
                 dummy_data=dummy_data,
+                cache_gib=cache_gib,
                 log_with=log_with,
                 callbacks=[lambda _: remember()],
             )

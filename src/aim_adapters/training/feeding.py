@@ -78,6 +78,42 @@ def reader_for(data: Any, recipe: Recipe, spec: ClipSpec) -> ClipReader:
     return dataclasses.replace(own, train=True, stride=own.stride or spec.stride, clips=1, transform=transform)
 
 
+def loader_options(workers: int | None, device: torch.device) -> dict[str, Any]:
+    """Return the arguments of a DataLoader that reads training clips.
+
+    Args:
+        workers: Processes that decode; None: as many as there are cores for each that trains.
+        device: Where the batches go.
+    """
+    workers = default_workers() if workers is None else workers
+    return {
+        "num_workers": workers,
+        "collate_fn": collate_clips,
+        "pin_memory": device.type == "cuda",
+        "persistent_workers": workers > 0,
+        "worker_init_fn": _start_worker,
+        "generator": torch.Generator(),  # or it would draw from the caller's
+    }
+
+
+def require_clips(video: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse clips that are not what the model reads.
+
+    Args:
+        video: Clips of the data.
+        shape: Shape of each, ``(T, C, H, W)``.
+
+    Raises:
+        ConfigError: They have another shape, or are normalized already.
+    """
+    if video.dtype != torch.uint8 or tuple(video.shape[1:]) != shape:
+        raise ConfigError(
+            f"the clips of train are {video.dtype} {list(video.shape[1:])}, expected torch.uint8 {list(shape)}; leave "
+            "transform out, or pass a ClipTransform or one that returns uint8 frames of this size, as they are "
+            "normalized on the device"
+        )
+
+
 class Feed:
     """The batches of a run.
 
@@ -107,15 +143,7 @@ class Feed:
         self.data, self.settings, self.rank, self.world, self.device = data, settings, rank, world, device
         self.max_skipped = max_skipped
         self._shape = (spec.frames, len(spec.mean), *spec.image_size)
-        workers = default_workers() if workers is None else workers
-        options: dict[str, Any] = {
-            "num_workers": workers,
-            "collate_fn": collate_clips,
-            "pin_memory": device.type == "cuda",
-            "persistent_workers": workers > 0,
-            "worker_init_fn": _start_worker,
-            "generator": torch.Generator(),  # or it would draw from the caller's
-        }
+        options = loader_options(workers, device)
         if isinstance(data, VideoStream):
             data.seed = settings.seed if data.seed is None else data.seed
             self._batches = None
@@ -179,7 +207,7 @@ class Feed:
             self.data.note_skipped(found["skipped"], max_skipped=self.max_skipped)
             if not len(found["label"]):
                 continue
-            self._require_clips(found["video"])
+            require_clips(found["video"], self._shape)
             waiting.append((found["video"], found["label"], found["index"]))
             count += len(found["label"])
             if count < size and self._batches is None:
@@ -200,14 +228,6 @@ class Feed:
         if len(labels):
             filled[: len(labels)], marks[: len(labels)] = video, labels
         return filled, marks
-
-    def _require_clips(self, video: Tensor) -> None:
-        if video.dtype != torch.uint8 or tuple(video.shape[1:]) != self._shape:
-            raise ConfigError(
-                f"the clips of train are {video.dtype} {list(video.shape[1:])}, expected torch.uint8 "
-                f"{list(self._shape)}; leave transform out, or pass a ClipTransform or one that returns uint8 frames "
-                "of this size, as they are normalized on the device"
-            )
 
     def _names(self, indices: Tensor) -> list[str]:
         samples = getattr(self.data, "samples", None)

@@ -19,6 +19,7 @@ from aim_adapters.errors import ConfigError
 from aim_adapters.execution import set_execution
 from aim_adapters.recipes import Recipe, get_recipe
 from aim_adapters.training.baseline_models import Baseline
+from aim_adapters.training.caching import CachedFeed, cached_reader, require_room
 from aim_adapters.training.failures import Interruption
 from aim_adapters.training.feeding import DummyFeed, Feed, reader_for
 from aim_adapters.training.launch import launch, require_agreement, require_writable
@@ -59,6 +60,7 @@ def fit(
     keep: int = 2,
     max_skipped: float = 0.05,
     dummy_data: bool = False,
+    cache_gib: float | None = None,
     log_with: str | None = None,
     callbacks: Sequence[Callable[[dict[str, Any]], None]] = (),
     spec: ClipSpec | None = None,
@@ -106,6 +108,9 @@ def fit(
         keep: Checkpoints that stay.
         max_skipped: Share of videos that may be missing or broken before training stops.
         dummy_data: Train on random clips made once on the device, which shows the speed without decoding.
+        cache_gib: For the baselines ``"probe"`` and ``"attentive-probe"`` on one process: run the image model once for
+            each training video, keep what the probe reads on the device, in the type of ``precision`` and in at most so
+            many GiB, and train on that. Clips are those of an evaluation, so the recipe's augmentation is left out.
         log_with: ``"tensorboard"``, ``"wandb"`` or ``"trackio"``.
         callbacks: Functions that are called with the record of each step.
         spec: What the model reads, if it does not say so itself.
@@ -142,7 +147,10 @@ def fit(
         _require_fit(recipe, model)
     # The recipe's distance between frames, unless the dataset was made with one, or a trained model has its own.
     spec = dataclasses.replace(spec, stride=train.reader.stride or spec.stride or recipe.stride)
-    reader = reader_for(train, recipe, spec)
+    if cache_gib is None:
+        reader = reader_for(train, recipe, spec)
+    else:
+        reader = cached_reader(model, train, recipe, spec, dummy_data=dummy_data)
     accelerator, sharding, accumulate, precision = launch(
         sharding=sharding, accumulate=accumulate, precision=precision, log_with=log_with, out=folder
     )
@@ -162,6 +170,9 @@ def fit(
         dummy_data=dummy_data,
         labels=spec.labels or (),
     )
+    if cache_gib is not None:
+        require_room(model, spec, settings, gib=cache_gib, processes=world)
+        settings = dataclasses.replace(settings, cached=True)
     way = choose_way(execution, device=device.type, sharding=sharding, wrapped=is_wrapped(model))
     snapshot, standing = find_run(folder, resume)
     if standing is not None and (differences := settings.differences(standing.settings)):
@@ -184,9 +195,14 @@ def fit(
         record_clip(model, stride=spec.stride, mean=spec.mean, std=spec.std, labels=spec.labels)
     elif isinstance(model, Baseline):
         model.set_spec(spec)
-    feed: Feed | DummyFeed
+    feed: Feed | DummyFeed | CachedFeed
     if dummy_data:
         feed = DummyFeed(spec, settings, device)
+    elif settings.cached:
+        feed = CachedFeed(
+            model, train.with_reader(reader), settings, spec, workers=workers, device=device, max_skipped=max_skipped,
+            progress=say,
+        )  # fmt: skip
     else:
         feed = Feed(
             train.with_reader(reader), settings, spec, rank=rank, world=world, workers=workers, device=device,

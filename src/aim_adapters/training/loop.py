@@ -20,6 +20,7 @@ from aim_adapters.clip_spec import ClipSpec
 from aim_adapters.core import is_wrapped, only_root
 from aim_adapters.errors import TrainingError
 from aim_adapters.recipes import Recipe
+from aim_adapters.training.caching import CachedFeed
 from aim_adapters.training.failures import Interruption, compiler_errors, explain_memory, not_finite
 from aim_adapters.training.feeding import NO_LABEL, Batch, DummyFeed, Feed
 from aim_adapters.training.progress import Progress
@@ -61,7 +62,7 @@ class Run:
         self,
         model: nn.Module,
         accelerator: Any,
-        feed: Feed | DummyFeed,
+        feed: Feed | DummyFeed | CachedFeed,
         *,
         settings: RunSettings,
         recipe: Recipe,
@@ -79,7 +80,10 @@ class Run:
         self.evaluate, self.progress, self.callbacks = evaluate, progress, callbacks
         self.device: torch.device = accelerator.device
         self.world, self.rank = accelerator.num_processes, accelerator.process_index
-        self.normalize = Normalize(spec.mean, spec.std).to(self.device)
+        self.read: nn.Module = model  # what is called with a batch
+        self.normalize: nn.Module = Normalize(spec.mean, spec.std).to(self.device)
+        if isinstance(feed, CachedFeed):
+            self.read, self.normalize = feed.probe, nn.Identity()
         self.step, self.history, self.best = 0, [], None  # type: tuple[int, list[dict[str, Any]], float | None]
         self._stopped = False
         self._start()
@@ -260,9 +264,9 @@ class Run:
     def _called(self) -> nn.Module:
         """Return what is called in training; where compiling or capturing fails, that is the model as it is."""
         if self.way.name == "eager":
-            return self.model
+            return self.read
         # Tried before the processes depend on one another: if it fails on one, all run eagerly.
-        self.called, failure, asked = self.model, None, self.way.reason == "asked for"
+        self.called, failure, asked = self.read, None, self.way.reason == "asked for"
         with explain_memory(self.settings.batch_size, 1, self._memory):
             if self.way.name == "graphs":
                 with self._autocast():
@@ -270,7 +274,7 @@ class Run:
                 if failure is not None and asked:
                     raise TrainingError(f"execution='graphs' was asked for, but {failure}; use 'auto' or 'eager'")
             else:
-                self.called = compiled(self.model, self.way)
+                self.called = compiled(self.read, self.way)
                 try:
                     self._passes([self.feed.blank()])
                 except compiler_errors() as error:
@@ -285,7 +289,7 @@ class Run:
         if is_wrapped(self.model):
             only_root(self.model).state.graphs = None
         self.way = Way("eager", f"{self.way.name} failed")
-        return self.model
+        return self.read
 
     def assess(self, epoch: int) -> None:
         """Evaluate, and keep the best adapters.

@@ -140,7 +140,7 @@ class AttentiveProbe(nn.Module):
         x = self.norm((x.to(self.time.dtype) + self.time).flatten(1, 2))  # [B, T*N, D]
         k, v = self.kv_proj(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, T*N, d] each
         q = self.q_proj(self.query).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [1, H, 1, d]
-        found = F.scaled_dot_product_attention(q.expand(len(k), -1, -1, -1), k, v).flatten(1)  # [B, D]
+        found = F.scaled_dot_product_attention(q.expand(len(k), -1, -1, -1).contiguous(), k, v).flatten(1)  # [B, D]
         pooled = self.query[0] + found  # [B, D]
         pooled = pooled + self.mlp(self.mlp_norm(pooled))
         logits: Tensor = self.head(self.dropout(pooled))

@@ -17,7 +17,7 @@ from aim_adapters.recipes import Recipe
 # Settings that a run which continues must have had before: with another value it would be another run.
 SAME = (
     "recipe_settings", "dummy_data", "data", "videos", "labels", "epochs", "total_batch", "learning_rate",
-    "head_learning_rate", "weight_decay", "max_norm", "ema", "precision", "seed",
+    "head_learning_rate", "weight_decay", "max_norm", "ema", "precision", "seed", "cached",
 )  # fmt: skip
 
 
@@ -45,6 +45,7 @@ class RunSettings:
         recipe_settings: The whole recipe, as JSON holds it.
         data: A digest of the names and classes of the training videos; empty for a stream.
         dummy_data: Whether clips are random.
+        cached: Whether a probe trains on features that are kept.
     """
 
     recipe: str
@@ -66,6 +67,7 @@ class RunSettings:
     recipe_settings: dict[str, Any]
     data: str
     dummy_data: bool
+    cached: bool = False
 
     @property
     def steps_per_epoch(self) -> int:
@@ -88,6 +90,7 @@ class RunSettings:
         Args:
             saved: What `to_dict` returned for that run.
         """
+        saved = {"cached": False, **saved}  # runs of versions that could not
         pairs = {name: (saved.get(name), value) for name, value in self.to_dict().items() if name in SAME}
         before, now = pairs.pop("recipe_settings")
         if isinstance(before, dict):  # settings of the recipe one by one
