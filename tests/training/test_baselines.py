@@ -138,6 +138,15 @@ def test_what_is_said_to_train_trains_and_comes_back_to_the_bit(name: str, tmp_p
     assert copy.deepcopy(loaded)(clips(model)).equal(model(clips(model)))
 
 
+@pytest.mark.parametrize("name", ["probe", "attentive-probe", "full-space-time", "lora-temporal"])
+def test_a_step_reads_no_value_so_that_it_can_be_captured(name: str) -> None:
+    model = build(name).to("meta")
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(video().to("meta"))
+    out.float().sum().backward()  # on the meta device there are no values to read
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
 def test_the_rungs_count_what_table_1_counts() -> None:
     counts = []
     for name in ("frozen", "spatial", "temporal", "joint"):

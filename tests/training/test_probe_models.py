@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import aim_adapters as aim
 from aim_adapters.training import AttentiveProbe, MeanProbe
+from tests.backbones import test_open_clip_vit
 from tests.tiny import FRAMES, video
 from tests.training.test_baselines import IMAGE_MODELS, build, clips
 
@@ -66,7 +67,11 @@ def test_training_runs_the_image_model_as_in_evaluation_and_without_recording(na
     assert not read.requires_grad and read.shape[:2] == (2, FRAMES)
 
 
-@pytest.mark.parametrize("make", IMAGE_MODELS)
+def attention_pool() -> nn.Module:
+    return next(case for case in test_open_clip_vit.CASES if case.name == "attentional_pool").build()
+
+
+@pytest.mark.parametrize("make", [*IMAGE_MODELS, attention_pool])
 def test_an_attentive_probe_reads_every_token_behind_the_final_norm(make: Callable[[], nn.Module]) -> None:
     model = build("attentive-probe", make).eval()
     read = model.read(clips(model))
@@ -82,6 +87,12 @@ def test_an_attentive_probe_reads_every_token_behind_the_final_norm(make: Callab
 def test_features_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(aim.InputError, match=rf"must be \[B, {FRAMES}, {WIDTH}\].*got \["):
         attentive()(tokens(*shape))
+
+
+@pytest.mark.parametrize("x", [[1.0], torch.ones(3, FRAMES, WIDTH, dtype=torch.int64)])
+def test_what_is_no_feature_is_refused(x: Any) -> None:
+    with pytest.raises(aim.InputError, match=r"must be a floating-point tensor, got (list|torch\.int64)"):
+        MeanProbe(WIDTH, 4)(x)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,13 @@ def test_windows_are_refused_and_nothing_is_changed(name: str) -> None:
     assert before == list(model.modules()) and not any(module._forward_pre_hooks for module in before)
 
 
+def test_a_block_that_runs_twice_is_refused() -> None:
+    model = base()
+    model.blocks[1] = model.blocks[0]
+    with pytest.raises(aim.UnsupportedModelError, match="one block at several depths"):
+        build_baseline("full-space-time", model=model, num_classes=3)
+
+
 def test_with_tubelets_there_are_fewer_positions() -> None:
     recipe = dataclasses.replace(get_recipe("small-data"), tubelet_size=2)
     for name in ("full-space-time", "attentive-probe"):

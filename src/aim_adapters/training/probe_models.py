@@ -57,7 +57,7 @@ class MeanProbe(nn.Module):
             Logits ``[B, K]``.
 
         Raises:
-            InputError: The features have another shape.
+            InputError: The features are of another kind or shape.
         """
         x = _features(x, self.head.in_features, None)  # [B, T, N, D]
         logits: Tensor = self.head(self.dropout(x.mean((1, 2), dtype=self.head.weight.dtype)))
@@ -133,7 +133,7 @@ class AttentiveProbe(nn.Module):
             Logits ``[B, K]``.
 
         Raises:
-            InputError: The features have another shape.
+            InputError: The features are of another kind or shape.
         """
         _, frames, _, width = self.time.shape
         x = _features(x, width, frames)  # [B, T, N, D]
@@ -149,11 +149,14 @@ class AttentiveProbe(nn.Module):
 
 def _features(x: Tensor, width: int, frames: int | None) -> Tensor:
     """Return features with a dimension of tokens, ``[B, T, N, D]``."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = f"{x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(f"features must be a floating-point tensor, got {got}")
     if x.ndim not in (3, 4) or x.shape[-1] != width or (frames is not None and x.shape[1] != frames):
         count = "T" if frames is None else frames
         raise InputError(
-            f"features must be [B, {count}, {width}] or [B, {count}, N, {width}], got {list(x.shape)}; of a flat "
-            f"[B*T, ...] pass x.unflatten(0, (-1, T))"
+            f"features must be [B, {count}, {width}] or [B, {count}, N, {width}], got {list(x.shape)}; of flat frames "
+            "[B*T, ...] pass x.unflatten(0, (-1, T))"
         )
     return x if x.ndim == 4 else x.unsqueeze(2)
 
@@ -188,7 +191,11 @@ class Probe(ImageBaseline):
         super().__init__(baseline, image_model, anatomy, num_classes, facts=facts, tubelet_size=tubelet_size)
         path, block = anatomy.blocks[-1]
         last: Any = image_model.get_submodule(path)
-        self._norm, self._tokens = anatomy.norm, None  # type: tuple[str | None, Tensor | None]
+        self._tokens: Tensor | None = None
+        self._norm = anatomy.norm
+        if anatomy.norm is not None:  # behind the attention pooling of open_clip it may have another width
+            norm = image_model.get_submodule(anatomy.norm)
+            self._norm = anatomy.norm if all(len(p) == anatomy.block_widths[-1] for p in norm.parameters()) else None
         self.probe: nn.Module
         if attentive:
             width, heads = anatomy.block_widths[-1], block.heads(getattr(last, block.attention))

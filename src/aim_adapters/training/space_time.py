@@ -98,7 +98,10 @@ def require_plain(model: nn.Module, anatomy: BackboneAnatomy, *, shared: bool) -
             f"this {type(model).__name__} attends within windows, with positions in them; expected a plain vision "
             "transformer, whose tokens all attend to one another"
         )
-    whole = [path for path, parts in anatomy.blocks if _is_whole(model.get_submodule(f"{path}.{parts.attention}"))]
+    if len({model.get_submodule(path) for path, _ in anatomy.blocks}) != len(anatomy.blocks):
+        raise UnsupportedModelError("the model runs one block at several depths; each would attend over frames twice")
+    attentions = {path: model.get_submodule(f"{path}.{parts.attention}") for path, parts in anatomy.blocks}
+    whole = [path for path, attention in attentions.items() if isinstance(attention, nn.MultiheadAttention)]
     if shared and whole:
         raise UnsupportedModelError(
             f"LoRA would do nothing over frames in the attention of {whole[0]}: its nn.MultiheadAttention reads its "
@@ -107,7 +110,7 @@ def require_plain(model: nn.Module, anatomy: BackboneAnatomy, *, shared: bool) -
 
 
 def add_frame_attention(
-    model: nn.Module, anatomy: BackboneAnatomy, num_frames: int, *, shared: bool, ratio: float
+    model: nn.Module, anatomy: BackboneAnatomy, num_frames: int, *, adapter_width: int | None
 ) -> nn.ModuleList:
     """Let the blocks of an image model attend over frames, and return what was added; it starts as it was.
 
@@ -120,8 +123,7 @@ def add_frame_attention(
         model: The image model.
         anatomy: Its anatomy.
         num_frames: Frames of a clip that the blocks see, T.
-        shared: Whether norm and attention are the block's own.
-        ratio: Width of an adapter, as a share of D.
+        adapter_width: Share norm and attention, with adapters of this width; None: copy them.
     """
     width = anatomy.block_widths[0]
     first = model.get_submodule(anatomy.blocks[0][0])
@@ -131,12 +133,12 @@ def add_frame_attention(
         block = model.get_submodule(path)
         place = place_of(block)
         out: nn.Module
-        if shared:
-            out = Adapter(width, int(ratio * width), skip=False, **place)
-        else:
+        if adapter_width is None:
             out = zero_linear(width, width, **place)
-        attention = FrameAttention(block, parts, num_frames, out=out, copies=not shared)
-        if not shared:
+        else:
+            out = Adapter(width, adapter_width, skip=False, **place)
+        attention = FrameAttention(block, parts, num_frames, out=out, copies=adapter_width is None)
+        if adapter_width is None:
             tokens = torch.zeros(num_frames, 1, width, **place)  # [B*T, N, D]
             train_all(attention, partial(_output, attention, block), tokens)
         block.register_forward_pre_hook(attention.before)
@@ -147,7 +149,3 @@ def add_frame_attention(
 def _output(attention: FrameAttention, block: nn.Module, tokens: Tensor) -> Tensor:
     output: Tensor = attention.before(block, (tokens,))[0]
     return output
-
-
-def _is_whole(attention: nn.Module) -> bool:
-    return isinstance(attention, nn.MultiheadAttention)
