@@ -85,6 +85,11 @@ def test_a_block_that_runs_twice_is_refused() -> None:
         build_baseline("full-space-time", model=model, num_classes=3)
 
 
+def test_adapters_are_those_of_the_recipe() -> None:
+    recipe = dataclasses.replace(get_recipe("small-data"), adapter_activation="none")
+    assert all(attend.out.linear for attend in build("lora-temporal", recipe=recipe).temporal[1:])
+
+
 def test_with_tubelets_there_are_fewer_positions() -> None:
     recipe = dataclasses.replace(get_recipe("small-data"), tubelet_size=2)
     for name in ("full-space-time", "attentive-probe"):

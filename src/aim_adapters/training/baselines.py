@@ -52,8 +52,6 @@ RUNGS = {
     "temporal": ("spatial", "temporal"),
     "joint": ("spatial", "temporal", "joint"),
 }
-# Blocks attend over frames too.
-_OVER_FRAMES = ("full-space-time", "lora-temporal")
 TIMESFORMER = "facebook/timesformer-base-finetuned-k400"
 
 
@@ -166,11 +164,9 @@ def _frame_average(
         raise ConfigError(f"this {type(model).__name__} reads patches cut beforehand, not frames; pass another model")
     warn_untrained(sample_weights(model), anatomy)
     blank = torch.zeros(1, anatomy.in_channels, *(anatomy.image_size or (224, 224)), **place_of(model))
-    over_frames, adapter_width = name in _OVER_FRAMES, None
+    over_frames = name in ("full-space-time", "lora-temporal")
     if over_frames:
         require_plain(model, anatomy, shared="lora" in name)
-    if name == "lora-temporal":
-        adapter_width = config.adapter_width(anatomy.block_widths[0])
     layers = lora_layers(model, anatomy, blank, rank=rank) if "lora" in name else []
     if name.startswith("full"):
         require_trainable(model)
@@ -185,7 +181,8 @@ def _frame_average(
     else:
         train_all(baseline, lambda frame: baseline.head(baseline.features(frame)), blank)
     if over_frames:
-        baseline.temporal = add_frame_attention(model, anatomy, baseline.read_frames, adapter_width=adapter_width)
+        adapters = config if layers else None
+        baseline.temporal = add_frame_attention(model, anatomy, baseline.read_frames, adapters=adapters)
     return baseline
 
 

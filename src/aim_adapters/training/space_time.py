@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aim_adapters.anatomy import BackboneAnatomy, BlockAnatomy, apply_part
+from aim_adapters.config import AIMConfig
 from aim_adapters.core import place_of
 from aim_adapters.errors import UnsupportedModelError
 from aim_adapters.layers import Adapter, add_temporal_embedding, new_temporal_embedding, zero_linear
@@ -110,7 +111,7 @@ def require_plain(model: nn.Module, anatomy: BackboneAnatomy, *, shared: bool) -
 
 
 def add_frame_attention(
-    model: nn.Module, anatomy: BackboneAnatomy, num_frames: int, *, adapter_width: int | None
+    model: nn.Module, anatomy: BackboneAnatomy, num_frames: int, *, adapters: AIMConfig | None
 ) -> nn.ModuleList:
     """Let the blocks of an image model attend over frames, and return what was added; it starts as it was.
 
@@ -123,7 +124,7 @@ def add_frame_attention(
         model: The image model.
         anatomy: Its anatomy.
         num_frames: Frames of a clip that the blocks see, T.
-        adapter_width: Share norm and attention, with adapters of this width; None: copy them.
+        adapters: Share norm and attention, with adapters of these settings; None: copy them.
     """
     width = anatomy.block_widths[0]
     first = model.get_submodule(anatomy.blocks[0][0])
@@ -133,12 +134,13 @@ def add_frame_attention(
         block = model.get_submodule(path)
         place = place_of(block)
         out: nn.Module
-        if adapter_width is None:
+        if adapters is None:
             out = zero_linear(width, width, **place)
         else:
-            out = Adapter(width, adapter_width, skip=False, **place)
-        attention = FrameAttention(block, parts, num_frames, out=out, copies=adapter_width is None)
-        if adapter_width is None:
+            linear = adapters.adapter_activation == "none"
+            out = Adapter(width, adapters.adapter_width(width), skip=False, linear=linear, **place)
+        attention = FrameAttention(block, parts, num_frames, out=out, copies=adapters is None)
+        if adapters is None:
             tokens = torch.zeros(num_frames, 1, width, **place)  # [B*T, N, D]
             train_all(attention, partial(_output, attention, block), tokens)
         block.register_forward_pre_hook(attention.before)
