@@ -11,55 +11,10 @@ import torch
 from timm.layers import resample_abs_pos_embed
 
 import pretrained
-from pretrained import WeightsError, load_dinov2_small, timm_state_from_onnx
+from pretrained import SOURCES, WeightsError, load_dinov2_small, load_pretrained
 
-onnx = pytest.importorskip("onnx")
-REAL = Path.home() / ".cache" / "aim-adapters" / "dinov2-small" / f"{pretrained.MODEL}.safetensors"
-
-
-def tiny() -> timm.models.VisionTransformer:
-    torch.manual_seed(0)
-    model = timm.models.VisionTransformer(
-        img_size=28, patch_size=14, embed_dim=12, depth=2, num_heads=2, init_values=1.0, num_classes=0
-    )
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter)
-    return model
-
-
-def export(model: timm.models.VisionTransformer, path: Path, *, without: str = "") -> None:
-    """Write the tensors as an export of transformers' Dinov2 keeps them: nameless weights, split positions."""
-    state, tensors, nodes = model.state_dict(), {}, []
-
-    def linear(name: str, weight: torch.Tensor) -> None:
-        tensors[f"onnx::MatMul_{len(tensors)}"] = weight.T
-        if name != without:
-            inputs = [f"/backbone/encoder/{name}/input", list(tensors)[-1]]
-            nodes.append(
-                onnx.helper.make_node("MatMul", inputs, [f"{name}_output"], name=f"/backbone/encoder/{name}/MatMul")
-            )
-
-    embeddings = "backbone.embeddings"
-    tensors[f"{embeddings}.cls_token"] = state["cls_token"]
-    for part in ("weight", "bias"):
-        tensors[f"{embeddings}.patch_embeddings.projection.{part}"] = state[f"patch_embed.proj.{part}"]
-        tensors[f"backbone.layernorm.{part}"] = state[f"norm.{part}"]
-    tensors["onnx::Reshape_9"], tensors["onnx::Concat_10"] = state["pos_embed"][:, 1:], state["pos_embed"][:, :1]
-    for op, name in (("Reshape", "onnx::Reshape_9"), ("Concat", "onnx::Concat_10")):
-        nodes.append(onnx.helper.make_node(op, [name], [f"{name}_output"], name=f"/backbone/embeddings/{op}"))
-    for index in range(len(model.blocks)):
-        ours, theirs = f"blocks.{index}", f"backbone.encoder.layer.{index}"
-        weights, biases = state[f"{ours}.attn.qkv.weight"].chunk(3), state[f"{ours}.attn.qkv.bias"].chunk(3)
-        for part in (1, 2, 0):  # exported in another order than timm's
-            name = ("query", "key", "value")[part]
-            linear(f"layer.{index}/attention/attention/{name}", weights[part])
-            tensors[f"{theirs}.attention.attention.{name}.bias"] = biases[part]
-        for key, name in pretrained.LINEARS.items():
-            linear(f"layer.{index}/{name}", state[f"{ours}.{key}.weight"])
-        for key, name in pretrained.VECTORS.items():
-            tensors[f"{theirs}.{name}"] = state[f"{ours}.{key}"]
-    constants = [onnx.numpy_helper.from_array(tensor.contiguous().numpy(), name) for name, tensor in tensors.items()]
-    onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "dinov2", [], [], initializer=constants)), path)
+DINOV2 = SOURCES["dinov2-small"]
+CACHE = Path.home() / ".cache" / "aim-adapters"
 
 
 def unreachable(*_: object, **__: object) -> None:
@@ -73,37 +28,20 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrained.urllib.request, "urlopen", unreachable)
 
 
-def test_every_tensor_of_an_export_finds_its_place(tmp_path: Path) -> None:
-    model = tiny()
-    export(model, tmp_path / "model.onnx")
-    state = timm_state_from_onnx(tmp_path / "model.onnx")
-    expected = model.state_dict()
-    assert state.keys() == expected.keys()
-    assert all(torch.equal(state[key], expected[key]) for key in expected)
-
-
-def test_another_model_is_refused(tmp_path: Path) -> None:
-    export(tiny(), tmp_path / "model.onnx", without="layer.1/mlp/fc2")
-    with pytest.raises(
-        WeightsError, match=r"not an exported DINOv2: it has no '/backbone/encoder/layer\.1/mlp/fc2/MatMul'"
-    ):
-        timm_state_from_onnx(tmp_path / "model.onnx")
-
-
 @pytest.mark.usefixtures("no_hub")
 def test_only_a_network_failure_counts_as_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert pretrained.hub_unreachable(pretrained.HUB_REPOSITORY, pretrained.HUB_FILE) == "no route"
+    assert pretrained.hub_unreachable(DINOV2.repository, pretrained.HUB_FILE) == "no route"
     for code, reason in ((404, None), (503, "HTTP status 503")):
         error = urllib.error.HTTPError("", code, "", Message(), None)
         monkeypatch.setattr(pretrained.urllib.request, "urlopen", lambda *_, error=error, **__: _raise(error))
-        assert pretrained.hub_unreachable(pretrained.HUB_REPOSITORY, pretrained.HUB_FILE) == reason
+        assert pretrained.hub_unreachable(DINOV2.repository, pretrained.HUB_FILE) == reason
     monkeypatch.setattr(pretrained.urllib.request, "urlopen", lambda *_, **__: _raise(TimeoutError()))
-    assert pretrained.hub_unreachable(pretrained.HUB_REPOSITORY, pretrained.HUB_FILE) == "no answer in 5 s"
+    assert pretrained.hub_unreachable(DINOV2.repository, pretrained.HUB_FILE) == "no answer in 5 s"
     monkeypatch.setattr(pretrained.urllib.request, "urlopen", lambda *_, **__: _raise(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
-        pretrained.hub_unreachable(pretrained.HUB_REPOSITORY, pretrained.HUB_FILE)
+        pretrained.hub_unreachable(DINOV2.repository, pretrained.HUB_FILE)
     monkeypatch.setattr(pretrained, "try_to_load_from_cache", lambda *_: "cached.safetensors")
-    assert pretrained.hub_unreachable(pretrained.HUB_REPOSITORY, pretrained.HUB_FILE) is None
+    assert pretrained.hub_unreachable(DINOV2.repository, pretrained.HUB_FILE) is None
 
 
 def _raise(error: Exception) -> None:
@@ -114,11 +52,11 @@ def _raise(error: Exception) -> None:
 def test_converted_weights_are_kept_and_resampled_as_timm_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state = timm.create_model(pretrained.MODEL, num_classes=0).state_dict()
+    state = timm.create_model(DINOV2.layout.model, num_classes=0).state_dict()
     torch.nn.init.normal_(state["pos_embed"])
-    monkeypatch.setattr(pretrained, "_fetch_onnx", lambda folder: folder / "model.onnx")
-    monkeypatch.setattr(pretrained, "timm_state_from_onnx", lambda path: state)
-    monkeypatch.setattr(pretrained, "check_against_onnx", lambda state, path: 0.0)
+    monkeypatch.setattr(pretrained, "_fetch_onnx", lambda source, folder: folder / source.file)
+    monkeypatch.setattr(pretrained, "timm_state_from_onnx", lambda path, layout: state)
+    monkeypatch.setattr(pretrained, "check_against_onnx", lambda state, path, layout: 0.0)
     model = load_dinov2_small(56, cache=tmp_path)
     assert "no route" in capsys.readouterr().out
     expected = state | {"pos_embed": resample_abs_pos_embed(state["pos_embed"], new_size=[4, 4])}
@@ -145,20 +83,28 @@ def test_no_source_at_all_is_an_error_that_says_what_pip_said(tmp_path: Path, mo
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+def test_an_unknown_name_is_an_error_that_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"'dinov2-large'\. Known are: dinov2-small, clip-base\."):
+        load_pretrained("dinov2-large", 224, cache=tmp_path)
+
+
 @pytest.mark.usefixtures("no_hub")
-@pytest.mark.skipif(not REAL.is_file(), reason="the real weights are not cached; the quickstart fetches them")
-def test_real_weights_recognize_pictures_without_color_and_mirrored() -> None:
+@pytest.mark.parametrize(("name", "size", "least"), [("dinov2-small", 112, 0.7), ("clip-base", 176, 0.8)])
+def test_real_weights_recognize_pictures_without_color_and_mirrored(name: str, size: int, least: float) -> None:
+    if not list((CACHE / name).glob("*.safetensors")):
+        pytest.skip("the real weights are not cached; load_pretrained fetches them")
     data = pytest.importorskip("skimage.data")
-    model = load_dinov2_small(112, cache=REAL.parents[1]).eval()
-    names = ("astronaut", "chelsea", "coffee", "rocket")
-    pictures = torch.stack([torch.from_numpy(getattr(data, name)()[:300, 100:400]) for name in names])
+    model = load_pretrained(name, size, cache=CACHE).eval()
+    pictures = torch.stack(
+        [torch.from_numpy(getattr(data, of)()[:300, 100:400]) for of in ("astronaut", "chelsea", "coffee", "rocket")]
+    )
     pictures = torch.nn.functional.interpolate(
-        pictures.permute(0, 3, 1, 2).float() / 255, size=112, antialias=True, mode="bilinear"
+        pictures.permute(0, 3, 1, 2).float() / 255, size=size, antialias=True, mode="bilinear"
     )
     changed = pictures.mean(1, keepdim=True).expand_as(pictures).flip(-1)
     with torch.no_grad():
         one, other = (torch.nn.functional.normalize(model((x - 0.45) / 0.225), dim=-1) for x in (pictures, changed))
     similar = one @ other.T
     assert similar.argmax(1).tolist() == [0, 1, 2, 3]
-    assert similar.diagonal().min() > 0.7
+    assert similar.diagonal().min() > least
     assert (similar.sum() - similar.trace()) / 12 < 0.6  # of a random model all are almost alike
