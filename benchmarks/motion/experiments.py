@@ -9,7 +9,8 @@ from benchmarks.motion.ways import rate_of
 
 SEEDS = (0, 1, 2)
 VARIANTS = ("order", "appearance")
-CLIPS, STEPS, BATCH, FRAMES, SIZE = 8192, 600, 32, 8, 84
+CLIPS, BATCH, FRAMES, SIZE = 8208, 48, 8, 84
+STEPS = {"order": 700, "composition": 1400, "appearance": 250}
 SHARES = (0.01, 0.05, 0.1, 0.25, 0.5)  # of the clips; Figure 3
 
 LADDER = ("frozen", "spatial", "temporal", "joint", "input", "full", "full-space-time")
@@ -42,7 +43,7 @@ class Job(NamedTuple):
     backbone: str = "dinov2-small"
     frames: int = FRAMES
     clips: int = CLIPS
-    steps: int = STEPS
+    steps: int = STEPS["order"]
     batch: int = BATCH
     rate: float | None = None
     plan: tuple[tuple[str, Any], ...] = ()
@@ -67,13 +68,13 @@ class Job(NamedTuple):
 def _everywhere(experiment: str, *ways: str) -> Iterator[Job]:
     for way in ways:
         for variant in VARIANTS:
-            yield Job(experiment, variant, way)
+            yield Job(experiment, variant, way, steps=STEPS[variant])
 
 
 def _data() -> Iterator[Job]:
     for share in SHARES:
         for way in ("joint", "conv", "full-space-time"):
-            yield Job("data", "order", way, clips=round(share * CLIPS))
+            yield Job("data", "order", way, clips=12 * round(share * CLIPS / 12))
 
 
 def _frames() -> Iterator[Job]:
@@ -83,7 +84,7 @@ def _frames() -> Iterator[Job]:
 
 
 def _defaults() -> Iterator[Job]:
-    few = {"clips": CLIPS // 8, "steps": STEPS // 2}
+    few = {"clips": CLIPS // 8, "steps": STEPS["order"] // 2}
     for rate in (1e-4, 3e-4, 1e-3, 3e-3):
         yield Job("defaults", "order", "joint", **few, rate=rate, label=f"rate-{rate:g}")
     for warmup in (0.0, 0.3):
@@ -91,7 +92,7 @@ def _defaults() -> Iterator[Job]:
     for drop in (0.1, 0.2):
         yield Job("defaults", "order", "joint", **few, options=(("drop_path", drop),), label=f"drop-path-{drop:g}")
     yield Job("defaults", "order", "joint", **few, plan=(("ema", 0.99),), label="ema-0.99")
-    yield Job("defaults", "order", "joint", clips=CLIPS // 8, steps=2 * STEPS, label="steps-4x")
+    yield Job("defaults", "order", "joint", clips=CLIPS // 8, steps=2 * STEPS["order"], label="steps-4x")
 
 
 EXPERIMENTS: dict[str, tuple[Job, ...]] = {
@@ -99,7 +100,10 @@ EXPERIMENTS: dict[str, tuple[Job, ...]] = {
     "ways": tuple(_everywhere("ways", *WAYS)),
     "layers": tuple(_everywhere("layers", "alternate", "top", "bottom")),
     "ratio": tuple(_everywhere("ratio", "ratio-0.0625", "ratio-0.125", "ratio-0.5")),
-    "pretraining": (Job("pretraining", "order", "random"), Job("pretraining", "appearance", "random")),
+    "pretraining": (
+        Job("pretraining", "order", "random"),
+        Job("pretraining", "appearance", "random", steps=STEPS["appearance"]),
+    ),
     "data": tuple(_data()),
     "frames": tuple(_frames()),
     "execution": (

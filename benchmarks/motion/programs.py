@@ -4,16 +4,19 @@ A clip is a crop of a photograph under a camera that pans, tilts, zooms and roll
 exposure that drifts. Time is counted in ticks, ``TICKS`` a clip; a path gives the camera's four axes at each tick, so
 that any number of frames samples the same motion.
 
-Variant "order" has 24 classes, closed under reversal of time:
+Variant "order" has 12 classes, on pan and zoom, closed under reversal of time:
 
-- one motion and then another, on pan and zoom (8) and on tilt and roll (8): "pan right, zoom in" played backwards is
-  "zoom out, pan left", so these are eight pairs;
-- speed (4): "pan right, faster" played backwards is "pan left, slower", two pairs;
-- to and fro (4), on pan and zoom: "zoom in, then out" played backwards is itself, so these are four groups of one.
+- one steady motion (4): "pan right" played backwards is "pan left", two pairs;
+- one motion and then the other (4): "pan right, zoom in" played backwards is "zoom out, pan left", two pairs;
+- to and fro (4): "zoom in, then out" played backwards is itself, so these are four groups of one.
+
+Variant "composition" has those and 12 more, six pairs: the other four of one motion and then the other; steady tilt and
+roll (4); and speed (4), where "pan right, faster" played backwards is "pan left, slower".
 
 Everything else of a clip (starting point, jitter, sprites, drift of exposure) is distributed alike forwards and
 backwards. Hence who does not see the order of frames cannot tell a class from its reverse and is right in at most half
-of the clips of a pair, all in all in ``(20 / 2 + 4) / 24`` = 58.3 %: `order_blind_bound`. (It counts to and fro as
+of the clips of a pair, all in all in ``(8 / 2 + 4) / 12`` = 66.7 % of "order" and ``(20 / 2 + 4) / 24`` = 58.3 % of
+"composition": `order_blind_bound`. (It counts to and fro as
 told apart, since sprites and exposure may tell the order of frames up to reversal; who does not use them is right in
 half of those clips too.)
 
@@ -37,7 +40,8 @@ __all__ = ["DIFFICULTY", "VARIANTS", "Classes", "Difficulty", "Programs", "class
 
 Integers = NDArray[np.int64]
 
-VARIANTS = ("order", "appearance")
+VARIANTS = ("order", "composition", "appearance")
+SIMPLE = 12  # the first motions, those of "order"; all are of "composition"
 PARTS = ("train", "test")
 SEED = 20250
 TICKS = 64
@@ -56,23 +60,24 @@ class Difficulty(NamedTuple):
     """How strong motions and nuisances are: pairs are ranges; lengths in percent of the frame's side unless stated."""
 
     crop: tuple[float, float]  # the frame's side in percent of the photograph's short side
-    pan: tuple[float, float] = (6, 18)  # within half a clip, of tilt too
-    zoom: tuple[float, float] = (108, 130)  # factor within half a clip, in percent
-    roll: tuple[float, float] = (5, 18)  # degrees within half a clip
-    lean: float = 8  # the camera's own roll, up to so many degrees either way
-    jitter: float = 1  # of every frame, up to so much either way, along both sides
-    wander: float = 2  # of the whole clip at constant speed, up to so much either way, along both sides
-    one_sprite: float = 50  # percent of the clips
-    two_sprites: float = 25
+    pan: tuple[float, float] = (8, 35)  # within half a clip, of tilt too
+    zoom: tuple[float, float] = (108, 160)  # factor within half a clip, in percent
+    roll: tuple[float, float] = (6, 35)  # degrees within half a clip
+    lean: float = 6  # the camera's own roll, up to so many degrees either way
+    jitter: float = 0.5  # of every frame, up to so much either way, along both sides
+    wander: float = 1  # of the whole clip at constant speed, up to so much either way, along both sides
+    one_sprite: float = 30  # percent of the clips
+    two_sprites: float = 10
     radius: tuple[float, float] = (10, 25)
     travel: float = 60  # of a sprite in a clip, up to so much either way, along both sides
     gain: tuple[float, float] = (80, 120)  # percent
     color: tuple[float, float] = (93, 107)  # percent, of each channel by itself
-    drift: float = 25  # of exposure in a clip, up to so many percent either way
+    drift: float = 20  # of exposure in a clip, up to so many percent either way
 
 
 DIFFICULTY = {
     "order": Difficulty(crop=(35, 70)),
+    "composition": Difficulty(crop=(35, 70)),
     "appearance": Difficulty(crop=(20, 34), gain=(60, 150), color=(80, 122)),
 }
 
@@ -132,33 +137,41 @@ def _path(axes: Sequence[tuple[str, Integers]]) -> Integers:
 
 
 def _paths() -> dict[str, Integers]:
-    """Return the path of every motion by its name; the paths of "order" are its classes."""
+    """Return the path of every motion by its name, those of "order" first."""
     tick, half = np.arange(TICKS + 1, dtype=np.int64), TICKS // 2
-    first, second = 1024 * np.minimum(tick, half) // half, 1024 * np.maximum(tick - half, 0) // half
+    steady, first, second = 32 * tick, 32 * np.minimum(tick, half), 32 * np.maximum(tick - half, 0)
     to_and_fro = first - second
-    # Over the whole clip, so twice the amplitude of half a clip.
-    faster = 2048 * tick**2 // TICKS**2
+    faster = 2048 * tick**2 // TICKS**2  # from a stop, as far as a steady motion
     slower = faster[-1] - faster[::-1]
-    signs, paths = (1, -1), {}
-    for one, other in (("pan", "zoom"), ("zoom", "pan"), ("tilt", "roll"), ("roll", "tilt")):
-        for sign in signs:
-            for then in signs:
-                name = f"{_signed(one, sign)}, {_signed(other, then)}"
-                paths[name] = _path([(one, sign * first), (other, then * second)])
+    paths, signs = {}, (1, -1)
+
+    def add(axis: str, sign: int, words: str, values: Integers) -> None:
+        paths[_signed(axis, sign) + words] = _path([(axis, sign * values)])
+
+    def add_both(one: str, sign: int, other: str, then: int) -> None:
+        name = f"{_signed(one, sign)}, {_signed(other, then)}"
+        paths[name] = _path([(one, sign * first), (other, then * second)])
+
     for axis in ("pan", "zoom"):
         for sign in signs:
-            name = f"{_signed(axis, sign)}, then {_signed(axis, -sign).split()[1]}"
-            paths[name] = _path([(axis, sign * to_and_fro)])
+            add(axis, sign, "", steady)
+            add(axis, sign, f", then {_signed(axis, -sign).split()[1]}", to_and_fro)
+    for equal in signs:  # both signs alike, which reversal keeps; then the others
+        for sign in signs:
+            add_both("pan", sign, "zoom", equal * sign)
+            add_both("zoom", sign, "pan", equal * sign)
     for sign in signs:
-        paths[f"{_signed('pan', sign)}, faster"] = _path([("pan", sign * faster)])
-        paths[f"{_signed('pan', sign)}, slower"] = _path([("pan", sign * slower)])
+        add("tilt", sign, "", steady)
+        add("roll", sign, "", steady)
+        add("pan", sign, ", faster", faster)
+        add("pan", sign, ", slower", slower)
     return paths
 
 
-_ORDER = _paths()
-_STEADY = 32 * np.arange(TICKS + 1, dtype=np.int64)
-_ZOOMS = {"zoom in": _path([("zoom", _STEADY)]), "zoom out": _path([("zoom", -_STEADY)])}
-PATHS = np.stack([*_ORDER.values(), *_ZOOMS.values()])
+_PATHS = _paths()
+_NAMES = tuple(_PATHS)
+_ZOOMS = ("zoom in", "zoom out")
+PATHS = np.stack([*_PATHS.values()])
 
 
 def _reverse_paths() -> tuple[int, ...]:
@@ -171,8 +184,9 @@ REVERSE_PATHS = _reverse_paths()
 
 def classes_of(variant: str, photographs: Photographs) -> Classes:
     """Return the classes of a variant; those of "appearance" are named after photographs."""
-    if variant == "order":
-        return Classes(tuple(_ORDER), REVERSE_PATHS[: len(_ORDER)])
+    if variant in ("order", "composition"):
+        count = SIMPLE if variant == "order" else len(_NAMES)
+        return Classes(_NAMES[:count], REVERSE_PATHS[:count])
     if variant != "appearance":
         raise ValueError(f"variant must be one of {VARIANTS}, got {variant!r}")
     shown = [photographs.names[index] for index in photographs.classes]
@@ -186,12 +200,12 @@ class _Draws:
 
     WORDS = 128
 
-    def __init__(self, variant: str, part: str, start: int, stop: int) -> None:
+    def __init__(self, variant: str, part: str, scenes: Integers) -> None:
         key = (SEED, VARIANTS.index(variant), PARTS.index(part))
-        words = [
-            np.random.PCG64(np.random.SeedSequence((*key, clip))).random_raw(self.WORDS) for clip in range(start, stop)
-        ]
-        self.words = (np.stack(words) >> np.uint64(32)).astype(np.int64) if words else np.zeros((0, self.WORDS), int)
+        drawn, places = np.unique(scenes, return_inverse=True)
+        words = [np.random.PCG64(np.random.SeedSequence((*key, int(k)))).random_raw(self.WORDS) for k in drawn]
+        drawn = (np.stack(words) >> np.uint64(32)).astype(np.int64) if words else np.zeros((0, self.WORDS), np.int64)
+        self.words = drawn[places]
         self.used = 0
 
     def between(self, low: int, high: int, *shape: int) -> Integers:
@@ -226,13 +240,15 @@ def draw_programs(
 ) -> Programs:
     """Draw clips ``start`` to ``start + clips`` of a part of a variant: a clip depends on its index alone.
 
-    Classes take turns, so that they are balanced in the first clips, however many.
+    Classes take turns, so that they are balanced in the first clips, however many. But for "appearance", a turn is a scene: its
+    clips differ in nothing but the motion.
     """
     classes = classes_of(variant, photographs)
     hard = difficulty or DIFFICULTY[variant]
-    draws = _Draws(variant, part, start, start + clips)
-    label = np.arange(start, start + clips, dtype=np.int64) % len(classes.names)
-    if variant == "order":
+    index = np.arange(start, start + clips, dtype=np.int64)
+    label = index % len(classes.names)
+    draws = _Draws(variant, part, index if variant == "appearance" else index // len(classes.names))
+    if variant != "appearance":
         path, own = label, photographs.of_split(part)
         photo, texture = draws.of(own), draws.of(own, SPRITES)
         # A sprite of the background's own photograph would be camouflage: take the next one.
@@ -240,8 +256,8 @@ def draw_programs(
         texture = np.where(texture == photo[:, None], following, texture)
         region = WHOLE
     else:
-        directed, some = label < 2 * DIRECTED, draws.between(0, len(_ORDER) - 1)
-        path = np.where(directed, len(_ORDER) + label % 2, some)
+        directed, some = label < 2 * DIRECTED, draws.between(0, SIMPLE - 1)
+        path = np.where(directed, np.asarray([_NAMES.index(zoom) for zoom in _ZOOMS])[label % 2], some)
         photo = np.asarray(photographs.classes)[np.where(directed, label // 2, label - DIRECTED)]
         others = sorted(set(photographs.of_split(part)) - set(photographs.classes))
         texture, region = draws.of(others, SPRITES), REGIONS[part]

@@ -100,7 +100,8 @@ class Worker:
         task = self.task(job.variant, job.frames)
         clips = Clips(task.train.frames[: job.clips], task.train.labels[: job.clips])
         normalize = functools.partial(normalized, backbone=BACKBONES[job.backbone])
-        plan = Plan(job.steps, job.batch, job.learning_rate, **dict(job.plan))
+        together = 1 if job.variant == "appearance" else len(task.classes)
+        plan = Plan(job.steps, job.batch, job.learning_rate, together=together, **dict(job.plan))
         torch.manual_seed(seed)
         if job.way in PROBES:
             train = self.features(job)[0]
@@ -233,6 +234,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="of each run, to try")
     parser.add_argument("--ways", nargs="*", help="only these")
     parser.add_argument("--seeds", type=int, help="so many of them")
+    parser.add_argument("--costs", action="store_true", help="measure costs first, alone on the GPU")
     parser.add_argument("--device", default="cuda")
     return parser.parse_args(argv)
 
@@ -263,7 +265,7 @@ def main(argv: list[str] | None = None) -> int:
     facts = {"gpu": (about["gpus"] or ["CPU"])[0], "commit": about["commit"]}
     weights = {name: Path(file) for name, _, file in (item.partition("=") for item in settings.weights)}
     sources = Sources(settings.photographs, weights, settings.device, time.time() + settings.seconds, facts)
-    costs = _costs(jobs, sources) if settings.device == "cuda" else {}
+    costs = _costs(jobs, sources) if settings.costs else {}
     torch.cuda.empty_cache()
     context = multiprocessing.get_context("spawn")
     waiting, results = context.Queue(), context.Queue()

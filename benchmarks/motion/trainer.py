@@ -18,11 +18,12 @@ class Plan(NamedTuple):
 
     Attributes:
         steps: Steps of the optimizer.
-        batch: Clips of a step.
+        batch: Clips of a step, a multiple of ``together``.
         rate: Highest learning rate; it rises linearly, then falls along a cosine to zero.
         warmup: Share of the steps in which it rises.
         weight_decay: Of AdamW.
         ema: Decay of the averaged weights that are tested; 0: the weights themselves.
+        together: Consecutive clips that are always in one step: those of a scene.
         record: Whether steps are recorded as a CUDA graph; else each runs on its own.
     """
 
@@ -32,6 +33,7 @@ class Plan(NamedTuple):
     warmup: float = 0.1
     weight_decay: float = 0.05
     ema: float = 0.0
+    together: int = 1
     record: bool = True
 
 
@@ -145,9 +147,11 @@ class Training:
 def _order(count: int, plan: Plan, seed: int) -> Tensor:
     """Return which clips each step trains on, ``[steps, batch]``: all, in a new order each time."""
     generator = torch.Generator().manual_seed(seed)
-    passes = math.ceil(plan.steps * plan.batch / count)
-    order = torch.cat([torch.randperm(count, generator=generator) for _ in range(passes)])
-    return order[: plan.steps * plan.batch].view(plan.steps, plan.batch)
+    scenes = count // plan.together
+    passes = math.ceil(plan.steps * plan.batch / (scenes * plan.together))
+    order = torch.cat([torch.randperm(scenes, generator=generator) for _ in range(passes)])  # [scenes]
+    clips = order[:, None] * plan.together + torch.arange(plan.together)  # [scenes, together]
+    return clips.flatten()[: plan.steps * plan.batch].view(plan.steps, plan.batch)
 
 
 def rate_at(step: int, plan: Plan) -> float:
