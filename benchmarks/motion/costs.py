@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 import aim_adapters as aim
 from aim_adapters.core import is_wrapped
-from benchmarks.motion.trainer import Clips, Plan, Training
+from benchmarks.motion.trainer import WARM, Clips, Plan, Training
 from benchmarks.motion.ways import BACKBONES, build, groups_of, normalized
 
 SIZE, BATCH, CLASSES, FRAMES = 224, 16, 24, 8
-REPEATS = 12
+REPEATS = 10
 
 
 class Cost(NamedTuple):
@@ -55,7 +55,7 @@ def measure(way: str, image_model: nn.Module, backbone: str, options: dict[str, 
     before = torch.cuda.memory_allocated(device)
     model = build(way, image_model, classes=CLASSES, frames=FRAMES, options=options or {})
     training = Training(
-        model, groups_of(model, way, 0.05), clips, Plan(REPEATS + 8, BATCH, 1e-4), seed=0, normalize=normalize
+        model, groups_of(model, way, 0.05), clips, Plan(REPEATS + 2 * WARM, BATCH, 1e-4), seed=0, normalize=normalize
     )
     torch.cuda.reset_peak_memory_stats(device)
     training.start()
@@ -66,8 +66,7 @@ def measure(way: str, image_model: nn.Module, backbone: str, options: dict[str, 
     trained = sum(parameter.numel() for parameter in training.trained)
     total = trained_and_frozen(model)
     size = file_size(model)
-    if way == "linear":
-        aim.merge_adapters(model)
+    _merge(way, model)
     model.eval()
     video = normalize(frames)
     stream = torch.cuda.Stream(device)
@@ -85,6 +84,18 @@ def measure(way: str, image_model: nn.Module, backbone: str, options: dict[str, 
         answer()
     inference = _time(answers.replay, stream)
     return Cost(trained, total, step, peak / 2**20, inference, size / 1024)
+
+
+def _merge(way: str, model: nn.Module) -> None:
+    """Merge what answers need not compute by itself."""
+    if way == "linear":
+        aim.merge_adapters(model)
+    elif way == "lora":
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        for layer in model.modules():
+            if isinstance(layer, BaseTunerLayer):
+                layer.merge()
 
 
 def trained_and_frozen(model: nn.Module) -> int:

@@ -10,7 +10,7 @@ from benchmarks.motion.ways import rate_of
 SEEDS = (0, 1, 2)
 VARIANTS = ("order", "appearance")
 CLIPS, BATCH, FRAMES, SIZE = 8208, 48, 8, 84
-STEPS = {"order": 700, "composition": 1400, "appearance": 250}
+STEPS = {"order": 1400, "composition": 2800, "appearance": 250}
 SHARES = (0.01, 0.05, 0.1, 0.25, 0.5)  # of the clips; Figure 3
 
 LADDER = ("frozen", "spatial", "temporal", "joint", "input", "full", "full-space-time")

@@ -13,6 +13,7 @@ COLUMNS = (
     "experiment,variant,way,backbone,seed,frames,clips,steps,batch,lr,accuracy,what,order,trained,total,step_ms,"
     "peak_mib,inference_ms,file_kib,seconds,gpu,commit"
 ).split(",")
+COST_COLUMNS = "way,backbone,trained,total,step_ms,peak_mib,inference_ms,file_kib,gpu,commit".split(",")
 CLASS_COLUMNS = ("variant", "way", "seed", "class", "accuracy")
 
 

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 import aim_adapters as aim
 from benchmarks.harness import record
 from benchmarks.motion.cached import cached_features, new_probe
+from benchmarks.motion.costs import SIZE as SIZE_OF_COSTS
 from benchmarks.motion.costs import Cost, measure
 from benchmarks.motion.experiments import CLIPS, EXPERIMENTS, SIZE, Job
 from benchmarks.motion.photographs import load_photographs
-from benchmarks.motion.results import CLASS_COLUMNS, COLUMNS, FOLDER, append_rows, read_rows
+from benchmarks.motion.results import CLASS_COLUMNS, COLUMNS, COST_COLUMNS, FOLDER, append_rows, read_rows
 from benchmarks.motion.task import Task, load_task
 from benchmarks.motion.trainer import Clips, Plan, Training, predict, train_together
 from benchmarks.motion.ways import BACKBONES, build, groups_of, load_backbone, normalized
@@ -201,25 +202,29 @@ def _work(jobs: Any, results: Any, sources: Sources) -> None:
     results.put(None)
 
 
-def _costs(jobs: list[Job], sources: Sources) -> dict[tuple[str, str], Cost]:
-    """Measure the ways of jobs, each once, alone on the GPU; those that are only settings of others cost as much."""
-    costs: dict[tuple[str, str], Cost] = {}
+def _measure_costs(jobs: list[Job], sources: Sources, path: Path) -> None:
+    """Measure the ways of jobs, each once, alone on the GPU, and add them to a file."""
+    known = {(row["way"], row["backbone"]) for row in read_rows(path)}
     models: dict[str, nn.Module] = {}
-    for job in jobs:
-        way = {"average": "joint", "resized": "joint", "random": "joint"}.get(job.way, job.way)
-        if (way, job.backbone) not in costs:
-            if job.backbone not in models:
-                image_model = load_backbone(job.backbone, sources.weights[job.backbone], 224)
-                models[job.backbone] = image_model.to(sources.device)
-            try:
-                costs[way, job.backbone] = measure(way, models[job.backbone], job.backbone)
-                print(f"cost {way}: {costs[way, job.backbone]}", flush=True)
-            except Exception as error:
-                print(f"cost of {way} FAILED: {type(error).__name__}: {error}", flush=True)
-                traceback.print_exc(limit=-4)
-        if (way, job.backbone) in costs:
-            costs[job.way, job.backbone] = costs[way, job.backbone]
-    return costs
+    for way, backbone in dict.fromkeys((costs_as(job), job.backbone) for job in jobs):
+        if (way, backbone) in known:
+            continue
+        if backbone not in models:
+            models[backbone] = load_backbone(backbone, sources.weights[backbone], SIZE_OF_COSTS).to(sources.device)
+        try:
+            cost = measure(way, models[backbone], backbone)
+        except Exception as error:
+            print(f"FAILED cost of {way}: {type(error).__name__}: {error}", flush=True)
+            continue
+        append_rows(
+            path, COST_COLUMNS, [_rounded({"way": way, "backbone": backbone, **cost._asdict(), **sources.facts})]
+        )
+        print(f"{way}: {cost}", flush=True)
+
+
+def costs_as(job: Job) -> str:
+    """Return the way whose cost a job's is: what is trained otherwise costs the same."""
+    return "joint" if job.way in ("average", "resized", "random") else job.way
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -265,7 +270,9 @@ def main(argv: list[str] | None = None) -> int:
     facts = {"gpu": (about["gpus"] or ["CPU"])[0], "commit": about["commit"]}
     weights = {name: Path(file) for name, _, file in (item.partition("=") for item in settings.weights)}
     sources = Sources(settings.photographs, weights, settings.device, time.time() + settings.seconds, facts)
-    costs = _costs(jobs, sources) if settings.costs else {}
+    if settings.costs:
+        _measure_costs(jobs, sources, settings.out / "costs.csv")
+    costs = {(row["way"], row["backbone"]): row for row in read_rows(settings.out / "costs.csv")}
     torch.cuda.empty_cache()
     context = multiprocessing.get_context("spawn")
     waiting, results = context.Queue(), context.Queue()
@@ -289,10 +296,10 @@ def main(argv: list[str] | None = None) -> int:
             failed += 1
             print(f"FAILED {job.experiment} {job.variant} {job.name}: {rows}", flush=True)
             continue
-        cost = costs.get((job.way, job.backbone))
+        cost = costs.get((costs_as(job), job.backbone), {})
         for row in rows:
             row["seconds"] = round(row["seconds"] / len(workers), 2)  # they share the GPU
-            row |= cost._asdict() if cost else dict.fromkeys(Cost._fields, "")
+            row |= {name: cost.get(name, "") for name in Cost._fields}
         append_rows(settings.out / "runs.csv", COLUMNS, [_rounded(row) for row in rows])
         append_rows(settings.out / "classes.csv", CLASS_COLUMNS, [_rounded(row) for row in classes])
         shown = ", ".join(f"{row['accuracy']:.1f} ({row['what']:.0f}/{row['order']:.0f})" for row in rows)

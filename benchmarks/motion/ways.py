@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import aim_adapters as aim
 from aim_adapters.training import build_baseline
 
-ADAPTERS_RATE, TUNING_RATE = 1e-3, 2e-4  # learning rates; of what is new, and of pre-trained weights that train
+ADAPTERS_RATE, TUNING_RATE = 1e-3, 1e-4  # learning rates; of what is new, and of pre-trained weights that train
 
 
 class Backbone(NamedTuple):
