@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import aim_adapters as aim
 from aim_adapters.core import is_wrapped
-from benchmarks.motion.trainer import WARM, Clips, Plan, Training
+from benchmarks.motion.task import Clips
+from benchmarks.motion.trainer import WARM, Plan, Training
 from benchmarks.motion.ways import BACKBONES, build, groups_of, normalized
 
 SIZE, BATCH, CLASSES, FRAMES = 224, 16, 24, 8

@@ -9,7 +9,7 @@ from benchmarks.motion.ways import rate_of
 
 SEEDS = (0, 1, 2)
 VARIANTS = ("order", "appearance")
-CLIPS, BATCH, FRAMES, SIZE = 8208, 48, 8, 84
+CLIPS, BATCH, FRAMES = 8208, 48, 8
 STEPS = {"order": 1400, "composition": 2800, "appearance": 250}
 SHARES = (0.01, 0.05, 0.1, 0.25, 0.5)  # of the clips; Figure 3
 
@@ -71,10 +71,21 @@ def _everywhere(experiment: str, *ways: str) -> Iterator[Job]:
             yield Job(experiment, variant, way, steps=STEPS[variant])
 
 
+def _backbones() -> Iterator[Job]:
+    for way in ("spatial", "joint", "conv", "full-space-time"):
+        for variant in VARIANTS:
+            yield Job("backbones", variant, way, backbone="clip-base", steps=STEPS[variant])
+
+
 def _data() -> Iterator[Job]:
     for share in SHARES:
         for way in ("joint", "conv", "full-space-time"):
-            yield Job("data", "order", way, clips=12 * round(share * CLIPS / 12))
+            yield Job("data", "order", way, clips=_part(share))
+
+
+def _part(share: float) -> int:
+    """Return how many clips a share of them is, whole scenes of "order"."""
+    return 12 * round(share * CLIPS / 12)
 
 
 def _frames() -> Iterator[Job]:
@@ -84,7 +95,7 @@ def _frames() -> Iterator[Job]:
 
 
 def _defaults() -> Iterator[Job]:
-    few = {"clips": CLIPS // 8, "steps": STEPS["order"] // 2}
+    few = {"clips": _part(1 / 8), "steps": STEPS["order"] // 2}
     for rate in (1e-4, 3e-4, 1e-3, 3e-3):
         yield Job("defaults", "order", "joint", **few, rate=rate, label=f"rate-{rate:g}")
     for warmup in (0.0, 0.3):
@@ -92,7 +103,7 @@ def _defaults() -> Iterator[Job]:
     for drop in (0.1, 0.2):
         yield Job("defaults", "order", "joint", **few, options=(("drop_path", drop),), label=f"drop-path-{drop:g}")
     yield Job("defaults", "order", "joint", **few, plan=(("ema", 0.99),), label="ema-0.99")
-    yield Job("defaults", "order", "joint", clips=CLIPS // 8, steps=2 * STEPS["order"], label="steps-4x")
+    yield Job("defaults", "order", "joint", clips=_part(1 / 8), steps=2 * STEPS["order"], label="steps-4x")
 
 
 EXPERIMENTS: dict[str, tuple[Job, ...]] = {
@@ -106,6 +117,7 @@ EXPERIMENTS: dict[str, tuple[Job, ...]] = {
     ),
     "data": tuple(_data()),
     "frames": tuple(_frames()),
+    "backbones": tuple(_backbones()),
     "execution": (
         *(Job("execution", "order", way) for way in ("balanced", "low", "fp8", "modules", "graphs")),
         Job("execution", "order", "joint", plan=(("record", False),), label="eager"),

@@ -8,183 +8,28 @@ Runs that the results hold already are left out, so a command that was stopped g
 from __future__ import annotations
 
 import argparse
-import copy
-import functools
 import multiprocessing
 import queue
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-import aim_adapters as aim
+from aim_adapters import AIMError
 from benchmarks.harness import record
-from benchmarks.motion.cached import cached_features, new_probe
 from benchmarks.motion.costs import SIZE as SIZE_OF_COSTS
 from benchmarks.motion.costs import Cost, measure
-from benchmarks.motion.experiments import CLIPS, EXPERIMENTS, SIZE, Job
-from benchmarks.motion.photographs import load_photographs
+from benchmarks.motion.experiments import EXPERIMENTS, Job
+from benchmarks.motion.programs import VARIANTS
 from benchmarks.motion.results import CLASS_COLUMNS, COLUMNS, COST_COLUMNS, FOLDER, append_rows, read_rows
-from benchmarks.motion.task import Task, load_task
-from benchmarks.motion.trainer import Clips, Plan, Training, predict, train_together
-from benchmarks.motion.ways import BACKBONES, build, groups_of, load_backbone, normalized
+from benchmarks.motion.ways import BACKBONES, load_backbone
+from benchmarks.motion.worker import Sources, Worker
 
-PROBES = ("probe", "attentive")
-PER_CLASS = ("spatial", "joint", "conv", "full")  # Figure 5
-
-
-class Sources(NamedTuple):
-    """Where a worker takes what it needs.
-
-    Attributes:
-        photographs: The bundle of photographs.
-        weights: Files of weights by backbone.
-        device: Where it runs.
-        end: Time, of `time.time`, after which no job is begun.
-        facts: Columns that are the same in all rows.
-    """
-
-    photographs: Path
-    weights: dict[str, Path]
-    device: str
-    end: float
-    facts: dict[str, str]
-
-
-class Worker:
-    """Runs jobs, one after another, and keeps what they share."""
-
-    def __init__(self, sources: Sources) -> None:
-        self.sources = sources
-        self.task = functools.lru_cache(self._task)
-        self.image_model = functools.lru_cache(self._image_model)
-        self.features = functools.lru_cache(maxsize=2)(self._features)
-
-    def run(self, job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Train and test a job's seeds, and return their rows, and those of classes."""
-        start = time.perf_counter()
-        task = self.task(job.variant, job.frames)
-        normalize = functools.partial(normalized, backbone=BACKBONES[job.backbone])
-        trainings = [
-            self._training(job, seed, order=order)
-            for seed in job.seeds
-            for order in ((seed, seed + 100) if job.way == "average" else (seed,))
-        ]
-        train_together(trainings)
-        models = [training.model for training in trainings]
-        if job.way == "average":
-            models = [_average(*pair) for pair in zip(models[::2], models[1::2], strict=True)]
-        test, test_normalize = task.test, normalize
-        if job.way in PROBES:
-            test, test_normalize = Clips(self.features(job)[1], task.test.labels), _floats
-        elif job.way == "linear":
-            for model in models:
-                aim.merge_adapters(model)
-        elif job.way == "resized":
-            test = self.task(job.variant, 2 * job.frames).test
-            for model in models:
-                aim.set_num_frames(model, 2 * job.frames)
-        rows, classes = [], []
-        for seed, model in zip(job.seeds, models, strict=True):
-            found = predict(model, Clips(*test), normalize=test_normalize)
-            rows.append({**_row(job, seed), **_scores(found, task), **self.sources.facts})
-            if job.experiment in ("ladder", "ways") and job.way in PER_CLASS:
-                classes += _per_class(job, seed, found, task)
-        seconds = (time.perf_counter() - start) / len(job.seeds)
-        return [row | {"seconds": seconds} for row in rows], classes
-
-    def _training(self, job: Job, seed: int, *, order: int) -> Training:
-        task = self.task(job.variant, job.frames)
-        clips = Clips(task.train.frames[: job.clips], task.train.labels[: job.clips])
-        normalize = functools.partial(normalized, backbone=BACKBONES[job.backbone])
-        together = 1 if job.variant == "appearance" else len(task.classes)
-        plan = Plan(job.steps, job.batch, job.learning_rate, together=together, **dict(job.plan))
-        torch.manual_seed(seed)
-        if job.way in PROBES:
-            train = self.features(job)[0]
-            model: nn.Module = new_probe(job.way, train, len(task.classes))
-            clips, normalize = Clips(train[: job.clips], clips.labels), _floats
-        else:
-            way = "joint" if job.way in ("average", "resized") else job.way
-            model = build(
-                way, self.image_model(job.backbone), classes=len(task.classes), frames=job.frames,
-                options=dict(job.options),
-            )  # fmt: skip
-            if job.way == "graphs":
-                example = normalize(clips.frames[: job.batch])
-                with torch.autocast(self.sources.device, torch.bfloat16):
-                    aim.graph(model.train(), example)
-                plan = plan._replace(record=False)
-        return Training(
-            model.to(self.sources.device),
-            groups_of(model, job.way, plan.weight_decay),
-            clips,
-            plan,
-            seed=order,
-            normalize=normalize,
-        )
-
-    def _task(self, variant: str, frames: int) -> Task:
-        photographs = load_photographs(self.sources.photographs, self.sources.device)
-        return load_task(variant, photographs, clips=CLIPS, frames=frames, size=SIZE, device=self.sources.device)
-
-    def _image_model(self, backbone: str) -> nn.Module:
-        return load_backbone(backbone, self.sources.weights[backbone], SIZE).to(self.sources.device)
-
-    def _features(self, job: Job) -> tuple[Tensor, Tensor]:
-        task = self.task(job.variant, job.frames)
-        model = copy.deepcopy(self.image_model(job.backbone))
-        normalize = functools.partial(normalized, backbone=BACKBONES[job.backbone])
-        train, test = (
-            cached_features(model, part.frames, normalize=normalize, tokens=job.way == "attentive")
-            for part in (task.train, task.test)
-        )
-        return train, test
-
-
-def _floats(features: Tensor) -> Tensor:
-    return features.float()
-
-
-def _average(first: nn.Module, second: nn.Module) -> nn.Module:
-    """Return the first of two wrapped models, with the mean of both's parameters."""
-    with torch.no_grad():
-        for own, other in zip(aim.trainable_parameters(first), aim.trainable_parameters(second), strict=True):
-            own.lerp_(other, 0.5)
-    return first
-
-
-def _row(job: Job, seed: int) -> dict[str, Any]:
-    return {
-        "experiment": job.experiment, "variant": job.variant, "way": job.name, "backbone": job.backbone, "seed": seed,
-        "frames": job.frames, "clips": job.clips, "steps": job.steps, "batch": job.batch, "lr": job.learning_rate,
-    }  # fmt: skip
-
-
-def _scores(found: Tensor, task: Task) -> dict[str, float]:
-    """Return the share of clips whose class is right, whose group is, and of those of pairs the share in order."""
-    groups = torch.tensor(task.groups, device=found.device)
-    right, group = found == task.test.labels, groups[found] == groups[task.test.labels]
-    paired = group & (groups.bincount()[groups[task.test.labels]] > 1)
-    order = right[paired].float().mean() if bool(paired.any()) else torch.zeros(())
-    return {
-        "accuracy": 100 * float(right.float().mean()),
-        "what": 100 * float(group.float().mean()),
-        "order": 100 * float(order),
-    }
-
-
-def _per_class(job: Job, seed: int, found: Tensor, task: Task) -> list[dict[str, Any]]:
-    rows = []
-    for index, name in enumerate(task.classes):
-        chosen = task.test.labels == index
-        accuracy = 100 * float((found[chosen] == index).float().mean())
-        rows.append({"variant": job.variant, "way": job.name, "seed": seed, "class": name, "accuracy": accuracy})
-    return rows
+FAILURES = (AIMError, RuntimeError, ValueError, ArithmeticError)  # of one job, which the others survive
 
 
 def _work(jobs: Any, results: Any, sources: Sources) -> None:
@@ -196,7 +41,7 @@ def _work(jobs: Any, results: Any, sources: Sources) -> None:
             break
         try:
             results.put((job, *worker.run(job)))
-        except Exception as error:  # one job's failure is told, the others go on
+        except FAILURES as error:
             results.put((job, f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-4)}", None))
         torch.cuda.empty_cache()
     results.put(None)
@@ -213,7 +58,7 @@ def _measure_costs(jobs: list[Job], sources: Sources, path: Path) -> None:
             models[backbone] = load_backbone(backbone, sources.weights[backbone], SIZE_OF_COSTS).to(sources.device)
         try:
             cost = measure(way, models[backbone], backbone)
-        except Exception as error:
+        except FAILURES as error:
             print(f"FAILED cost of {way}: {type(error).__name__}: {error}", flush=True)
             continue
         append_rows(
@@ -224,20 +69,30 @@ def _measure_costs(jobs: list[Job], sources: Sources, path: Path) -> None:
 
 def costs_as(job: Job) -> str:
     """Return the way whose cost a job's is: what is trained otherwise costs the same."""
-    return "joint" if job.way in ("average", "resized", "random") else job.way
+    return "joint" if job.way in ("average", "resized", "random", "graphs") else job.way
+
+
+def _weights(text: str) -> tuple[str, Path]:
+    name, _, file = text.partition("=")
+    if name not in BACKBONES or not Path(file).is_file():
+        raise argparse.ArgumentTypeError(f"expected NAME=FILE, a name of {', '.join(BACKBONES)} and a file; got {text}")
+    return name, Path(file)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs="+", choices=[*EXPERIMENTS, "all"], help="what to run")
     parser.add_argument("--photographs", type=Path, required=True, help="written by benchmarks.motion.photographs")
-    parser.add_argument("--weights", action="append", required=True, metavar="NAME=FILE", help="of a backbone")
+    parser.add_argument("--weights", action="append", required=True, metavar="NAME=FILE", type=_weights, help=(
+        f"of a backbone: one of {', '.join(BACKBONES)}; jobs of others are left out"
+    ))  # fmt: skip
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the results")
     parser.add_argument("--done", type=Path, default=None, help="folder of earlier results; by default --out")
-    parser.add_argument("--workers", type=int, default=3, help="processes that share the GPU")
+    parser.add_argument("--workers", type=int, default=3, help="processes that share the GPU; 0: train nothing")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no job begins later than this")
-    parser.add_argument("--steps", type=int, help="of each run, to try")
-    parser.add_argument("--ways", nargs="*", help="only these")
+    parser.add_argument("--steps", type=int, help="of each run, to try; with an --out of its own")
+    parser.add_argument("--ways", nargs="+", help="only these")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="only these")
     parser.add_argument("--seeds", type=int, help="so many of them")
     parser.add_argument("--costs", action="store_true", help="measure costs first, alone on the GPU")
     parser.add_argument("--device", default="cuda")
@@ -247,8 +102,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 def _wanted(settings: argparse.Namespace) -> list[Job]:
     names = EXPERIMENTS if "all" in settings.experiments else dict.fromkeys(settings.experiments)
     jobs = [job for name in names for job in EXPERIMENTS[name]]
+    weights = dict(settings.weights)
+    for backbone in dict.fromkeys(job.backbone for job in jobs if job.backbone not in weights):
+        print(f"LEFT OUT: jobs of {backbone}, which need --weights {backbone}=FILE", flush=True)
+    jobs = [job for job in jobs if job.backbone in weights]
     if settings.ways:
         jobs = [job for job in jobs if job.name in settings.ways]
+    if settings.variants:
+        jobs = [job for job in jobs if job.variant in settings.variants]
     if settings.steps:
         jobs = [job._replace(steps=settings.steps) for job in jobs]
     if settings.seeds:
@@ -258,35 +119,41 @@ def _wanted(settings: argparse.Namespace) -> list[Job]:
          *(int(row[name]) for name in ("seed", "frames", "clips")))
         for row in read_rows((settings.done or settings.out) / "runs.csv")
     }  # fmt: skip
-    left = [job._replace(seeds=tuple(seed for seed in job.seeds if job.key(seed) not in done)) for job in jobs]
-    return [job for job in left if job.seeds]
+    jobs = [job._replace(seeds=tuple(seed for seed in job.seeds if job.key(seed) not in done)) for job in jobs]
+    return [job for job in jobs if job.seeds]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run what is asked for, and return the exit status: how many jobs failed."""
+    """Run what is asked for, and return the exit status: how many jobs have no result."""
     settings = _parse(argv)
     jobs = _wanted(settings)
     about = record()
     facts = {"gpu": (about["gpus"] or ["CPU"])[0], "commit": about["commit"]}
-    weights = {name: Path(file) for name, _, file in (item.partition("=") for item in settings.weights)}
-    sources = Sources(settings.photographs, weights, settings.device, time.time() + settings.seconds, facts)
+    end = time.time() + settings.seconds
+    sources = Sources(settings.photographs, dict(settings.weights), settings.device, end, facts)
     if settings.costs:
         _measure_costs(jobs, sources, settings.out / "costs.csv")
-    costs = {(row["way"], row["backbone"]): row for row in read_rows(settings.out / "costs.csv")}
+    finished = _train(jobs, sources, settings.out, workers=settings.workers) if settings.workers else len(jobs)
+    return min(len(jobs) - finished, 100)
+
+
+def _train(jobs: list[Job], sources: Sources, out: Path, *, workers: int) -> int:
+    """Run jobs in processes that share the GPU, add their rows to the results, and return how many finished."""
+    costs = {(row["way"], row["backbone"]): row for row in read_rows(out / "costs.csv")}
     torch.cuda.empty_cache()
     context = multiprocessing.get_context("spawn")
     waiting, results = context.Queue(), context.Queue()
     for job in jobs:
         waiting.put(job)
-    workers = [context.Process(target=_work, args=(waiting, results, sources)) for _ in range(settings.workers)]
-    for worker in workers:
-        worker.start()
-    failed, left = 0, len(workers)
+    processes = [context.Process(target=_work, args=(waiting, results, sources)) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    failed, finished, left = 0, 0, workers
     while left:
         try:
             found = results.get(timeout=5)
         except queue.Empty:
-            left = sum(worker.is_alive() for worker in workers)
+            left = sum(process.is_alive() for process in processes)
             continue
         if found is None:
             left -= 1
@@ -296,18 +163,21 @@ def main(argv: list[str] | None = None) -> int:
             failed += 1
             print(f"FAILED {job.experiment} {job.variant} {job.name}: {rows}", flush=True)
             continue
+        finished += 1
         cost = costs.get((costs_as(job), job.backbone), {})
         for row in rows:
-            row["seconds"] = round(row["seconds"] / len(workers), 2)  # they share the GPU
+            row["seconds"] /= workers  # they share the GPU
             row |= {name: cost.get(name, "") for name in Cost._fields}
-        append_rows(settings.out / "runs.csv", COLUMNS, [_rounded(row) for row in rows])
-        append_rows(settings.out / "classes.csv", CLASS_COLUMNS, [_rounded(row) for row in classes])
+        append_rows(out / "runs.csv", COLUMNS, [_rounded(row) for row in rows])
+        append_rows(out / "classes.csv", CLASS_COLUMNS, [_rounded(row) for row in classes])
         shown = ", ".join(f"{row['accuracy']:.1f} ({row['what']:.0f}/{row['order']:.0f})" for row in rows)
-        about_run = f"{job.experiment} {job.variant} {job.name} {job.learning_rate:g}"
-        print(f"{about_run}: {shown}; {rows[0]['seconds']:.1f} s", flush=True)
-    for worker in workers:
-        worker.join()
-    return min(failed, 100)
+        print(f"{job.experiment} {job.variant} {job.name} {job.learning_rate:g}: {shown}; {rows[0]['seconds']:.1f} s",
+              flush=True)  # fmt: skip
+    for process in processes:
+        process.join()
+    if failed + finished < len(jobs):
+        print(f"NOT RUN: {len(jobs) - failed - finished} of {len(jobs)} jobs; the same command goes on", flush=True)
+    return finished
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.motion.task import Clips
+
 WARM = 3  # steps before the recording
 
 
@@ -35,13 +37,6 @@ class Plan(NamedTuple):
     ema: float = 0.0
     together: int = 1
     record: bool = True
-
-
-class Clips(NamedTuple):
-    """Clips of a task: frames ``[B, T, 3, S, S]``, uint8, and labels ``[B]``, int64."""
-
-    frames: Tensor
-    labels: Tensor
 
 
 class Training:

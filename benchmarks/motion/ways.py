@@ -24,14 +24,24 @@ class Backbone(NamedTuple):
         model: Its name in timm.
         mean: Mean of its pixels.
         std: Their standard deviation.
+        size: Side of the square images that it adapts to, in pixels.
     """
 
     model: str
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    size: int = 84
 
 
-BACKBONES = {"dinov2-small": Backbone("vit_small_patch14_dinov2.lvd142m")}
+BACKBONES = {
+    "dinov2-small": Backbone("vit_small_patch14_dinov2.lvd142m"),
+    "clip-base": Backbone(
+        "vit_base_patch16_clip_quickgelu_224.openai",
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+        size=160,
+    ),
+}
 
 WRAPS: dict[str, dict[str, Any]] = {
     "frozen": {"components": ()},
@@ -49,6 +59,7 @@ WRAPS: dict[str, dict[str, Any]] = {
     "ratio-0.0625": {"bottleneck": 0.0625},
     "ratio-0.125": {"bottleneck": 0.125},
     "ratio-0.5": {"bottleneck": 0.5},
+    "modules": {"attention": "sdpa"},
     "linear": {"components": ("spatial",), "adapter_activation": "none"},
 }
 EXECUTIONS: dict[str, dict[str, Any]] = {
@@ -56,7 +67,7 @@ EXECUTIONS: dict[str, dict[str, Any]] = {
     "balanced": {"memory": "balanced"},
     "low": {"memory": "low"},
     "fp8": {"frozen_precision": "fp8"},
-    "modules": {"fused": False, "attention": "sdpa"},
+    "modules": {"fused": False},
 }
 BASELINES = {
     "lora": "lora",

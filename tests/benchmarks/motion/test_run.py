@@ -1,0 +1,119 @@
+"""Every way and experiment in small, on the CPU: what runs on a GPU for minutes is not to fail there."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+import aim_adapters as aim
+from benchmarks.motion import run, ways, worker
+from benchmarks.motion.experiments import EXPERIMENTS, SHARES, Job
+from benchmarks.motion.results import read_rows
+from benchmarks.motion.worker import Sources, Worker
+from tests.benchmarks.scenes import scenes
+
+SMALL = "vit_tiny_patch16_224"
+LEFT_OUT = {"fp8", "graphs", "ratio-0.125", "ratio-0.5", "top"}  # need a GPU, or are others with another number
+JOBS = {job.way: job for jobs in EXPERIMENTS.values() for job in jobs if job.backbone == "dinov2-small"}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_file(timm.create_model(SMALL, num_classes=0).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def small(weights: Path, monkeypatch: pytest.MonkeyPatch) -> Sources:
+    monkeypatch.setitem(ways.BACKBONES, "dinov2-small", ways.Backbone(SMALL, size=32))
+    monkeypatch.setattr(worker, "load_photographs", lambda path, device: scenes())
+    monkeypatch.setattr(worker, "CLIPS", 12)
+    original = worker.load_task
+    monkeypatch.setattr(worker, "load_task", lambda *args, **settings: original(*args, **settings, test_clips=12))
+    return Sources(Path(), {"dinov2-small": weights}, "cpu", math.inf, {"gpu": "CPU", "commit": "here"})
+
+
+@pytest.fixture
+def each(small: Sources) -> Worker:
+    return Worker(small)
+
+
+def shortened(job: Job) -> Job:
+    return job._replace(seeds=(0,), frames=2, clips=12, batch=12, steps=3, variant="order")
+
+
+@pytest.mark.filterwarnings("ignore:temporal embedding interpolated:UserWarning")  # what "resized" is about
+def test_every_way_trains_and_is_tested(each: Worker) -> None:
+    for way in sorted(set(JOBS) - LEFT_OUT):
+        (row,), classes = each.run(shortened(JOBS[way]))
+        assert row["way"] == JOBS[way].name and 0 <= row["accuracy"] <= row["what"] <= 100
+        assert bool(classes) == (way in worker.PER_CLASS and JOBS[way].experiment in ("ladder", "ways"))
+
+
+def test_seeds_differ_and_repeat(each: Worker) -> None:
+    job = shortened(JOBS["joint"])
+    drawn = []
+    for seed in (0, 1, 0):
+        parameters = aim.trainable_parameters(each._training(job, seed, order=seed).model)
+        drawn.append(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    assert drawn[0].equal(drawn[2]) and not drawn[0].equal(drawn[1])
+
+
+@pytest.mark.parametrize(
+    ("found", "what", "order"),
+    [((0, 1, 2, 2), 100, 100), ((1, 0, 2, 2), 100, 0), ((2, 1, 2, 0), 50, 100), ((2, 2, 2, 2), 50, 0)],
+)
+def test_scores_tell_what_from_order(found: tuple[int, ...], what: float, order: float) -> None:
+    clips = worker.Clips(torch.empty(4, 0), torch.tensor([0, 1, 2, 2]))
+    task = worker.Task(clips, clips, ("in", "out", "still"), (0, 0, 1), 2 / 3)
+    scores = worker._scores(torch.tensor(found), task)
+    assert (scores["what"], scores["order"]) == (what, order)
+    assert scores["accuracy"] == 25 * sum(a == b for a, b in zip(found, (0, 1, 2, 2), strict=True))
+
+
+def test_what_has_run_is_not_run_again(
+    small: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = Job("ladder", "order", "frozen", seeds=(0, 1), frames=2, clips=12, batch=12, steps=3)
+    monkeypatch.setitem(run.EXPERIMENTS, "ladder", (job, job._replace(backbone="clip-base")))
+    asked: list[Job] = []
+
+    def train(jobs: list[Job], sources: Sources, out: Path, *, workers: int) -> int:
+        asked.extend(jobs)
+        for each in jobs:
+            rows, _ = Worker(small).run(each)
+            run.append_rows(out / "runs.csv", run.COLUMNS, [run._rounded(row) for row in rows])
+        return len(jobs)
+
+    monkeypatch.setattr(run, "_train", train)
+    command = ["ladder", "--photographs", "none", "--out", str(tmp_path), "--device", "cpu"]
+    command += ["--weights", f"dinov2-small={small.weights['dinov2-small']}"]
+    assert run.main([*command, "--seeds", "1"]) == run.main(command) == run.main(command) == 0
+    assert [each.seeds for each in asked] == [(0,), (1,)]
+    assert [row["seed"] for row in read_rows(tmp_path / "runs.csv")] == ["0", "1"]
+    assert "need --weights clip-base=FILE" in capsys.readouterr().out
+
+
+def test_weights_of_no_backbone_and_files_that_are_not_there_are_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for given in ("dinov2-small", f"dinov2-small={tmp_path / 'none'}", f"other={__file__}"):
+        with pytest.raises(SystemExit):
+            run.main(["ladder", "--photographs", "none", "--weights", given])
+        assert "expected NAME=FILE" in capsys.readouterr().err
+
+
+def test_each_run_has_a_key_of_its_own_and_whole_scenes() -> None:
+    jobs = [job for jobs in EXPERIMENTS.values() for job in jobs]
+    keys = [job.key(seed) for job in jobs for seed in job.seeds]
+    assert len(set(keys)) == len(keys)
+    assert all(job.clips % 12 == job.batch % 12 == 0 for job in jobs if job.variant == "order")
+    assert all(len(job.seeds) >= 3 for job in jobs)
+    assert {job.clips for job in EXPERIMENTS["data"]} == {12 * round(share * 684) for share in SHARES}
