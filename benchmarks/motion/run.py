@@ -1,6 +1,8 @@
 """Run experiments on a GPU, and add a row for each run to the results.
 
-    python -m benchmarks.motion.run ladder ways --photographs FILE --weights dinov2-small=FILE
+    python -m benchmarks.motion.photographs --out FILE
+    python -m benchmarks.motion.weights --out FOLDER
+    python -m benchmarks.motion.run all --costs --photographs FILE --weights FOLDER
 
 Runs that the results hold already are left out, so a command that was stopped goes on where it was.
 """
@@ -26,7 +28,7 @@ from benchmarks.motion.costs import Cost, measure
 from benchmarks.motion.experiments import EXPERIMENTS, Job
 from benchmarks.motion.programs import VARIANTS
 from benchmarks.motion.results import CLASS_COLUMNS, COLUMNS, COST_COLUMNS, FOLDER, append_rows, read_rows
-from benchmarks.motion.ways import BACKBONES, load_backbone
+from benchmarks.motion.ways import BACKBONES, load_backbone, weights_of
 from benchmarks.motion.worker import Sources, Worker
 
 FAILURES = (AIMError, RuntimeError, ValueError, ArithmeticError)  # of one job, which the others survive
@@ -55,7 +57,7 @@ def _measure_costs(jobs: list[Job], sources: Sources, path: Path) -> None:
         if (way, backbone) in known:
             continue
         if backbone not in models:
-            models[backbone] = load_backbone(backbone, sources.weights[backbone], SIZE_OF_COSTS).to(sources.device)
+            models[backbone] = load_backbone(backbone, sources.weights, SIZE_OF_COSTS).to(sources.device)
         try:
             cost = measure(way, models[backbone], backbone)
         except FAILURES as error:
@@ -72,20 +74,11 @@ def costs_as(job: Job) -> str:
     return "joint" if job.way in ("average", "resized", "random", "graphs") else job.way
 
 
-def _weights(text: str) -> tuple[str, Path]:
-    name, _, file = text.partition("=")
-    if name not in BACKBONES or not Path(file).is_file():
-        raise argparse.ArgumentTypeError(f"expected NAME=FILE, a name of {', '.join(BACKBONES)} and a file; got {text}")
-    return name, Path(file)
-
-
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs="+", choices=[*EXPERIMENTS, "all"], help="what to run")
     parser.add_argument("--photographs", type=Path, required=True, help="written by benchmarks.motion.photographs")
-    parser.add_argument("--weights", action="append", required=True, metavar="NAME=FILE", type=_weights, help=(
-        f"of a backbone: one of {', '.join(BACKBONES)}; jobs of others are left out"
-    ))  # fmt: skip
+    parser.add_argument("--weights", type=Path, required=True, help="folder that benchmarks.motion.weights wrote")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the results")
     parser.add_argument("--done", type=Path, default=None, help="folder of earlier results; by default --out")
     parser.add_argument("--workers", type=int, default=3, help="processes that share the GPU; 0: train nothing")
@@ -102,10 +95,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 def _wanted(settings: argparse.Namespace) -> list[Job]:
     names = EXPERIMENTS if "all" in settings.experiments else dict.fromkeys(settings.experiments)
     jobs = [job for name in names for job in EXPERIMENTS[name]]
-    weights = dict(settings.weights)
-    for backbone in dict.fromkeys(job.backbone for job in jobs if job.backbone not in weights):
-        print(f"LEFT OUT: jobs of {backbone}, which need --weights {backbone}=FILE", flush=True)
-    jobs = [job for job in jobs if job.backbone in weights]
+    there = {backbone for backbone in BACKBONES if weights_of(backbone, settings.weights).is_file()}
+    for backbone in dict.fromkeys(job.backbone for job in jobs if job.backbone not in there):
+        print(f"LEFT OUT: jobs of {backbone}: no {weights_of(backbone, settings.weights)}", flush=True)
+    jobs = [job for job in jobs if job.backbone in there]
     if settings.ways:
         jobs = [job for job in jobs if job.name in settings.ways]
     if settings.variants:
@@ -130,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     about = record()
     facts = {"gpu": (about["gpus"] or ["CPU"])[0], "commit": about["commit"]}
     end = time.time() + settings.seconds
-    sources = Sources(settings.photographs, dict(settings.weights), settings.device, end, facts)
+    sources = Sources(settings.photographs, settings.weights, settings.device, end, facts)
     if settings.costs:
         _measure_costs(jobs, sources, settings.out / "costs.csv")
     finished = _train(jobs, sources, settings.out, workers=settings.workers) if settings.workers else len(jobs)

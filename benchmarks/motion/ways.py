@@ -80,9 +80,14 @@ BASELINES = {
 TUNED = ("full", "full-space-time")
 
 
-def load_backbone(name: str, file: Path, size: int) -> nn.Module:
-    """Load an image model for square images of so many pixels from a file of its weights."""
-    overlay = {"file": str(file)}
+def weights_of(name: str, folder: Path) -> Path:
+    """Return the file of a backbone's weights in the folder that `benchmarks.motion.weights` wrote."""
+    return folder / f"{name}.safetensors"
+
+
+def load_backbone(name: str, folder: Path, size: int) -> nn.Module:
+    """Load an image model for square images of so many pixels from the folder of weights."""
+    overlay = {"file": str(weights_of(name, folder))}
     model: nn.Module = timm.create_model(
         BACKBONES[name].model, pretrained=True, pretrained_cfg_overlay=overlay, img_size=size, num_classes=0
     )

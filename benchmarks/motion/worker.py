@@ -29,14 +29,14 @@ class Sources(NamedTuple):
 
     Attributes:
         photographs: The bundle of photographs.
-        weights: Files of weights by backbone.
+        weights: Folder of the backbones' weights.
         device: Where it runs.
         end: Time, of `time.time`, after which no job is begun.
         facts: Columns that are the same in all rows.
     """
 
     photographs: Path
-    weights: dict[str, Path]
+    weights: Path
     device: str
     end: float
     facts: dict[str, str]
@@ -123,7 +123,7 @@ class Worker:
         return load_task(variant, photographs, clips=CLIPS, frames=frames, size=size, device=self.sources.device)
 
     def _image_model(self, backbone: str) -> nn.Module:
-        model = load_backbone(backbone, self.sources.weights[backbone], BACKBONES[backbone].size)
+        model = load_backbone(backbone, self.sources.weights, BACKBONES[backbone].size)
         return model.to(self.sources.device)
 
     def _features(self, job: Job) -> tuple[Tensor, Tensor]:

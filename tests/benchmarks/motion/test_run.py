@@ -25,9 +25,9 @@ JOBS = {job.way: job for jobs in EXPERIMENTS.values() for job in jobs if job.bac
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_file(timm.create_model(SMALL, num_classes=0).state_dict(), path)
-    return path
+    folder = tmp_path_factory.mktemp("weights")
+    save_file(timm.create_model(SMALL, num_classes=0).state_dict(), ways.weights_of("dinov2-small", folder))
+    return folder
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def small(weights: Path, monkeypatch: pytest.MonkeyPatch) -> Sources:
     monkeypatch.setattr(worker, "CLIPS", 12)
     original = worker.load_task
     monkeypatch.setattr(worker, "load_task", lambda *args, **settings: original(*args, **settings, test_clips=12))
-    return Sources(Path(), {"dinov2-small": weights}, "cpu", math.inf, {"gpu": "CPU", "commit": "here"})
+    return Sources(Path(), weights, "cpu", math.inf, {"gpu": "CPU", "commit": "here"})
 
 
 @pytest.fixture
@@ -94,20 +94,11 @@ def test_what_has_run_is_not_run_again(
 
     monkeypatch.setattr(run, "_train", train)
     command = ["ladder", "--photographs", "none", "--out", str(tmp_path), "--device", "cpu"]
-    command += ["--weights", f"dinov2-small={small.weights['dinov2-small']}"]
+    command += ["--weights", str(small.weights)]
     assert run.main([*command, "--seeds", "1"]) == run.main(command) == run.main(command) == 0
     assert [each.seeds for each in asked] == [(0,), (1,)]
     assert [row["seed"] for row in read_rows(tmp_path / "runs.csv")] == ["0", "1"]
-    assert "need --weights clip-base=FILE" in capsys.readouterr().out
-
-
-def test_weights_of_no_backbone_and_files_that_are_not_there_are_errors(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for given in ("dinov2-small", f"dinov2-small={tmp_path / 'none'}", f"other={__file__}"):
-        with pytest.raises(SystemExit):
-            run.main(["ladder", "--photographs", "none", "--weights", given])
-        assert "expected NAME=FILE" in capsys.readouterr().err
+    assert "LEFT OUT: jobs of clip-base: no" in capsys.readouterr().out
 
 
 def test_each_run_has_a_key_of_its_own_and_whole_scenes() -> None:
