@@ -2,12 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pretrained
 import pytest
 import timm
 import torch
 from torch import nn
 
+import pretrained
 from benchmarks.motion import ways, weights
 
 
