@@ -84,6 +84,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=3, help="processes that share the GPU; 0: train nothing")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no job begins later than this")
     parser.add_argument("--steps", type=int, help="of each run, to try; with an --out of its own")
+    parser.add_argument("--rate", type=float, help="learning rate of each run, to try, too")
     parser.add_argument("--ways", nargs="+", help="only these")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="only these")
     parser.add_argument("--seeds", type=int, help="so many of them")
@@ -105,6 +106,8 @@ def _wanted(settings: argparse.Namespace) -> list[Job]:
         jobs = [job for job in jobs if job.variant in settings.variants]
     if settings.steps:
         jobs = [job._replace(steps=settings.steps) for job in jobs]
+    if settings.rate:
+        jobs = [job._replace(rate=settings.rate) for job in jobs]
     if settings.seeds:
         jobs = [job._replace(seeds=tuple(range(settings.seeds))) for job in jobs]
     done = {
