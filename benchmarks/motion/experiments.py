@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from benchmarks.motion.ways import TUNED, rate_of
+from benchmarks.motion.ways import rate_of
 
 SEEDS = (0, 1, 2)
 VARIANTS = ("order", "appearance")
@@ -109,7 +109,9 @@ def _defaults() -> Iterator[Job]:
 EXPERIMENTS: dict[str, tuple[Job, ...]] = {
     "ladder": tuple(_everywhere("ladder", *LADDER)),
     "ways": tuple(_everywhere("ways", *WAYS)),
-    "longer": tuple(Job("longer", "order", way, steps=2 * STEPS["order"]) for way in ("joint", "conv", *TUNED)),
+    "longer": tuple(
+        Job("longer", "order", way, steps=2 * STEPS["order"]) for way in ("joint", "conv", "full-space-time")
+    ),
     "layers": tuple(_everywhere("layers", "alternate", "top", "bottom")),
     "ratio": tuple(_everywhere("ratio", "ratio-0.0625", "ratio-0.125", "ratio-0.5")),
     "pretraining": (
