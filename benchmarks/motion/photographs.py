@@ -114,7 +114,7 @@ def fetch(work: Path) -> dict[str, Path]:
         lines = "\n  ".join(wrong)
         raise PhotographsError(
             f"{len(wrong)} of {len(entries)} photographs could not be had as the manifest names them "
-            f"(versions: Debian 12, scikit-image 0.26, scikit-learn 1.9):\n  {lines}"
+            f"(from Debian 12 and python -m pip install scikit-image==0.26.0 scikit-learn==1.9.1):\n  {lines}"
         )
     return found
 
