@@ -1,4 +1,4 @@
-"""Checks that the test clips of both variants are the frozen ones, to the bit, on any device.
+"""Checks that the test clips of every variant are the frozen ones, to the bit, on any device.
 
 Usage, with the bundle that ``benchmarks.motion.photographs`` wrote::
 
@@ -73,8 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
     if settings.freeze:
         FROZEN.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     expected: dict[str, str] = json.loads(FROZEN.read_text(encoding="utf-8"))
-    for name, digest in found.items():
-        print(f"{name:20} {digest} {'as frozen' if digest == expected[name] else f'expected {expected[name]}'}")
+    for name in found | expected:
+        digest, frozen = found.get(name, "nothing"), expected.get(name, "nothing")
+        print(f"{name:20} {digest} {'as frozen' if digest == frozen else f'expected {frozen}'}")
     return int(found != expected)
 
 

@@ -13,16 +13,18 @@ Variant "order" has 12 classes, on pan and zoom, closed under reversal of time:
 Variant "composition" has those and 12 more, six pairs: the other four of one motion and then the other; steady tilt and
 roll (4); and speed (4), where "pan right, faster" played backwards is "pan left, slower".
 
-Everything else of a clip (starting point, jitter, sprites, drift of exposure) is distributed alike forwards and
-backwards. Hence who does not see the order of frames cannot tell a class from its reverse and is right in at most half
-of the clips of a pair, all in all in ``(8 / 2 + 4) / 12`` = 66.7 % of "order" and ``(20 / 2 + 4) / 24`` = 58.3 % of
-"composition": `order_blind_bound`. (It counts to and fro as
-told apart, since sprites and exposure may tell the order of frames up to reversal; who does not use them is right in
-half of those clips too.)
+Clips of these variants come in scenes: as many consecutive clips as there are classes, one of each, that differ in
+nothing but the motion. Testing has photographs of its own.
+
+What else a scene has (place, jitter, sprites, drift of exposure) is distributed alike forwards and backwards. Hence who
+does not see the order of frames cannot tell a class from its reverse, and can expect to be right in at most half of the
+clips of a pair, all in all in ``(8 / 2 + 4) / 12`` = 66.7 % of "order" and ``(20 / 2 + 4) / 24`` = 58.3 % of
+"composition": `Classes.order_blind_bound`. (It counts to and fro as told apart, since sprites and exposure may tell the
+order of frames up to reversal; who does not use them is right in half of those clips too.)
 
 Variant "appearance" has 27 classes of 24 photographs: a class is a photograph, of which training and testing see
-parts that do not overlap, under any camera motion; three photographs are two classes each, "zoom in" and "zoom out",
-so that order decides a ninth of the clips: `order_blind_bound` is 24/27.
+parts that do not overlap, under any motion of "order"; three photographs are two classes each, "zoom in" and "zoom
+out", so that order decides a ninth of the clips: `Classes.order_blind_bound` is 24/27. Every clip is drawn by itself.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ class Difficulty(NamedTuple):
     lean: float = 6  # the camera's own roll, up to so many degrees either way
     jitter: float = 0.5  # of every frame, up to so much either way, along both sides
     wander: float = 1  # of the whole clip at constant speed, up to so much either way, along both sides
-    one_sprite: float = 30  # percent of the clips
+    one_sprite: float = 30  # percent of the scenes; of the clips of "appearance"
     two_sprites: float = 10
     radius: tuple[float, float] = (10, 25)
     travel: float = 60  # of a sprite in a clip, up to so much either way, along both sides
@@ -96,7 +98,7 @@ class Classes(NamedTuple):
 
     @property
     def order_blind_bound(self) -> float:
-        """The highest share of clips, all classes alike, that is right without seeing the order of frames."""
+        """The highest share of clips, all classes alike, expected to be right without seeing the order of frames."""
         return len(set(self.groups)) / len(self.names)
 
 
@@ -183,7 +185,11 @@ REVERSE_PATHS = _reverse_paths()
 
 
 def classes_of(variant: str, photographs: Photographs) -> Classes:
-    """Return the classes of a variant; those of "appearance" are named after photographs."""
+    """Return the classes of a variant; those of "appearance" are named after photographs.
+
+    Raises:
+        ValueError: There is no such variant.
+    """
     if variant in ("order", "composition"):
         count = SIMPLE if variant == "order" else len(_NAMES)
         return Classes(_NAMES[:count], REVERSE_PATHS[:count])
@@ -196,16 +202,17 @@ def classes_of(variant: str, photographs: Photographs) -> Classes:
 
 
 class _Draws:
-    """Numbers of each clip's own generator, the same on every machine and version: raw words of PCG64."""
+    """Numbers of each scene's own generator, the same on every machine and version: raw words of PCG64."""
 
     WORDS = 128
 
     def __init__(self, variant: str, part: str, scenes: Integers) -> None:
         key = (SEED, VARIANTS.index(variant), PARTS.index(part))
-        drawn, places = np.unique(scenes, return_inverse=True)
-        words = [np.random.PCG64(np.random.SeedSequence((*key, int(k)))).random_raw(self.WORDS) for k in drawn]
-        drawn = (np.stack(words) >> np.uint64(32)).astype(np.int64) if words else np.zeros((0, self.WORDS), np.int64)
-        self.words = drawn[places]
+        unique, places = np.unique(scenes, return_inverse=True)
+        words = np.zeros((len(unique), self.WORDS), np.uint64)
+        for row, scene in enumerate(unique.tolist()):
+            words[row] = np.random.PCG64(np.random.SeedSequence((*key, scene))).random_raw(self.WORDS)
+        self.words = (words >> np.uint64(32)).astype(np.int64)[places]  # [B, WORDS]
         self.used = 0
 
     def between(self, low: int, high: int, *shape: int) -> Integers:
@@ -240,14 +247,17 @@ def draw_programs(
 ) -> Programs:
     """Draw clips ``start`` to ``start + clips`` of a part of a variant: a clip depends on its index alone.
 
-    Classes take turns, so that they are balanced in the first clips, however many. But for "appearance", a turn is a scene: its
-    clips differ in nothing but the motion.
+    Classes take turns, so that they are balanced in the first clips, however many. A turn is a scene, whose clips
+    differ in nothing but the motion; in "appearance" every clip is a scene.
+
+    Raises:
+        ValueError: There is no such variant.
     """
     classes = classes_of(variant, photographs)
     hard = difficulty or DIFFICULTY[variant]
     index = np.arange(start, start + clips, dtype=np.int64)
-    label = index % len(classes.names)
-    draws = _Draws(variant, part, index if variant == "appearance" else index // len(classes.names))
+    scene, label = np.divmod(index, len(classes.names))
+    draws = _Draws(variant, part, index if variant == "appearance" else scene)
     if variant != "appearance":
         path, own = label, photographs.of_split(part)
         photo, texture = draws.of(own), draws.of(own, SPRITES)

@@ -18,7 +18,7 @@ __all__ = ["render"]
 ONE = 65536
 # The level of a photograph's pyramid is the finest of which a frame's pixel spans at most so much.
 STEP = round(1.4 * ONE)
-# Half of the room that a crop takes, with its motion: the middle keeps so far from borders, in 1/1024 of the crop.
+# The middle of a crop keeps so far from borders, in 1/1024 of the crop's side; what a motion shows beyond is mirrored.
 MARGIN = 660
 PIXELS = {"cpu": 2**20, "cuda": 2**25}
 COS = np.asarray([round(math.cos(2 * math.pi * angle / TURN) * 16384) for angle in range(TURN)], np.int64)

@@ -48,7 +48,7 @@ def load_task(
         variant: one of `VARIANTS`.
         photographs: of which the clips are made; the device that they are on renders.
         clips: clips to learn from.
-        test_clips: clips to test with, of other photographs ("order") or other parts of them ("appearance").
+        test_clips: clips to test with, of other photographs or, in "appearance", other parts of the same.
         frames: frames per clip, a divisor of 32; other numbers show the same motions, more or less densely.
         size: side of a frame in pixels.
         device: where the clips are put; by default where the photographs are.
