@@ -1,4 +1,4 @@
-"""Photographs made up for tests: nothing is fetched."""
+"""Photographs made up for tests, where nothing is fetched, and clips of many scenes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.motion.photographs import Photographs, build_photographs
+from benchmarks.motion.programs import Difficulty, Programs, classes_of, draw_programs
 
 SPLITS = {name: "test" if name in "yz" else "train" for name in "abcdefgyz"}
 CLASSES = list("abcde")
@@ -24,3 +25,12 @@ def scenes(**changed: Tensor) -> Photographs:
     """Return nine photographs, seven to learn from and two to test with; some may be given."""
     images = {name: changed.get(name, picture(seed)) for seed, name in enumerate(SPLITS)}
     return build_photographs(images, SPLITS, CLASSES)
+
+
+def apart(
+    variant: str, part: str, clips: int, photographs: Photographs, *, difficulty: Difficulty | None = None
+) -> Programs:
+    """Return clips of as many scenes, whose classes take turns."""
+    step = len(classes_of(variant, photographs).names) + 1
+    programs = draw_programs(variant, part, step * clips, photographs, difficulty=difficulty)
+    return Programs(*(values[::step] for values in programs))

@@ -17,6 +17,10 @@ def test_what_differs_from_the_frozen_clips_is_told(
     for name, value in (("CLIPS", 12), ("FRAMES", 2), ("SIZE", 16), ("FROZEN", tmp_path / "frozen.json")):
         monkeypatch.setattr(check, name, value)
     monkeypatch.setattr(check, "load_photographs", lambda path, device: scenes())
+    check.FROZEN.write_text('{"former frames": "0"}')
+    assert check.main(["--photographs", "bundle"]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count("expected nothing") == 1 + 2 * len(check.VARIANTS) and "nothing expected 0" in shown
     assert check.main(["--photographs", "bundle", "--freeze"]) == 0
     assert check.main(["--photographs", "bundle"]) == 0
     assert "expected" not in capsys.readouterr().out
