@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +18,7 @@ from aim_adapters.training import load_baseline
 from aim_adapters.training.feeding import reader_for
 from aim_adapters.video import ClipTransform, VideoShards, write_shards
 from tests.tiny import base
-from tests.training.cases import CLASSES, fit, folder, model
+from tests.training.cases import CLASSES, fit, folder, model, videos
 from tests.training.test_baselines import build, trained
 
 # No augmentation, so that videos can be read anew in each epoch and still be the same clips.
@@ -76,13 +77,28 @@ def test_what_is_kept_has_the_type_of_products_and_is_said(tmp_path: Path, capsy
     assert "keeps the features of 23 clips, [4, 5, 32] each, in" in said and "nothing is augmented" in said
 
 
+def test_a_readable_video_stands_in_for_one_that_is_not(tmp_path: Path) -> None:
+    shutil.copytree(videos(), tmp_path / "videos")  # of which one is broken
+    for index in range(7):
+        (tmp_path / "videos" / "train" / "left" / f"{index}.mp4").write_bytes(b"broken")
+    seen: list[Tensor] = []
+    model = probe("probe")
+    model.probe.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with pytest.warns(UserWarning, match=r"left/\d\.mp4"):
+        fit(model, tmp_path / "run", tmp_path / "videos", cache_gib=0.01, epochs=1, max_skipped=0.5)
+    rows = torch.cat(seen).flatten(1)
+    assert len(rows) == 24  # no step has fewer clips
+    assert rows.unique(dim=0, return_counts=True)[1].max() == 9  # the eighth of "left", and those before it in a circle
+
+
 def shards(folder_of: Path) -> VideoShards:
     write_shards(folder("test"), folder_of)
     return VideoShards(str(folder_of / "*.tar"), num_frames=4, labels=CLASSES, length=9)
 
 
 WRONG: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
-    "memory": (lambda _: {"cache_gib": 1e-6}, r"24 clips, \[4, 5, 32\] each in fp32, take .* GiB, more than"),
+    "memory of a mean": (lambda _: {"make": "probe", "cache_gib": 1e-7}, "if the device has the memory, or leave"),
+    "memory": (lambda _: {"cache_gib": 1e-6}, r"24 clips, \[4, 5, 32\] each in fp32, .* more than .* the baseline"),
     "number": (lambda _: {"cache_gib": True}, "cache_gib must be a finite number > 0"),
     "zero": (lambda _: {"cache_gib": 0}, "cache_gib must be a finite number > 0"),
     "augmented": (
@@ -98,9 +114,10 @@ WRONG: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_what_cannot_be_kept_is_refused(case: str, tmp_path: Path) -> None:
-    settings, message = WRONG[case]
+    make, message = WRONG[case]
+    settings = {"make": "attentive-probe", "cache_gib": 0.01, **make(tmp_path / "shards")}
     with pytest.raises(aim.ConfigError, match=message):
-        fit(probe(), tmp_path / "run", **{"cache_gib": 0.01, **settings(tmp_path / "shards")})
+        fit(probe(settings.pop("make")), tmp_path / "run", **settings)
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 

@@ -85,10 +85,11 @@ def require_room(model: Any, spec: ClipSpec, settings: RunSettings, *, gib: floa
         clip = model.read(blank)[0]
     needed = (settings.videos + 1) * clip.numel() * _DTYPES[settings.precision].itemsize / _GIB
     if needed > most:
+        fewer = "" if clip.ndim == 2 else "take the baseline 'probe', which keeps one feature of each frame, "
         raise ConfigError(
             f"the features of {settings.videos:,} clips, {list(clip.shape)} each in {settings.precision}, take "
-            f"{needed:.3g} GiB, more than cache_gib={most:.3g}; raise it if the device has the memory, take the "
-            "baseline 'probe', which keeps one feature of each frame, or leave out cache_gib"
+            f"{needed:.3g} GiB, more than cache_gib={most:.3g}; raise it if the device has the memory, {fewer}or leave "
+            "out cache_gib"
         )
 
 
@@ -125,7 +126,7 @@ class CachedFeed:
         self.probe: nn.Module = model.probe
         self._data, self._settings = data, settings
         self._sampler = ClipSampler(len(data), seed=settings.seed)
-        self._labels = torch.full((len(data) + 1,), NO_LABEL)  # of a video that cannot be read it stays
+        self._labels = torch.full((len(data) + 1,), NO_LABEL)  # the last row is of no clip
         normalize = Normalize(spec.mean, spec.std).to(device)
         dtype = _DTYPES[settings.precision]
         in_order = BatchSampler(ClipSampler(len(data), shuffle=False), settings.batch_size, drop_last=False)  # type: ignore[arg-type]
@@ -148,10 +149,13 @@ class CachedFeed:
         if features is None:
             raise ConfigError("train holds no video that can be read")
         self._features = features
-        clips, size = int((self._labels != NO_LABEL).sum()), features.numel() * features.element_size() / _GIB
+        (read_rows,) = (self._labels != NO_LABEL).nonzero(as_tuple=True)
+        # For a video that cannot be read the next readable one stands in, as where each is read anew.
+        self._rows = read_rows[torch.searchsorted(read_rows, torch.arange(len(data))) % len(read_rows)]
+        size = features.numel() * features.element_size() / _GIB
         progress.say(
-            f"keeps the features of {clips:,} clips, {list(features.shape[1:])} each, in {size:.3g} GiB of {dtype}; "
-            "clips are read once, as in an evaluation, so that nothing is augmented"
+            f"keeps the features of {len(read_rows):,} clips, {list(features.shape[1:])} each, in {size:.3g} GiB of "
+            f"{dtype}; clips are read once, as in an evaluation, so that nothing is augmented"
         )
 
     def epoch(self, epoch: int, skip: int) -> Iterator[Batch]:
@@ -162,8 +166,7 @@ class CachedFeed:
             skip: Steps of it that were taken before.
         """
         self._sampler.set_epoch(epoch)
-        order = torch.tensor([index for index, _ in self._sampler])
-        order = order[self._labels[order] != NO_LABEL]
+        order = self._rows[[index for index, _ in self._sampler]]
         size, accumulate = self._settings.batch_size, self._settings.accumulate
         for place in range(skip * accumulate, self._settings.steps_per_epoch * accumulate):
             yield self._batch(order[place * size : (place + 1) * size])
