@@ -146,6 +146,19 @@ def test_one_block_that_cannot_leaves_all_as_they_were(spoil: Any, said: str) ->
     assert_same(before, snapshot(model))
 
 
+@pytest.mark.parametrize("factor", [float("nan"), 1e9])
+def test_weights_that_would_not_be_finite_are_refused(factor: float) -> None:
+    model = linear().float()
+    aim.set_base_dtype(model, torch.float16)
+    with torch.no_grad():
+        model.blocks[1].aim.spatial.up_proj.weight.mul_(factor)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    with pytest.raises(StateError, match=r"NaN or infinities would be in blocks\.1\.attn\.proj\.weight, .*so nothing"):
+        merge_adapters(model)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.nan_to_num(), before[name].nan_to_num()), name
+
+
 def test_states_that_do_not_allow_it_are_refused() -> None:
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module"):
         merge_adapters(3)  # type: ignore[type-var]

@@ -56,7 +56,8 @@ def merge_adapters(model: ModelT) -> ModelT:
     Raises:
         TypeError: ``model`` is not a module.
         StateError: It is not wrapped, holds several wrapped models or other adapters, has components that cannot be
-            merged, is sharded, distributed or on the meta device, its adapters are disabled, or parts were replaced.
+            merged, is sharded, distributed or on the meta device, its adapters are disabled, parts were replaced, or
+            merged weights would not be finite. The model is unchanged.
         UnsupportedModelError: An output projection cannot take in its adapter. The model is unchanged.
     """
     wrapped = only_root(model)
@@ -69,6 +70,7 @@ def merge_adapters(model: ModelT) -> ModelT:
         values = [change for name, block in blocks for change in _merged(name, block)]
         values += [(parameters[own], parameters[copied]) for copied, own in root.copied_names().items()]
         _require_separate(root, [target for target, _ in values])
+        _require_finite(root, values)
         # From here on the model is changed.
         for target, value in values:
             target.copy_(value)
@@ -143,4 +145,15 @@ def _require_separate(root: nn.Module, targets: list[Tensor]) -> None:
         raise UnsupportedModelError(
             f"merge_adapters: several layers share {listed(shared)}, which cannot take in the adapter of one of them; "
             "nothing was changed"
+        )
+
+
+def _require_finite(root: nn.Module, values: list[tuple[Tensor, Tensor]]) -> None:
+    """Refuse values that would spoil the image model for good."""
+    names = {id(parameter): name for name, parameter in root.named_parameters()}
+    broken = [names[id(target)] for target, value in values if not bool(value.isfinite().all())]
+    if broken:
+        raise StateError(
+            f"merge_adapters: NaN or infinities would be in {listed(broken)}, so nothing was changed: training has "
+            f"diverged, or {values[0][0].dtype} of the image model cannot hold the merged weights"
         )

@@ -89,6 +89,12 @@ def test_features_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
         attentive()(tokens(*shape))
 
 
+@pytest.mark.parametrize("shape", [(3, 0, WIDTH), (3, FRAMES, 0, WIDTH)])
+def test_a_mean_of_nothing_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(aim.InputError, match=r"with T and N >= 1, got \[3, "):
+        MeanProbe(WIDTH, 4)(tokens(*shape))
+
+
 @pytest.mark.parametrize("x", [[1.0], torch.ones(3, FRAMES, WIDTH, dtype=torch.int64)])
 def test_what_is_no_feature_is_refused(x: Any) -> None:
     with pytest.raises(aim.InputError, match=r"must be a floating-point tensor, got (list|torch\.int64)"):
@@ -105,6 +111,7 @@ def test_what_is_no_feature_is_refused(x: Any) -> None:
         ({"classes": 0}, "classes must be"),
         ({"dropout": 1.0}, "dropout must be"),
         ({"mlp_ratio": 0}, "mlp_ratio must be"),
+        ({"mlp_ratio": 0.1}, "mlp_ratio must leave the MLP a unit, >= 1 / 8, got 0.1"),
     ],
 )
 def test_wrong_settings_of_a_probe_are_refused(arguments: dict[str, Any], message: str) -> None:

@@ -106,6 +106,8 @@ class AttentiveProbe(nn.Module):
         hidden = int(require_number("mlp_ratio", mlp_ratio, low=0.0, open_low=True) * width)
         if width % heads:
             raise ConfigError(f"heads must divide the width, {width}, got {heads}")
+        if not hidden:
+            raise ConfigError(f"mlp_ratio must leave the MLP a unit, >= 1 / {width}, got {mlp_ratio}")
         place: dict[str, Any] = {"device": device, "dtype": dtype}
         self.heads = heads
         self.query = nn.Parameter(torch.empty(1, 1, width, **place))
@@ -152,11 +154,12 @@ def _features(x: Tensor, width: int, frames: int | None) -> Tensor:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = f"{x.dtype}" if isinstance(x, Tensor) else type(x).__name__
         raise InputError(f"features must be a floating-point tensor, got {got}")
-    if x.ndim not in (3, 4) or x.shape[-1] != width or (frames is not None and x.shape[1] != frames):
+    wrong = x.ndim not in (3, 4) or x.shape[-1] != width or (frames is not None and x.shape[1] != frames)
+    if wrong or 0 in x.shape[1:]:
         count = "T" if frames is None else frames
         raise InputError(
-            f"features must be [B, {count}, {width}] or [B, {count}, N, {width}], got {list(x.shape)}; of flat frames "
-            "[B*T, ...] pass x.unflatten(0, (-1, T))"
+            f"features must be [B, {count}, {width}] or [B, {count}, N, {width}], with T and N >= 1, got "
+            f"{list(x.shape)}; of flat frames [B*T, ...] pass x.unflatten(0, (-1, T))"
         )
     return x if x.ndim == 4 else x.unsqueeze(2)
 
