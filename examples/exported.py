@@ -94,8 +94,8 @@ def timm_state_from_onnx(path: Path, layout: Layout) -> dict[str, Tensor]:
     import onnx
 
     graph = onnx.load(path).graph
-    theirs = _exported_state(graph)
     try:
+        theirs = _exported_state(graph)
         positions = layout.outside["pos_embed"]
         if positions not in theirs:
             theirs[positions] = _position_embedding(graph, layout)

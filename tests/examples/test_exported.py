@@ -96,6 +96,12 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         timm_state_from_onnx(tmp_path / "model.onnx", DINOV2)
     with pytest.raises(WeightsError, match=r"it has no 'vision_model\.embeddings\.class_embedding'"):
         timm_state_from_onnx(tmp_path / "model.onnx", CLIP)
+    export(tiny(CLIP), tmp_path / "model.onnx", CLIP, int8=True)
+    model = onnx.load(tmp_path / "model.onnx")
+    model.graph.initializer.remove(next(item for item in model.graph.initializer if item.name.endswith("_scale")))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(WeightsError, match=r"it has no 'onnx::MatMul_\d+_scale'"):
+        timm_state_from_onnx(tmp_path / "model.onnx", CLIP)
 
 
 def test_a_quantized_graph_is_compared_without_the_rounding_of_what_it_multiplies(tmp_path: Path) -> None:
