@@ -55,6 +55,7 @@ def test_the_advice_is_what_the_library_says(pattern: str) -> None:
         (("--learning-rate", "nan"), "error: --learning-rate must be"),
         (("--recipe", "k400-clip-vit-b16-8f"), "Choose the --model that it is for, or train with --recipe small-data"),
         (("--resume",), "leave out --resume to begin"),
+        (("--cache-gib", 1), "error: --cache-gib is for the baselines 'probe' and"),
     ],
 )
 def test_failures_name_options(videos: Path, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:

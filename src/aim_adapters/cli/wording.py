@@ -11,7 +11,7 @@ OPTIONS = {
         "accumulate", "allow_empty", "base_model", "batch_size", "bottleneck", "conv_kernel", "conv_layers", "device",
         "dummy_data", "ema", "epochs", "image_size", "layers", "learning_rate", "log_with", "max_skipped", "memory",
         "nested", "num_frames", "out", "precision", "pretrained", "recipe", "resume", "seed", "sharding", "target",
-        "temporal", "top", "views", "workers",
+        "temporal", "top", "views", "workers", "cache_gib",
     )
 }  # fmt: skip
 

@@ -28,7 +28,7 @@ def lora_layers(image_model: nn.Module, anatomy: BackboneAnatomy, blank: Tensor,
     try:
         import peft  # noqa: F401
     except ImportError as error:
-        raise ImportError("the baseline 'lora' needs peft: pip install peft") from error
+        raise ImportError("LoRA needs peft: pip install peft") from error
     if rank > min(anatomy.block_widths):
         raise ConfigError(f"rank must be at most the width of the model, {min(anatomy.block_widths)}, got {rank}")
     layers: dict[str, nn.Module] = {}
