@@ -52,8 +52,6 @@ def configs(draw: st.DrawFn) -> AIMConfig:
         tubelet_size=tubelet,
         input_layout=draw(st.sampled_from(LAYOUT_CHOICES)),
         adapter_activation=draw(st.sampled_from(ACTIVATION_CHOICES)),
-
-
         temporal=temporal,
         conv_kernel=3 if temporal == "attention" else draw(st.integers(1, 9)) * 2 + 1,
         conv_layers=None if temporal == "attention" else draw(st.none() | layers),
@@ -118,8 +116,6 @@ def test_num_frames_has_no_default() -> None:
         ("tubelet_size", 2),
         *(("input_layout", choice) for choice in LAYOUT_CHOICES),
         *(("adapter_activation", choice) for choice in ACTIVATION_CHOICES),
-
-
         *(("temporal", choice) for choice in TEMPORAL_CHOICES),
     ],
 )
