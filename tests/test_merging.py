@@ -124,6 +124,11 @@ def share(model: Any) -> None:
     model.blocks[0].attn.proj.bias = model.blocks[-1].attn.proj.bias
 
 
+def expand(model: Any) -> None:
+    zeros = torch.zeros((), dtype=torch.float64).expand(model.blocks[-1].attn.proj.bias.shape)
+    model.blocks[-1].attn.proj.bias = nn.Parameter(zeros, requires_grad=False)
+
+
 def hook_adapter(model: Any) -> None:
     model.blocks[1].aim.spatial.up_proj.register_forward_hook(lambda *_: None)
 
@@ -134,8 +139,9 @@ def hook_adapter(model: Any) -> None:
         (hook_last, "blocks.2 cannot take in its adapter, and nothing was changed: .* has hooks"),
         (hook_adapter, "blocks.1 cannot .*its adapter is not as it was made"),
         (share, "several layers share blocks.0.attn.proj.bias, blocks.2.attn.proj.bias"),
+        (expand, "elements of blocks.2.attn.proj.bias share memory"),
     ],
-    ids=["hook", "adapter", "shared"],
+    ids=["hook", "adapter", "shared", "expanded"],
 )
 def test_one_block_that_cannot_leaves_all_as_they_were(spoil: Any, said: str) -> None:
     model = linear()

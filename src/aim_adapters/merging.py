@@ -146,6 +146,16 @@ def _require_separate(root: nn.Module, targets: list[Tensor]) -> None:
             f"merge_adapters: several layers share {listed(shared)}, which cannot take in the adapter of one of them; "
             "nothing was changed"
         )
+    spread = [name for name, parameter in named if id(parameter) in changed and _is_expanded(parameter)]
+    if spread:
+        raise UnsupportedModelError(
+            f"merge_adapters: elements of {listed(spread)} share memory (expand), so they cannot differ; nothing was "
+            "changed; make them parameters of their own with clone() before wrapping"
+        )
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def _require_finite(root: nn.Module, values: list[tuple[Tensor, Tensor]]) -> None:
