@@ -5,7 +5,7 @@
 - ``motion``: clips that need a sense of time, to compare ways to adapt;
 - ``report``: what makes tables and pictures of the results;
 - ``harness``: what all of them share, and the lowest: it imports none of the others;
-- ``results``: what was measured, as JSON.
+- ``results``: what was measured, as JSON, or as CSV where runs add rows.
 """
 
 import warnings

@@ -110,7 +110,7 @@ def ladder() -> Iterator[Claim]:
     """Yield the claims of Table 1."""
     says = "Spatial adapters are better than the frozen image model (36.7, 15.1)."
     yield Claim("spatial", "Table 1", says, (above(SPATIAL, Cell("frozen")),))
-    says = "They do as well as full fine-tuning that sees single frames (36.7, 36.2)."
+    says = "Spatial adapters do as well as full fine-tuning that sees single frames (36.7, 36.2)."
     yield Claim("spatial-as-full", "Table 1", says, each(reaches, "spatial", "full"))
     says = "Temporal adapters are what sees time (61.2 instead of 36.7)."
     yield Claim("temporal", "Table 1", says, (above(Cell("temporal"), SPATIAL),))
@@ -155,7 +155,7 @@ def data() -> Iterator[Claim]:
     pairs = [(AIM._replace(clips=clips), TUNED._replace(clips=clips)) for clips in numbers]
     says = "AIM is ahead of full fine-tuning over space and time with any share of the clips."
     yield Claim("few-clips", "Figure 3", says, tuple(above(*pair) for pair in pairs))
-    says = "It is further ahead with 1 % of the clips (8.9 points) than with all."
+    says = "AIM is further ahead with 1 % of the clips (8.9 points) than with all."
     yield Claim("fewer-clips", "Figure 3", says, (gains(pairs[0], than=pairs[-1]),))
 
 
@@ -283,9 +283,9 @@ def cell_words(cell: Cell) -> str:
     """Return which runs a cell is of, but for the variant."""
     usual = Cell("")
     notes = (
-        f" [{cell.frames} frames]" * (cell.frames != usual.frames),
-        f" [{cell.clips:,} clips]" * (cell.clips != usual.clips),
-        " [CLIP]" * (cell.backbone != usual.backbone),
+        f" at {cell.frames} frames" * (cell.frames != usual.frames),
+        f" at {cell.clips:,} clips" * (cell.clips != usual.clips),
+        " on CLIP" * (cell.backbone != usual.backbone),
     )
     return NAMES.get(cell.way, cell.way) + "".join(notes)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-Results = dict[str, dict[str, Any]]
+Results = dict[str, Any]  # of each file, by its name; of the benchmark of motion, its records
 PASS = "forward+backward"
 NOTHING = "Not measured."
 ATTENTION_PEERS = {

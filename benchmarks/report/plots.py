@@ -1,9 +1,9 @@
 """Draw the results, and write the tables of the pages that show them.
 
 python -m benchmarks.report.plots            # draws the pictures in docs/assets
-python -m benchmarks.report.plots --write    # also writes the tables between the pages' markers
+python -m benchmarks.report.plots --write    # also writes the tables between the pages' markers, and the verdicts
 
-Both come from ``benchmarks/results``; what is not there is left out.
+All come from ``benchmarks/results``; what is not there is left out.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import RESULTS, ROOT
-from benchmarks.report import step_tables, summary
+from benchmarks.motion.claims import VERDICTS, verdicts
+from benchmarks.motion.results import Results as MotionResults
+from benchmarks.motion.results import load as load_motion
+from benchmarks.report import motion_pictures, motion_tables, pictures, step_tables, summary
 from benchmarks.report.pages import ATTENTION_PEERS, Results, measured, ms, spread, table, target_row, verdict
-from benchmarks.report.pictures import ASSETS, PICTURES
 
 PAGE = ROOT / "docs" / "benchmarks.md"
-PAGES = (PAGE, *(ROOT / name for name in ("README.md", "docs/index.md", "docs/choosing.md")))
+PAGES = (PAGE, *(ROOT / name for name in ("README.md", "docs/index.md", "docs/choosing.md", "docs/evidence.md")))
+PICTURES = pictures.PICTURES | motion_pictures.PICTURES
 MARKED = re.compile(r"(?<=<!-- begin )(\w+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 ATTENTION = ("temporal_attention", "temporal_attention_sizes")
 WITHOUT_GPU = ("checkpoint_io", "load_video_model", "wrap_time", "import_time")
@@ -32,7 +35,9 @@ FILES = (*ATTENTION, *step_tables.STEPS, "data_parallel", "data_parallel_large",
 def load(folder: Path = RESULTS) -> Results:
     """Return every result that there is, by name."""
     paths = {name: folder / f"{name}.json" for name in FILES}
-    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
+    found = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
+    motion = load_motion(folder / "motion")
+    return found | ({"motion": motion} if any(motion) else {})
 
 
 def against(row: dict[str, Any], peer: str) -> str:
@@ -164,9 +169,9 @@ def memory(results: Results) -> str:
 def ran_on(results: Results) -> str:
     """Return on what each result was measured."""
     runs = [
-        (f"`{name}`", result["ran_on"], result.get("complete", True))
-        for name, result in results.items()
-        if name not in step_tables.STEPS
+        (f"`{name}`", results[name]["ran_on"], results[name].get("complete", True))
+        for name in FILES
+        if name in results and name not in step_tables.STEPS
     ]
     rows = []
     for name, on, complete in (*runs, *step_tables.ran(results)):
@@ -180,26 +185,21 @@ def ran_on(results: Results) -> str:
     return table(" result| machine|cores|load|torch|Triton|Python| commit| complete", rows)
 
 
-TABLES = (
-    attention,
-    shapes,
-    host,
-    start_up,
-    *step_tables.TABLES,
-    *summary.TABLES,
-    learning,
-    targets,
-    files,
-    times,
-    memory,
-    ran_on,
-)
+TABLES = {
+    **{
+        make.__name__: make
+        for make in (
+            attention, shapes, host, start_up, *step_tables.TABLES, *summary.TABLES, learning, targets, files, times,
+            memory, ran_on,
+        )
+    },
+    **motion_tables.TABLES,
+}  # fmt: skip
 
 
 def fill(page: str, results: Results) -> str:
     """Return the page with each table written anew between ``<!-- begin name -->`` and ``<!-- end -->``."""
-    made = {make.__name__: make(results) for make in TABLES}
-    return MARKED.sub(lambda match: f"{match[1]}{match[2]}\n{made[match[1]]}\n\n", page)
+    return MARKED.sub(lambda match: f"{match[1]}{match[2]}\n{TABLES[match[1]](results)}\n\n", page)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -211,12 +211,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (points_of, draw) in PICTURES.items():
         points = points_of(results)
         if points:
-            draw(results, points, ASSETS / name)
-            print(f"wrote {ASSETS / name}")
+            draw(results, points, pictures.ASSETS / name)
+            print(f"wrote {pictures.ASSETS / name}")
     if arguments.write:
         for page in PAGES:
             page.write_text(fill(page.read_text(encoding="utf-8"), results), encoding="utf-8")
             print(f"wrote {page}")
+        found = verdicts(results.get("motion", MotionResults()))
+        VERDICTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        print(f"wrote {VERDICTS}")
     return 0
 
 

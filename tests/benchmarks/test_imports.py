@@ -16,7 +16,7 @@ ROOMS: dict[str, set[str]] = {
     "harness": set(),
     "timing": {"harness"},
     "checks": {"harness"},
-    "report": {"harness"},
+    "report": {"harness", "motion"},
     "motion": {"harness"},
 }
 SOURCES = sorted((ROOT / "benchmarks").rglob("*.py"))
@@ -100,4 +100,5 @@ def test_a_test_mirrors_what_it_tests(path: Path) -> None:
 
 
 def test_results_can_be_read() -> None:
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in RESULTS.iterdir()) < 8000
+    files = [path for path in RESULTS.rglob("*") if path.is_file()]
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) < 8000

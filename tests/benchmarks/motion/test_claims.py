@@ -114,7 +114,7 @@ def test_bounds_are_those_of_the_task() -> None:
 def test_figures_in_words() -> None:
     figure = claims.CLAIMS["data"][1].figures[0]
     assert claims.words_of(figure) == (
-        "(AIM [84 clips] − full fine-tuning (space-time) [84 clips], order) − "
+        "(AIM at 84 clips − full fine-tuning (space-time) at 84 clips, order) − "
         "(AIM − full fine-tuning (space-time), order)"
     )
     found = figure.interval(Evidence(MADE_UP))
