@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks.harness import Cpu, Kernel
-from benchmarks.report import pictures, plots, step_tables
+from benchmarks.report import motion_pictures, pictures, plots, step_tables
 from benchmarks.report.pages import measured, ms
 from benchmarks.timing import data_parallel, inference, learning, learning_run, step_command, steps, train_step
 from benchmarks.timing.steps import Job, Run, StepEffort
@@ -270,6 +270,7 @@ def test_writing_twice_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     for page in pages:
         page.write_text(ALL[page.name], encoding="utf-8")
     monkeypatch.setattr(plots, "PAGES", pages)
+    monkeypatch.setattr(plots, "PICTURES", motion_pictures.PICTURES)
     monkeypatch.setattr(plots, "VERDICTS", tmp_path / "verdicts.json")
     monkeypatch.setattr(pictures, "ASSETS", tmp_path)
     written = []
