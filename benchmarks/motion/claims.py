@@ -26,6 +26,7 @@ from benchmarks.motion.judging import (
     Evidence,
     Interval,
     Ratio,
+    cell_of,
     judge,
 )
 from benchmarks.motion.results import FOLDER, Results, ResultsError, load
@@ -129,6 +130,15 @@ def ladder() -> Iterator[Claim]:
     blind = [(Cell(way, variant), BOUNDS[variant]) for way in BLIND for variant in VARIANTS]
     figures = tuple(Difference(((1, cell),), high=MARGIN, less=bound) for cell, bound in blind)
     yield Claim("order-blind", OURS, says, figures)
+
+
+def longer() -> Iterator[Claim]:
+    """Yield the claims on more training."""
+    aim, conv, tuned = (Cell(way, again="longer") for way in ("joint", "conv", "full-space-time"))
+    says = "With twice the steps, too, AIM is better than full fine-tuning over space and time."
+    yield Claim("longer", "Table 1", says, (above(aim, tuned),))
+    says = "With twice the steps, too, convolution over time does at least as well as attention over time."
+    yield Claim("conv-longer", OURS, says, (reaches(conv, aim),))
 
 
 def layers() -> Iterator[Claim]:
@@ -246,7 +256,7 @@ def backbones() -> Iterator[Claim]:
 
 def defaults() -> Iterator[Claim]:
     """Yield the claim on the learning rate."""
-    swept = {job.learning_rate: Cell(job.name, clips=job.clips) for job in EXPERIMENTS["defaults"] if job.rate}
+    swept = {job.learning_rate: cell_of(job) for job in EXPERIMENTS["defaults"] if job.rate}
     usual = swept.pop(ADAPTERS_RATE)
     says = f"With few clips no other learning rate is better than {ADAPTERS_RATE:g}."
     yield Claim("rate", OURS, says, tuple(reaches(usual, cell) for cell in swept.values()))
@@ -256,8 +266,8 @@ def defaults() -> Iterator[Claim]:
 CLAIMS: dict[str, tuple[Claim, ...]] = {
     section.__name__: tuple(section())
     for section in (
-        ladder, layers, ratio, data, pretraining, input_adapter, frames, classes, costs, execution, ways, backbones,
-        defaults,
+        ladder, longer, layers, ratio, data, pretraining, input_adapter, frames, classes, costs, execution, ways,
+        backbones, defaults,
     )
 }  # fmt: skip
 ALL = tuple(claim for claims in CLAIMS.values() for claim in claims)
@@ -286,6 +296,7 @@ def cell_words(cell: Cell) -> str:
         f" at {cell.frames} frames" * (cell.frames != usual.frames),
         f" at {cell.clips:,} clips" * (cell.clips != usual.clips),
         " on CLIP" * (cell.backbone != usual.backbone),
+        ", twice the steps" * (cell.again == "longer"),
     )
     return NAMES.get(cell.way, cell.way) + "".join(notes)
 

@@ -11,8 +11,9 @@ hold wrongly in at most 5 %, since all have to agree, but not to hold wrongly in
 Three seeds decide little: half an interval is then 1.7 standard deviations of a difference.
 
 Seeds tell nothing about the test clips, which are the same in all runs: what is judged is how ways do on these 1,200.
-With others an accuracy of 80 % would move by 1.2 points (its standard error), a difference by less, as ways mostly err
-on the same clips. So ways count as equal within `MARGIN`, and seeds that agree to a clip count as one clip apart.
+With others an accuracy of 80 % would move by 1.2 points (its standard error), by more as clips of a scene share their
+difficulty; a difference by less, as ways mostly err on the same clips. So ways count as equal within `MARGIN`, and
+seeds that agree to a clip count as one clip apart.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import math
 import statistics
 from typing import NamedTuple
 
-from benchmarks.motion.experiments import CLIPS, FRAMES
+from benchmarks.motion.experiments import CLIPS, FRAMES, Job
 from benchmarks.motion.results import Costs, Results, Run
 
 HOLDS, FAILS, UNDECIDED, NOT_RUN = "holds", "does not hold", "undecided", "not run"
@@ -31,6 +32,7 @@ NOISE = 0.03  # share by which a time, measured once, may be off
 TIMES = ("step_ms", "inference_ms")
 # Student's t that 5 % exceed, for 1, 2, ... degrees of freedom; for more than these, the last is on the safe side.
 QUANTILES = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833)
+AGAIN = ("longer",)  # experiments whose runs differ from those of others in nothing that a `Cell` has
 # Means over classes of "order": those that another is the reverse of in time, and those that are their own reverse.
 DIRECTED, ITSELF = "classes in pairs", "classes to and fro"
 
@@ -45,6 +47,7 @@ class Cell(NamedTuple):
         frames: Frames of a clip.
         clips: Clips that are trained on.
         backbone: Name of the image model.
+        again: Experiment in `AGAIN`; "": any other.
     """
 
     way: str
@@ -53,6 +56,13 @@ class Cell(NamedTuple):
     frames: int = FRAMES
     clips: int = CLIPS
     backbone: str = "dinov2-small"
+    again: str = ""
+
+
+def cell_of(job: Job) -> Cell:
+    """Return the runs of a job."""
+    again = job.experiment if job.experiment in AGAIN else ""
+    return Cell(job.name, job.variant, "accuracy", job.frames, job.clips, job.backbone, again)
 
 
 class Interval(NamedTuple):
@@ -78,7 +88,8 @@ class Evidence:
     def __init__(self, results: Results) -> None:
         self.runs: dict[Cell, dict[int, Run]] = {}
         for run in results.runs:
-            cell = Cell(run.way, run.variant, "", run.frames, run.clips, run.backbone)
+            again = run.experiment if run.experiment in AGAIN else ""
+            cell = Cell(run.way, run.variant, "", run.frames, run.clips, run.backbone, again)
             self.runs.setdefault(cell, {})[run.seed] = run
         self.classes: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
         for row in results.classes:

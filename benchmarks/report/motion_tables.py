@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from benchmarks.motion.claims import CLAIMS, NAMES, asked_words, cell_words, found_words, words_of
 from benchmarks.motion.experiments import EXPERIMENTS, LADDER, SHARES, VARIANTS, WAYS, Job
-from benchmarks.motion.judging import Cell, Evidence, judge
+from benchmarks.motion.judging import Cell, Evidence, cell_of, judge
 from benchmarks.motion.results import Costs, Results, Run, spread
 from benchmarks.report import motion_pictures
 from benchmarks.report.pages import Results as AllResults
@@ -65,6 +65,14 @@ def _ladder(evidence: Evidence) -> str:
     return by_way(evidence, map(Cell, LADDER))
 
 
+def _longer(evidence: Evidence) -> str:
+    rows = []
+    for job in EXPERIMENTS["longer"]:
+        both = (cell_of(job)._replace(again=""), cell_of(job))
+        rows.append((NAMES[job.way], *(percent(evidence, cell) for cell in both)))
+    return table(" way|order, %|twice the steps, %", _filled(rows))
+
+
 def _layers(evidence: Evidence) -> str:
     return by_way(evidence, map(Cell, ("joint", "top", "alternate", "bottom")))
 
@@ -98,7 +106,7 @@ def _frames(evidence: Evidence) -> str:
 
 
 def _backbones(evidence: Evidence) -> str:
-    cells = [Cell(job.way, backbone=job.backbone) for job in EXPERIMENTS["backbones"] if job.variant == "order"]
+    cells = [cell_of(job) for job in EXPERIMENTS["backbones"] if job.variant == "order"]
     return by_way(evidence, cells)
 
 
@@ -123,15 +131,10 @@ def _ways(evidence: Evidence) -> str:
 
 
 def _defaults(evidence: Evidence) -> str:
-    rows = [
-        (
-            job.name.replace("-", " "),
-            f"{job.clips:,}",
-            f"{job.steps:,}",
-            percent(evidence, Cell(job.name, clips=job.clips)),
-        )
-        for job in EXPERIMENTS["defaults"]
-    ]
+    rows = []
+    for job in EXPERIMENTS["defaults"]:
+        accuracy = percent(evidence, cell_of(job))
+        rows.append((job.name.replace("-", " "), f"{job.clips:,}", f"{job.steps:,}", accuracy))
     return table(" setting|clips|steps|order, %", [row for row in rows if row[3]])
 
 
@@ -191,6 +194,7 @@ class Section(NamedTuple):
 
 SECTIONS = {
     "ladder": Section(("ladder",), _ladder, "motion-ladder.svg"),
+    "longer": Section(("longer",), _longer),
     "layers": Section(("layers",), _layers),
     "ratio": Section(("ratio",), _ratio),
     "data": Section(("data",), _data, "motion-data.svg"),
@@ -215,8 +219,7 @@ def _minutes(runs: Iterable[Run]) -> str:
 
 
 def _seeds(evidence: Evidence, job: Job) -> int:
-    cell = Cell(job.name, job.variant, "", job.frames, job.clips, job.backbone)
-    return len(evidence.runs.get(cell, {}).keys() & set(job.seeds))
+    return len(evidence.values(cell_of(job)).keys() & set(job.seeds))
 
 
 def missing(evidence: Evidence, experiments: Iterable[str]) -> str:
@@ -225,9 +228,8 @@ def missing(evidence: Evidence, experiments: Iterable[str]) -> str:
     for job in (job for name in experiments for job in EXPERIMENTS[name]):
         seeds = _seeds(evidence, job)
         if seeds < len(job.seeds):
-            cell = Cell(job.name, frames=job.frames, clips=job.clips, backbone=job.backbone)
             some = f" ({seeds} of {len(job.seeds)} seeds)" if seeds else ""
-            found.append(f"{cell_words(cell)}, {job.variant}{some}")
+            found.append(f"{cell_words(cell_of(job))}, {job.variant}{some}")
     return f"Not run yet: {'; '.join(found)}." if found else ""
 
 

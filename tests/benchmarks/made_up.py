@@ -28,6 +28,7 @@ def accuracy(job: Job, seed: int) -> float:
     else:
         base = ORDER.get(job.name, 55.0 if job.experiment == "defaults" else 78.0)
     base += {8: 0.0, 16: 4.0, 32: 8.0}[job.frames]
+    base += 2.0 * (job.experiment == "longer")
     if job.experiment == "data":
         base -= (60.0 if job.way == "full-space-time" else 50.0) * (1 - job.clips / CLIPS)
     return round(base + 0.25 * seed, 2)

@@ -42,6 +42,7 @@ def test_numbers_land_in_their_cells() -> None:
     assert cells(section("layers", results), "AIM (bottom half)")[:2] == ["65.2 ± 0.2", "80.2 ± 0.2"]
     assert cells(section("data", results), "84") == ["1 %", "28.8 ± 0.2", "35.8 ± 0.2", "10.9 ± 0.2"]
     assert cells(section("data", results), "8,208") == ["100 %", "78.2 ± 0.2", "85.2 ± 0.2", "70.2 ± 0.2"]
+    assert cells(section("longer", results), "AIM") == ["78.2 ± 0.2", "80.2 ± 0.2"]
     assert cells(section("frames", results), "AIM at 32 frames") == ["86.2 ± 0.2"]
     assert cells(section("backbones", results), "spatial adapters on CLIP")[:3] == ["45.2 ± 0.2", "87.2 ± 0.2", ""]
     assert cells(section("execution", results), "AIM (fp8)") == ["78.2 ± 0.2", "30.0", "2.00"]
