@@ -71,6 +71,11 @@ def _everywhere(experiment: str, *ways: str) -> Iterator[Job]:
             yield Job(experiment, variant, way, steps=STEPS[variant])
 
 
+def _composition() -> Iterator[Job]:
+    for way in ("spatial", "joint", "conv", "full-space-time"):
+        yield Job("composition", "composition", way, steps=STEPS["composition"])
+
+
 def _backbones() -> Iterator[Job]:
     for way in ("spatial", "joint", "conv", "full-space-time"):
         for variant in VARIANTS:
@@ -112,6 +117,7 @@ EXPERIMENTS: dict[str, tuple[Job, ...]] = {
     "longer": tuple(
         Job("longer", "order", way, steps=2 * STEPS["order"]) for way in ("joint", "conv", "full-space-time")
     ),
+    "composition": tuple(_composition()),
     "layers": tuple(_everywhere("layers", "alternate", "top", "bottom")),
     "ratio": tuple(_everywhere("ratio", "ratio-0.0625", "ratio-0.125", "ratio-0.5")),
     "pretraining": (

@@ -73,6 +73,15 @@ def _longer(evidence: Evidence) -> str:
     return table(" way|order, %|twice the steps, %", _filled(rows))
 
 
+def _composition(evidence: Evidence) -> str:
+    cells = [cell_of(job) for job in EXPERIMENTS["composition"]]
+    rows = [
+        (cell_words(cell), *(percent(evidence, cell._replace(measure=of)) for of in ("accuracy", "what", "order")))
+        for cell in cells
+    ]
+    return table(" way|right, %|but for direction, %|direction, %", _filled(rows))
+
+
 def _layers(evidence: Evidence) -> str:
     return by_way(evidence, map(Cell, ("joint", "top", "alternate", "bottom")))
 
@@ -195,6 +204,7 @@ class Section(NamedTuple):
 SECTIONS = {
     "ladder": Section(("ladder",), _ladder, "motion-ladder.svg"),
     "longer": Section(("longer",), _longer),
+    "composition": Section(("composition",), _composition),
     "layers": Section(("layers",), _layers),
     "ratio": Section(("ratio",), _ratio),
     "data": Section(("data",), _data, "motion-data.svg"),

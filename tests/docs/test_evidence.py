@@ -20,7 +20,8 @@ WORDS = " ".join(TEXT.split())
 
 def test_settings_are_those_of_the_code() -> None:
     size = BACKBONES["dinov2-small"].size
-    steps = f"{STEPS['order']:,} steps of {BATCH} clips ({STEPS['appearance']} on `appearance`)"
+    others = f"{STEPS['composition']:,} on `composition`, {STEPS['appearance']} on `appearance`"
+    steps = f"{STEPS['order']:,} steps of {BATCH} clips ({others})"
     rates = " and of ".join(f"{rate:.0e}".replace("e-0", "e-") + words for rate, words in (
         (ADAPTERS_RATE, " for what is new"), (TUNING_RATE, " for pre-trained weights")))  # fmt: skip
     clip = BACKBONES["clip-base"].size
