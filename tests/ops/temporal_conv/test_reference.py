@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from aim_adapters.ops.temporal_conv import temporal_conv_gelu
 
@@ -35,6 +36,25 @@ def test_equals_a_depthwise_convolution(frames: int, kernel: int, tokens: tuple[
         results.append([out, *torch.autograd.grad(out.sin().sum(), (h, weight, bias))])
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # PyTorch's own use of it
+def test_writes_nothing_in_place_and_follows_function_transforms() -> None:
+    frames, every = 3, (0, 1, 2)
+    tensors = tuple(torch.randn(each, dtype=torch.float64) for each in ((6, 2, 2), (2, 5), (2,)))
+
+    def call(*tensors: Tensor) -> Tensor:
+        return temporal_conv_gelu(*tensors, num_frames=frames, implementation="eager")
+
+    traced = make_fx(call)(*tensors)
+    operators = [node.target for node in traced.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+    assert operators
+    assert not any(operator._schema.is_mutable for operator in operators)
+    clips = tensors[0].unflatten(0, (2, frames))
+    torch.testing.assert_close(torch.vmap(call, (0, None, None))(clips, *tensors[1:]).flatten(0, 1), call(*tensors))
+    expected = torch.func.jacrev(lambda *x: convolved(*x, frames), every)(*tensors)
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        torch.testing.assert_close(transform(call, every)(*tensors), expected)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 6), (8, 0, 6), (8, 0)], ids=str)

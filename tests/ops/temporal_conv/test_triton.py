@@ -203,6 +203,9 @@ def test_flops_are_those_of_the_sums_over_taps() -> None:
         out.sum().backward()
     product = 2 * 5 * tensors[0].numel()
     assert (forward.get_total_flops(), backward.get_total_flops()) == (product, 3 * product)
+    with FlopCounterMode(display=False) as forward:
+        operators.temporal_conv_gelu(*tensors, num_frames=2)
+    assert forward.get_total_flops() == 2 * 3 * tensors[0].numel()  # in two frames, three taps can meet one
 
 
 def test_compiles_without_a_break_for_any_batch() -> None:

@@ -65,6 +65,18 @@ def _unsupported(case: Case) -> str | None:
     return None
 
 
+def case_of(device: str, dtype: torch.dtype, kernel: int) -> Case:
+    """Gather the facts that the choice of an implementation depends on.
+
+    Args:
+        device: Type of the device.
+        dtype: Dtype of the features.
+        kernel: K.
+    """
+    missing = triton_missing(device) or ("its kernels need Triton 3.3" if triton_before(3, 3) else None)
+    return Case(device, dtype, kernel, missing, exporting())
+
+
 def temporal_conv_gelu(
     h: Tensor, weight: Tensor, bias: Tensor, *, num_frames: int, implementation: str = "auto"
 ) -> Tensor:
@@ -89,9 +101,7 @@ def temporal_conv_gelu(
         UnsupportedKernelError: The named implementation cannot run here, or cannot compute this.
     """
     _validate(h, weight, bias, num_frames)
-    missing = triton_missing(h.device.type) or ("its kernels need Triton 3.3" if triton_before(3, 3) else None)
-    case = Case(h.device.type, h.dtype, weight.shape[1], missing, exporting())
-    if choose(implementation, case).implementation == "triton":
+    if choose(implementation, case_of(h.device.type, h.dtype, weight.shape[1])).implementation == "triton":
         from aim_adapters.ops.temporal_conv import triton  # not at the top: it imports Triton
 
         return triton.temporal_conv_gelu(h, weight, bias, num_frames=num_frames)

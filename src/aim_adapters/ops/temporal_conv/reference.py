@@ -20,9 +20,13 @@ def temporal_conv_gelu(h: Tensor, weight: Tensor, bias: Tensor, *, num_frames: i
         ``[B*T, ..., W]``.
     """
     clips = h.unflatten(0, (-1, num_frames))  # [B, T, ..., W]
-    weight, bias, middle = weight.to(h.dtype), bias.to(h.dtype), weight.shape[1] // 2
-    out = torch.addcmul(bias, clips, weight[:, middle])
-    for distance in range(1, min(middle, num_frames - 1) + 1):  # frames beyond the ends of a clip are zeros
-        out[:, distance:].addcmul_(clips[:, :-distance], weight[:, middle - distance])
-        out[:, :-distance].addcmul_(clips[:, distance:], weight[:, middle + distance])
+    weight, bias = weight.to(h.dtype), bias.to(h.dtype)
+    middle = weight.shape[1] // 2
+    reach = min(middle, num_frames - 1)  # taps beyond it never meet a frame
+    # Frames beyond the ends of a clip are zeros; nothing is written in place, which function transforms cannot follow.
+    padded = F.pad(clips, [0, 0] * (clips.ndim - 2) + [reach, reach])  # [B, T+2*reach, ..., W]
+    out = bias
+    for shift in range(-reach, reach + 1):
+        start = reach + shift
+        out = torch.addcmul(out, padded[:, start : start + num_frames], weight[:, middle + shift])  # [B, T, ..., W]
     return F.gelu(out).reshape(h.shape)  # [B*T, ..., W]

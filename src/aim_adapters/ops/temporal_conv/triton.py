@@ -142,9 +142,9 @@ def _refuse_second_derivative(ctx: Any, *gradients: Tensor) -> None:
     )
 
 
-def _flops(shape: torch.Size, weight: torch.Size, sums: int) -> int:
-    """Return the FLOPs of a number of sums over the taps, for every element."""
-    return 2 * sums * math.prod(shape) * weight[1]
+def _flops(shape: torch.Size, weight: torch.Size, num_frames: int, sums: int) -> int:
+    """Return the FLOPs of a number of sums over the taps that can meet a frame, for every element."""
+    return 2 * sums * math.prod(shape) * min(weight[1], 2 * num_frames - 1)
 
 
 def _register() -> None:
@@ -168,7 +168,8 @@ def _register() -> None:
             )
 
         def count(*shapes: Any, _first: int = int(gradient), _sums: int = sums, **_: Any) -> int:
-            return _flops(shapes[_first], shapes[_first + 1], _sums)
+            h, weight, _, num_frames = shapes[_first:]
+            return _flops(h, weight, num_frames, _sums)
 
         register_flop_formula(getattr(torch.ops.aim_adapters, name))(count)
 
