@@ -255,6 +255,23 @@ def test_swin_says_what_it_runs_where_windows_tile_a_frame() -> None:
     assert [row[1:] for row in rows] == [FUSED, ("-", "fused", "fused")] * 2
 
 
+def test_says_how_a_convolution_runs(no_triton: None) -> None:
+    model = trained(temporal="both", conv_layers=[1])
+    why = "convolution, eager (Triton does not run on a CPU)"
+    assert [row.temporal for row in aim.explain_execution(model)] == ["fused", f"{why}, then fused", "fused"]
+    aim.set_attention(model, "eager")
+    assert aim.explain_execution(model)[1].temporal == "convolution, eager (asked for by name), then fused"
+    assert aim.explain_execution(trained(temporal="conv"))[0].temporal == why
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_says_that_a_convolution_runs_by_its_kernel_in_the_dtype_of_autocast() -> None:
+    model = trained(temporal="conv").cuda()
+    assert aim.explain_execution(model)[0].temporal == "convolution, triton"
+    model.double()
+    assert "got torch.float64" in aim.explain_execution(model)[0].temporal
+
+
 def test_explaining_draws_no_random_numbers_and_changes_nothing() -> None:
     model = trained(drop_path=0.5).train()
     before, state = torch.get_rng_state(), {name: t.clone() for name, t in model.state_dict().items()}

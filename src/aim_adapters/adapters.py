@@ -23,6 +23,7 @@ from aim_adapters.core import (
     install_adapter,
     only_root,
     require_local,
+    warn_idle_taps,
     withdraw_adapter,
 )
 from aim_adapters.errors import ConfigError, StateError
@@ -102,6 +103,7 @@ def add_adapter(model: nn.Module, name: str, config: AIMConfig, *, labels: Seque
     adapter = build_beside(model, wrapped, name, config)
     adapter.state.clip = {} if labels is None else {"labels": labels}
     wrapped.state.shelve(adapter)
+    warn_idle_taps(config)
 
 
 def delete_adapter(model: nn.Module, name: str) -> None:

@@ -80,7 +80,8 @@ class AIMConfig:
         conv_kernel: Frames that the convolution sees: odd, >= 3.
         conv_layers: Blocks that have the convolution, as ``layers``; ``None``: those of ``layers``.
         adapter_activation: ``"gelu"`` between the two projections of every adapter (Figure 2a), or ``"none"``: linear
-            adapters, of which `merge_adapters` folds the spatial ones into the image model.
+            adapters, of which `merge_adapters` folds the spatial ones into the image model. A convolution over frames
+            keeps its GELU.
 
     Raises:
         ConfigError: A field has the wrong type or lies outside its range.
@@ -143,7 +144,7 @@ class AIMConfig:
             if kernel != 3 or self.conv_layers is not None:
                 raise ConfigError(
                     "conv_kernel and conv_layers describe a convolution, and temporal='attention' has none; pass "
-                    f"temporal='conv' or 'both', or leave them out, got {kernel} and {shown(self.conv_layers)}"
+                    f"temporal='conv' or temporal='both', or leave them out, got {kernel} and {shown(self.conv_layers)}"
                 )
             return
         if "temporal" not in self.components:
@@ -285,6 +286,11 @@ class Execution:
             raise ConfigError(f"fused must be 'auto', True or False, got {shown(self.fused)}")
         require_choice("memory", self.memory, MEMORY_CHOICES)
         require_choice("frozen_precision", self.frozen_precision, PRECISION_CHOICES)
+
+    @property
+    def convolution(self) -> str:
+        """Return the implementation of a convolution over frames: that of attention, by PyTorch too for ``"sdpa"``."""
+        return "eager" if self.attention == "sdpa" else self.attention
 
 
 def _components(value: object) -> tuple[str, ...]:

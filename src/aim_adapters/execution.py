@@ -6,13 +6,14 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aim_adapters.arguments import require_choice, shown
 from aim_adapters.config import ATTENTION_CHOICES, Attention, FrozenPrecision, Fused, Memory
 from aim_adapters.core import (
     BlockState,
     ByModules,
+    compute_dtype,
     fp8_missing,
     fused_branches,
     only_root,
@@ -20,6 +21,7 @@ from aim_adapters.core import (
     place_of,
 )
 from aim_adapters.errors import ConfigError
+from aim_adapters.ops import temporal_conv
 from aim_adapters.ops.temporal_attention import case_of, choose
 from aim_adapters.table import BlockTable
 
@@ -46,7 +48,8 @@ class BlockExecution(NamedTuple):
     Attributes:
         block: Index of the block.
         temporal: ``"fused"``, or ``"fused, fp8"``; ``"-"`` where there is none; or why this branch runs as the image
-            model's modules. Where there is a temporal convolution, ``"convolution"`` in its place or in front of it.
+            model's modules. Where there is a temporal convolution, ``"convolution, triton"``, or ``"convolution,
+            eager"`` and why, in its place or in front of it.
         spatial: The same.
         mlp: The same.
     """
@@ -60,8 +63,8 @@ class BlockExecution(NamedTuple):
 def set_attention(model: nn.Module, attention: Attention) -> None:
     """Choose the implementation of temporal attention. All of them compute the same, to rounding.
 
-    A temporal convolution has the same, but for ``"sdpa"``, which leaves it to ``"auto"``. It holds for every adapter
-    of the model. A compiled model compiles once more.
+    A temporal convolution has the same names, and runs as ``"eager"`` for ``"sdpa"``: by PyTorch's operators, too. It
+    holds for every adapter of the model. A compiled model compiles once more.
 
     Args:
         model: A wrapped model.
@@ -130,7 +133,8 @@ def set_execution(
     Args:
         model: A wrapped model.
         fused: ``"auto"``: fused where a branch is made of plain layers, as modules elsewhere; ``True``: fused, and an
-            error where that cannot be; ``False``: every layer of the image model is called. None: no change.
+            error where that cannot be; ``False``: every layer of the image model is called. A temporal convolution is
+            no layer of the image model, and runs by itself in all of them. None: no change.
         memory: What a training step keeps from the forward pass. ``"fast"``: all but what is cheap to compute again;
             ``"balanced"``: the tokens between branches and those of spatial attention, not what is attended along time
             nor what the MLP activates; ``"low"``: each block's input alone, and what a temporal convolution returned.
@@ -164,7 +168,8 @@ def explain_execution(model: nn.Module) -> BlockTable[BlockExecution]:
         A list with one row for each block, which shows itself as a table in a terminal and in a notebook.
 
     Raises:
-        UnsupportedKernelError: ``fused=True`` or ``frozen_precision="fp8"`` was asked for and cannot be.
+        UnsupportedKernelError: ``fused=True``, ``frozen_precision="fp8"`` or an implementation was asked for by name,
+            and cannot be.
         StateError: The model is not wrapped, or holds several wrapped models.
     """
     _, root, state = only_root(model)
@@ -182,9 +187,19 @@ def explain_execution(model: nn.Module) -> BlockTable[BlockExecution]:
             "-" if branch is None else branch.reason if isinstance(branch, ByModules) else fused for branch in branches
         ]
         if container.temporal_conv is not None:
-            words[0] = "convolution" if branches.temporal is None else f"convolution, then {words[0]}"
+            convolution = _convolution(container, tokens)
+            words[0] = convolution if branches.temporal is None else f"{convolution}, then {words[0]}"
         rows.append(BlockExecution(index, *words))
     return rows
+
+
+def _convolution(container: BlockState, tokens: Tensor) -> str:
+    """Return how the temporal convolution of a block runs, and why where that is not by its kernel."""
+    assert container.temporal_conv is not None
+    kernel = container.temporal_conv.conv_weight.shape[1]
+    case = temporal_conv.case_of(tokens.device.type, compute_dtype(tokens), kernel)
+    name, reason = temporal_conv.choose(container.root_state.execution.convolution, case)
+    return "convolution, triton" if name == "triton" else f"convolution, {name} ({reason})"
 
 
 def set_base_dtype(model: nn.Module, dtype: torch.dtype) -> None:

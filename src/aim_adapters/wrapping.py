@@ -36,6 +36,7 @@ from aim_adapters.core import (
     sample_weights,
     states,
     tuned_parameters,
+    warn_idle_taps,
     warn_untrained,
 )
 from aim_adapters.errors import StateError, warn
@@ -100,7 +101,7 @@ def wrap_image_model(
         conv_kernel: Frames that the convolution sees: odd, >= 3.
         conv_layers: Blocks that have the convolution, as ``layers``; None: those of ``layers``.
         adapter_activation: ``"gelu"``, or ``"none"`` for linear adapters, of which `merge_adapters` folds the spatial
-            ones into the image model.
+            ones into the image model; a convolution over frames keeps its GELU.
         labels: Names of the classes in the order of the outputs, saved with the adapters; they imply ``num_classes``.
 
     Returns:
@@ -134,6 +135,7 @@ def wrap_image_model(
         adapter_activation=adapter_activation,
     )
     wrap_with_config(model, config, Execution(attention), labels=names)
+    warn_idle_taps(config)
     if any(parameter.dtype == torch.float16 for state in states(model) for parameter in state.parameters()):
         warn(
             "the image model is in float16, and so are its adapters, whose gradients torch.amp.GradScaler refuses; to "

@@ -166,6 +166,16 @@ def test_a_trained_norm_that_alone_is_checkpointed_is_noticed() -> None:
         gradients(model)
 
 
+def test_taps_that_never_meet_a_frame_are_noticed() -> None:
+    model = wrapped(temporal="conv", conv_kernel=2 * T - 1)
+    message = rf"conv_kernel={2 * T + 1}: in a clip of {T} frames .* 2 taps .* never train; {2 * T - 1} taps are all"
+    with pytest.warns(UserWarning, match=message):
+        wrapped(temporal="conv", conv_kernel=2 * T + 1)
+    with pytest.warns(UserWarning, match=message):
+        aim.add_adapter(model, "wide", aim.AIMConfig(T, temporal="both", conv_kernel=2 * T + 1))
+    aim.set_num_frames(model, 1)  # whoever makes clips shorter knows
+
+
 def test_settings_are_named_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*size: int, **place: Any) -> Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 274877906816 bytes")

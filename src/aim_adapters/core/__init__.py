@@ -33,7 +33,7 @@ from aim_adapters.core.foreign import (
     tuned_parameters,
 )
 from aim_adapters.core.fp8 import fp8_missing
-from aim_adapters.core.fusion import ByModules, fused_branches
+from aim_adapters.core.fusion import ByModules, compute_dtype, fused_branches
 from aim_adapters.core.graphs import GraphRow, Graphs
 from aim_adapters.core.guards import (
     can_train,
@@ -42,6 +42,7 @@ from aim_adapters.core.guards import (
     require_local,
     require_memory,
     require_wrappable,
+    warn_idle_taps,
 )
 from aim_adapters.core.inspection import inspecting
 from aim_adapters.core.install import fill_adapter, install_adapter, remove, withdraw_adapter
@@ -80,6 +81,7 @@ __all__ = [
     "by_modules",
     "can_train",
     "canonical_path",
+    "compute_dtype",
     "enough_memory",
     "evaluating",
     "fill_adapter",
@@ -119,6 +121,7 @@ __all__ = [
     "states",
     "tuned_parameters",
     "update_samples",
+    "warn_idle_taps",
     "warn_once",
     "warn_untrained",
     "withdraw_adapter",

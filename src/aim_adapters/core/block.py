@@ -111,9 +111,8 @@ class AdaptedBlock(Patched):
     def _convolve(self, x: Tensor) -> Tensor:
         aim, shared = self.aim, self.aim.root_state
         assert aim.temporal_conv is not None
-        # A name chooses how a model sees time; of the convolution there is no "sdpa".
-        implementation = "auto" if shared.execution.attention == "sdpa" else shared.execution.attention
-        return x + self._drop(aim.temporal_conv(x, num_frames=shared.num_frames, implementation=implementation))
+        options: dict[str, Any] = {"num_frames": shared.num_frames, "implementation": shared.execution.convolution}
+        return x + self._drop(aim.temporal_conv(x, **options))
 
     def _temporal(self, x: Tensor) -> Tensor:
         aim = self.aim

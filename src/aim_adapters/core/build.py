@@ -186,8 +186,8 @@ class _Builder:
             root=state,
             temporal_bias=bias,
             drop_path=config.block_drop_path(index, len(self.anatomy.blocks)),
-            # Below the first adapted block there is nothing of ours, so time enters there and not at the tokens'
-            # entry: the frozen part records no graph, and its outputs can be computed once per clip.
+            # Below the first adapted block nothing attends over frames, so time enters there and not at the tokens'
+            # entry: what is frozen below it records no graph, and its outputs can be computed once per clip.
             enters=index == adapted[0] != 0,
             last=index == len(self.anatomy.blocks) - 1,
         )

@@ -16,7 +16,7 @@ from aim_adapters.core.foreign import DISTRIBUTED_CLASSES, FOREIGN_CLASSES, is_s
 from aim_adapters.core.lookup import is_wrapped
 from aim_adapters.core.patching import foreign_forward
 from aim_adapters.core.state import AIMState, RootState
-from aim_adapters.errors import AIMError, ConfigError, StateError, UnsupportedModelError
+from aim_adapters.errors import AIMError, ConfigError, StateError, UnsupportedModelError, warn
 
 
 def require_wrappable(model: nn.Module) -> None:
@@ -116,6 +116,20 @@ def require_local(model: nn.Module, call: str, fix: str, *, kinds: AbstractSet[s
     for name, module in model.named_modules():
         if found := {cls.__name__ for cls in type(module).__mro__} & kinds:
             raise StateError(f"{call}: {name or 'the model'} is a {min(found)}; {fix}")
+
+
+def warn_idle_taps(config: AIMConfig) -> None:
+    """Warn of a convolution that is wider than clips can fill, of which a part would never train.
+
+    Args:
+        config: The settings of a new adapter.
+    """
+    frames, kernel = config.attention_frames, config.conv_kernel
+    if config.temporal != "attention" and kernel > (most := 2 * frames - 1):
+        warn(
+            f"conv_kernel={kernel}: in a clip of {frames} frames none has a neighbor more than {frames - 1} away, so "
+            f"that {kernel - most} taps meet zeros alone and never train; {most} taps are all that count"
+        )
 
 
 def can_train(tensor: Tensor) -> bool:
