@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -31,6 +33,20 @@ def test_count_equals_the_formula(input_adapter: bool, device: str) -> None:
     macs = formula(4, 17, 64, 2, 8, 5, input_adapter=input_adapter)
     assert aim.count_flops(model).gmacs * 1e9 == pytest.approx(macs, rel=1e-12)
     assert aim.count_flops(model).gflops == 2 * aim.count_flops(model).gmacs
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(("kernel", "meet"), [(5, 5), (9, 7)])
+@pytest.mark.filterwarnings("ignore:conv_kernel=9")
+def test_a_convolution_counts_the_taps_that_meet_frames(kernel: int, meet: int, device: str) -> None:
+    counts = []
+    settings: tuple[dict[str, Any], ...] = ({}, {"temporal": "both", "conv_kernel": kernel, "conv_layers": [1]})
+    for each in settings:
+        with torch.device(device):
+            model = VisionTransformer(img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=2, num_classes=5)
+        counts.append(aim.count_flops(aim.wrap_image_model(model, 4, **each)).gmacs * 1e9)
+    added = 4 * 17 * (2 * 64 * 16 + meet * 16)  # two projections, and the taps of each feature
+    assert counts[1] - counts[0] == pytest.approx(added, rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,23 @@ def test_what_a_model_lacks_is_said() -> None:
     assert any("Only blocks 2 of 3" in note for note in scene["notes"])
 
 
+@pytest.mark.parametrize(
+    ("temporal", "blocks", "instead"),
+    [
+        ("conv", None, "a convolution relates the frames, which has no attention to show"),
+        ("both", [0], "those that do were not asked for"),
+    ],
+)
+def test_frames_that_no_attention_relates_are_not_said_to_be_alone(temporal: Any, blocks: Any, instead: str) -> None:
+    model = trained(NAME, labels=LABELS, temporal=temporal, layers=[1, 2])
+    scene = scene_of(explain(model, frames(4), blocks=blocks, checks=False).to_html())
+    alone = "each frame is looked at alone"
+    assert [(each["temporal"], each["instead"]) for each in scene["variants"]] == [([], alone)] * 2 + [
+        ([], instead)
+    ] * 2
+    assert any("a convolution over 3 frames relates the frames" in note for note in scene["notes"])
+
+
 def test_fewer_maps_than_frames_with_tubelets() -> None:
     model = trained(NAME, labels=LABELS, tubelet_size=2)
     scene = scene_of(explain(model, frames()).to_html())

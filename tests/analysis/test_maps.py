@@ -131,6 +131,19 @@ def test_some_adapters_run() -> None:
         plain.temporal()
 
 
+def test_a_convolution_runs_with_the_temporal_component_and_has_no_maps_over_time() -> None:
+    model, clip = wake(aim.wrap_image_model(base(), FRAMES, temporal="conv", conv_layers=[0])), video()
+    whole = aim.attention_maps(model, clip, target=1)
+    torch.testing.assert_close(whole.logits, model(clip).detach())
+    image = aim.wrap_image_model(base(), FRAMES)
+    plain, without = (aim.attention_maps(each, clip, components=()) for each in (image, model))
+    assert torch.equal(plain.spatial(), without.spatial())
+    assert not torch.equal(aim.attention_maps(model, clip, components=("temporal",)).spatial(), plain.spatial())
+    assert whole.temporal_blocks == () and whole.relevance().any()
+    with pytest.raises(StateError, match=r"these do: none of those kept; .* a convolution \(temporal='conv'\)"):
+        whole.temporal()
+
+
 def test_blocks_that_are_not_adapted_have_maps_too() -> None:
     model = wake(aim.wrap_image_model(base(), FRAMES, layers="top_half"))
     before = snapshot(model)

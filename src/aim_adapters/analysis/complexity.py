@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -71,13 +73,14 @@ def count_root_flops(wrapped: WrappedModel, *, image_size: tuple[int, int] | int
     parameter = next(root.parameters())
     shape = (state.config.num_frames, anatomy.in_channels, height, width)  # one clip's flat frames: no layout to guess
     # Branches run as modules, as fused ones skip products that the paper counts. Attention runs as matrix products:
-    # the fused kernels of a CPU have no FLOP formula.
+    # the fused kernels of a CPU have no FLOP formula. The convolution over frames runs by its kernel, which has one, or
+    # as a sum of products, for which PyTorch has none.
     with (
         by_modules(state),
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
         FakeTensorMode(allow_non_fake_inputs=True),
-        FlopCounterMode(display=False) as counter,
+        FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addcmul: _flops_of_addcmul}) as counter,
     ):
         try:
             root(torch.empty(shape, dtype=parameter.dtype, device=parameter.device))
@@ -87,6 +90,10 @@ def count_root_flops(wrapped: WrappedModel, *, image_size: tuple[int, int] | int
             raise ConfigError(f"image_size={height, width} is none that this model takes: {error!s:.300}") from error
     flops = counter.get_total_flops()
     return FlopCount(gmacs=flops / 2e9, gflops=flops / 1e9)
+
+
+def _flops_of_addcmul(*shapes: Any, out_shape: Sequence[int], **_: Any) -> int:
+    return 2 * math.prod(out_shape)
 
 
 def _height_and_width(size: object) -> tuple[int, int]:

@@ -29,6 +29,7 @@ from aim_adapters.analysis.viewer import (
 )
 from aim_adapters.arguments import require_flags, require_integer, require_path, shown
 from aim_adapters.clip_spec import ClipSpec
+from aim_adapters.config import AIMConfig
 from aim_adapters.core import only_root
 from aim_adapters.errors import ConfigError, StateError
 from aim_adapters.storage import replaced_when_whole
@@ -166,7 +167,7 @@ def explain(
         if not probabilities.isfinite().all():
             raise StateError(f"the model returns values that are not finite for {_title(source)}")
         answers[name] = probabilities
-        found.append(_packed(name, maps, ranked(probabilities, names, top)))
+        found.append(_packed(name, maps, ranked(probabilities, names, top), wrapped.state.config))
         steps.done()
 
     about = (index, names[index])
@@ -181,13 +182,20 @@ def explain(
     return Explanation(_title(source), frames, names[index], predictions, tuple(found), scene)
 
 
-def _packed(name: str, maps: AttentionMaps, answers: tuple[tuple[str, float], ...]) -> Variant:
+def _packed(name: str, maps: AttentionMaps, answers: tuple[tuple[str, float], ...], config: AIMConfig) -> Variant:
+    if "temporal" not in maps.components:
+        instead = "each frame is looked at alone"
+    elif config.attends_over_frames:
+        instead = "those that do were not asked for"
+    else:
+        instead = "a convolution relates the frames, which has no attention to show"
     return Variant(
         name,
         answers,
         maps=tuple(pack_maps(maps, relevance=True)),
         blocks=tuple((block, maps.heads[block]) for block in maps.blocks),
         temporal_blocks=maps.temporal_blocks,
+        instead=instead,
     )
 
 

@@ -35,6 +35,7 @@ class Variant:
         maps: Its maps, packed.
         blocks: Index and number of heads of each block that is shown.
         temporal_blocks: Those that attend over time.
+        instead: What is true of the frames if there are none.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Variant:
     maps: tuple[PackedMaps, ...]
     blocks: tuple[tuple[int, int], ...]
     temporal_blocks: tuple[int, ...]
+    instead: str = "each frame is looked at alone"
 
 
 def build_page(
@@ -95,6 +97,7 @@ def _described(variant: Variant, maps: Sequence[PackedMaps], parts: Sequence[Pac
         "name": variant.name,
         "blocks": [{"index": index, "heads": heads} for index, heads in variant.blocks],
         "temporal": list(variant.temporal_blocks),
+        "instead": variant.instead,
         "maps": [
             {"kind": packed.kind, "part": places[id(packed)], **entry} for packed in maps for entry in packed.index
         ],

@@ -137,6 +137,9 @@ def _notes(maps: AttentionMaps, frames: Tensor, spec: ClipSpec, state: RootState
         "Blocks, heads, rows and columns count from 0, as in Python; frames count from 1.",
         "Maps are stored with eight bits a value.",
     ]
+    if state.config.temporal != "attention" and "temporal" in maps.components:
+        over = f"a convolution over {state.config.conv_kernel} frames"
+        notes.append(f"In front of blocks {over} relates the frames, too; maps do not show it.")
     if maps.num_frames != total:
         notes.append(f"The model joins {total // maps.num_frames} frames into one before it attends.")
     if len(set(maps.grids)) > 1:

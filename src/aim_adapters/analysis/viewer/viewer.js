@@ -92,7 +92,7 @@ function drawTime() {
     const blocks = scene.variants[state.variant].temporal;
     $("time-text").textContent = blocks.length
       ? `Block ${block} does not attend over time; these do: ${blocks.join(", ")}.`
-      : `With “${variant().name}”, no block attends over time: each frame is looked at alone.`;
+      : `With “${variant().name}”, no block here attends over time: ${variant().instead}.`;
     return;
   }
   const whose = time.patch ? `the patch at row ${time.patch[0]}, column ${time.patch[1]}` : patch
