@@ -66,6 +66,23 @@ def test_a_recipe_says_how_to_wrap(videos: Path, tmp_path: Path, monkeypatch: py
     assert given["labels"] == ("zoom in", "zoom out")
 
 
+def test_a_convolution_takes_the_place_of_attention_in_any_recipe(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def wrap(model: object, **settings: Any) -> None:
+        given.update(settings)
+        raise aim.ConfigError("seen")
+
+    monkeypatch.setattr("aim_adapters.wrapping.wrap_image_model", wrap)
+    options = ("--recipe", "ssv2-clip-vit-b16-8f", "--temporal", "conv", "--conv-kernel", 5, "--conv-layers", "0,2")
+    result = run("train", videos, *MODEL[:5], *options, "--out", tmp_path / "run")
+    assert (given["temporal"], given["conv_kernel"], given["conv_layers"]) == ("conv", 5, (0, 2))
+    assert not given["temporal_input_adapter"]
+    assert "an adapter before temporal attention, of which --temporal conv has none: it is left out" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
@@ -126,8 +143,9 @@ def test_the_baselines_are_those_of_the_library() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("full", "--layers", "11"), "leave out --bottleneck, --layers and --adapter-activation"),
-        (("full", "--adapter-activation", "none"), "leave out --bottleneck, --layers and --adapter-activation"),
+        (("full", "--layers", "11", "--bottleneck", "0.5"), "or none; leave out --bottleneck, --layers\n"),
+        (("full", "--temporal", "conv", "--conv-kernel", "5"), "or none; leave out --temporal, --conv-kernel\n"),
+        (("joint", "--adapter-activation", "none"), "or none; leave out --adapter-activation\n"),
         (("full", "--memory", "low"), "the baseline full has no memory modes"),
         (("video-swin", "--image-size", "32"), "leave out --model and --image-size"),
         (("timesformer", "--model", "timm:vit_tiny_patch16_224"), "leave out --model and --image-size"),
@@ -136,7 +154,7 @@ def test_the_baselines_are_those_of_the_library() -> None:
 def test_what_a_baseline_has_not_is_refused(
     videos: Path, tmp_path: Path, arguments: tuple[str, ...], said: str
 ) -> None:
-    model = MODEL[:5] if arguments[0] == "full" else MODEL[2:3]
+    model = MODEL[2:3] if arguments[0] in ("video-swin", "timesformer") else MODEL[:5]
     result = run("train", videos, *model, "--baseline", *arguments, "--out", tmp_path / "run")
     assert result.exit_code == 1
     assert said in result.stderr

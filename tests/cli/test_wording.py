@@ -24,6 +24,7 @@ from tests.cli.cases import MODEL, run
         ("try aim.set_execution(model, memory='low'); or", "try --memory low; or"),
         ("with num_frames=8, or call aim.set_num_frames(model, 4)", "with --frames 8"),
         ("resume=False, but", "--no-resume, but"),
+        ("pass temporal='conv' or temporal='both', or leave", "pass --temporal conv or --temporal both, or leave"),
         ("learning_rate must be a number", "--learning-rate must be a number"),
         ("ema must be a number", "--ema must be a number"),
         # What is not an argument stays: files, classes, plain words.

@@ -137,7 +137,15 @@ def train(
             "adapter_activation": adapter_activation,
         }
         given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-        plan = dataclasses.replace(_with_frames(get_recipe(recipe), frames, output), **given)
+        plan = _with_frames(get_recipe(recipe), frames, output)
+        if temporal == "conv" and plan.temporal_input_adapter:
+            output.note(
+                "warning",
+                f"the recipe {plan.name} has an adapter before temporal attention, of which --temporal conv has none: "
+                "it is left out",
+            )
+            plan = dataclasses.replace(plan, temporal_input_adapter=False)
+        plan = dataclasses.replace(plan, **given)
         settings: dict[str, Any] = {"num_frames": frames or _FRAMES, **plan.wrap_settings()}
         count: int = settings["num_frames"]
         videos = open_videos(data, count, labels=None, nested=nested, allow_empty=allow_empty)
@@ -150,11 +158,10 @@ def train(
         compared: dict[str, Any] | None = None
         if baseline is not None:
             compared = {"name": baseline, "recipe": plan.name, "frames": count, "labels": list(videos.labels)}
-            if bottleneck != _BOTTLENECK or layers != "all" or given:
-                raise ConfigError(
-                    "a --baseline has adapters of the paper or none; leave out --bottleneck and --layers, and "
-                    "--temporal, --conv-kernel, --conv-layers and --adapter-activation"
-                )
+            own = ["bottleneck"] * (bottleneck != _BOTTLENECK) + ["layers"] * (layers != "all") + list(given)
+            if own:
+                options = ", ".join(f"--{name.replace('_', '-')}" for name in own)
+                raise ConfigError(f"a --baseline has adapters of its recipe or none; leave out {options}")
             network = build_named_baseline(**{**compared, "recipe": plan}, model=model, **about)
         else:
             network = build_image_model(model or DEFAULT_MODEL, **about)

@@ -8,10 +8,10 @@ import re
 OPTIONS = {
     name: "--" + name.removeprefix("num_").replace("_", "-")
     for name in (
-        "accumulate", "allow_empty", "base_model", "batch_size", "bottleneck", "conv_kernel", "conv_layers", "device",
-        "dummy_data", "ema", "epochs", "image_size", "layers", "learning_rate", "log_with", "max_skipped", "memory",
-        "nested", "num_frames", "out", "precision", "pretrained", "recipe", "resume", "seed", "sharding", "target",
-        "temporal", "top", "views", "workers", "cache_gib",
+        "accumulate", "adapter_activation", "allow_empty", "base_model", "batch_size", "bottleneck", "cache_gib",
+        "conv_kernel", "conv_layers", "device", "dummy_data", "ema", "epochs", "image_size", "layers", "learning_rate", "log_with",
+        "max_skipped", "memory", "nested", "num_frames", "out", "precision", "pretrained", "recipe", "resume", "seed",
+        "sharding", "target", "temporal", "top", "views", "workers",
     )
 }  # fmt: skip
 
