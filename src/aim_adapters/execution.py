@@ -195,10 +195,9 @@ def explain_execution(model: nn.Module) -> BlockTable[BlockExecution]:
 
 def _convolution(container: BlockState, tokens: Tensor) -> str:
     """Return how the temporal convolution of a block runs, and why where that is not by its kernel."""
-    assert container.temporal_conv is not None
-    kernel = container.temporal_conv.conv_weight.shape[1]
-    case = temporal_conv.case_of(tokens.device.type, compute_dtype(tokens), kernel)
-    name, reason = temporal_conv.choose(container.root_state.execution.convolution, case)
+    state = container.root_state
+    case = temporal_conv.case_of(tokens.device.type, compute_dtype(tokens), state.config.conv_kernel)
+    name, reason = temporal_conv.choose(state.execution.convolution, case)
     return "convolution, triton" if name == "triton" else f"convolution, {name} ({reason})"
 
 

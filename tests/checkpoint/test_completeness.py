@@ -118,6 +118,25 @@ BASES: dict[str, tuple[Change, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (
+            lambda conv: parametrizations.weight_norm(conv, "conv_weight"),
+            r"remove_parametrizations\(layer, 'conv_weight'",
+        ),
+        (lambda conv: prune.random_unstructured(conv, "conv_weight", 0.5), r"prune\.remove\(layer, 'conv_weight'\)"),
+        (lambda conv: setattr(conv, "up_proj", nn.Identity()), r"2 missing: blocks\.0\.temporal_conv\.up_proj\.weight"),
+    ],
+    ids=["weight norm", "pruning", "replaced"],
+)
+def test_a_changed_convolution_is_refused_with_the_cure(change: Change, match: str, tmp_path: Path) -> None:
+    model = trained(temporal="conv")
+    change(model.blocks[0].aim.temporal_conv)
+    with pytest.raises(CheckpointError, match=match):
+        aim.save_adapters(model, tmp_path)
+
+
 @pytest.mark.parametrize("case", [*ADAPTERS, *(f"base: {name}" for name in BASES)])
 def test_what_would_not_load_is_refused_with_the_cure(case: str, saved: Path) -> None:
     model = trained()

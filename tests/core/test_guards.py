@@ -168,7 +168,9 @@ def test_a_trained_norm_that_alone_is_checkpointed_is_noticed() -> None:
 
 def test_taps_that_never_meet_a_frame_are_noticed() -> None:
     model = wrapped(temporal="conv", conv_kernel=2 * T - 1)
-    message = rf"conv_kernel={2 * T + 1}: in a clip of {T} frames .* 2 taps .* never train; {2 * T - 1} taps are all"
+    message = (
+        rf"conv_kernel={2 * T + 1}: the frames of a clip \({T}\) .* {2 * T - 1} taps can meet one; the other 2 never"
+    )
     with pytest.warns(UserWarning, match=message):
         wrapped(temporal="conv", conv_kernel=2 * T + 1)
     with pytest.warns(UserWarning, match=message):

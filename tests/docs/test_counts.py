@@ -16,7 +16,8 @@ from aim_adapters.training import build_baseline, gradient_bytes
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 ROW = re.compile(r"^\| `(\w+)` \| (?:`(\w+)=([^`]+)`[^|]*)?\s*\| ([\d,]+) \| ([\d,]+) \| ([\d.]+) % \|$", re.MULTILINE)
-ROWS = ROW.findall((DOCS / "how-it-works.md").read_text(encoding="utf-8"))
+PAGE = (DOCS / "how-it-works.md").read_text(encoding="utf-8")
+ROWS = ROW.findall(PAGE)
 
 
 def test_the_table_is_found() -> None:
@@ -31,6 +32,15 @@ def test_row(name: str, setting: str, value: str, trainable: str, total: str, sh
     count = aim.count_parameters(model)
     assert (f"{count.trainable:,}", f"{count.total:,}") == (trainable, total)
     assert f"{100 * count.trainable / count.total:.1f}" == share
+
+
+@pytest.mark.parametrize("temporal", ["attention", "conv", "both"])
+def test_ways_to_see_time(temporal: Any) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(MODELS["ViT-B/16"])
+        aim.wrap_image_model(model, num_frames=8, num_classes=400, temporal=temporal)
+    trained, gmacs = aim.count_parameters(model).trainable, aim.count_flops(model).gmacs
+    assert f'| `"{temporal}"` | {trained:,} | {gmacs:.1f} |' in PAGE
 
 
 DISTRIBUTED = (DOCS / "distributed.md").read_text(encoding="utf-8")

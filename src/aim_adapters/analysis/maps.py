@@ -206,8 +206,8 @@ class AttentionMaps:
     def _over_time(self, index: int, head: int | None) -> Tensor:
         if index not in self._temporal:
             there = ", ".join(map(str, self.temporal_blocks)) or (
-                "none of those kept; temporal adapters were left out, or are a convolution (temporal='conv'), which has "
-                "no attention to show"
+                "none of those kept; temporal adapters were left out, or are a convolution (temporal='conv'), which "
+                "has no attention to show"
             )
             raise StateError(f"block {index} does not attend over time; these do: {there}")
         weights = self._temporal[index]

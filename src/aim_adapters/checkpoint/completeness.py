@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -26,9 +27,9 @@ from aim_adapters.layers import is_temporal
 
 # What a part of a tensor's name shows, and how to undo it.
 _FOREIGN = {
-    "parametrizations": "is parametrized: call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')",
-    "weight_g": "is weight-normalized: call torch.nn.utils.remove_weight_norm(layer)",
-    "weight_orig": "is pruned: call torch.nn.utils.prune.remove(layer, 'weight')",
+    r"parametrizations\.(\w+)": "is parametrized: call torch.nn.utils.parametrize.remove_parametrizations(layer, {!r})",
+    r"(\w*weight)_g": "is weight-normalized: call torch.nn.utils.remove_weight_norm(layer, {!r})",
+    r"(\w+)_orig": "is pruned: call torch.nn.utils.prune.remove(layer, {!r})",
     "lora_A": "has LoRA: merge it and put the layer back (peft: merge_and_unload)",
     "base_layer": "has LoRA: merge it and put the layer back (peft: merge_and_unload)",
     "_packed_params": "is quantized: save before you quantize, or quantize the image model alone",
@@ -97,7 +98,7 @@ def _require_dense(key: str, tensor: Any) -> None:
     got = type(tensor).__name__
     if plain:
         got = f"tensor of {tensor.dtype}" if tensor.layout == torch.strided else f"tensor of layout {tensor.layout}"
-    cure = next((text for part, text in _FOREIGN.items() if part in key), _FOREIGN["_packed_params"])
+    _, cure = _foreign(key) or ("", _FOREIGN["_packed_params"])
     raise CheckpointError(
         f"{key!r} is a {got}, expected a dense floating-point tensor, so nothing was saved: the layer {cure}"
     )
@@ -116,12 +117,18 @@ def _expected(wrapped: WrappedModel, adapter: FoundAdapter) -> dict[str, Tensor]
     return {**built.declared(), **copied}
 
 
+def _foreign(key: str) -> tuple[str, str] | None:
+    """Return the layer that another tool has changed, as a tensor's name shows, and how to undo it."""
+    for part, cure in _FOREIGN.items():
+        if found := re.search(rf"\.{part}(?=\.|$)", key):
+            return key[: found.start()], cure.format(*found.groups())
+    return None
+
+
 def _cure(extra: Iterable[str], others: list[str]) -> str:
     """Return what most likely happened to an adapter, and what to do about it."""
-    for part, text in _FOREIGN.items():
-        found = next((key for key in extra if part in key.split(".")), None)
-        if found is not None:
-            return f"The layer {found.partition('.' + part)[0]!r} {text}"
+    for layer, cure in filter(None, map(_foreign, extra)):
+        return f"The layer {layer!r} {cure}"
     if any(key.startswith("head") for key in others):
         return "The classification layer was replaced: unwrap the model and wrap it with num_classes=K"
     if any(map(is_temporal, (key.partition(" ")[0] for key in others))):

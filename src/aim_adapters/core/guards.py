@@ -127,8 +127,8 @@ def warn_idle_taps(config: AIMConfig) -> None:
     frames, kernel = config.attention_frames, config.conv_kernel
     if config.temporal != "attention" and kernel > (most := 2 * frames - 1):
         warn(
-            f"conv_kernel={kernel}: in a clip of {frames} frames none has a neighbor more than {frames - 1} away, so "
-            f"that {kernel - most} taps meet zeros alone and never train; {most} taps are all that count"
+            f"conv_kernel={kernel}: the frames of a clip ({frames}) are at most {frames - 1} apart, so no more than "
+            f"{most} taps can meet one; the other {kernel - most} never train"
         )
 
 
