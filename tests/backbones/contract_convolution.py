@@ -38,9 +38,11 @@ class ConvolutionPromises:
         with torch.no_grad():
             assert not torch.allclose(case.call(model, video.flip(1)), out, rtol=1e-4)
 
-    def test_convolution_is_copied_saved_and_loaded_to_the_bit(self, case: Case, tmp_path: Any) -> None:
+    def test_convolution_is_copied_saved_loaded_and_left_out_to_the_bit(self, case: Case, tmp_path: Any) -> None:
         needs_machinery(case)
-        model, video = wake(aim.wrap_image_model(case.model(), FRAMES, temporal="conv", conv_kernel=5)), case.video()
+        model, video = case.model().requires_grad_(False), case.video()
+        image = case.averaged(model, video)
+        wake(aim.wrap_image_model(model, FRAMES, temporal="conv", conv_kernel=5))
         aim.save_adapters(model, tmp_path)
         fresh = case.model()
         assert not any(aim.load_adapters(fresh, tmp_path))
@@ -50,3 +52,9 @@ class ConvolutionPromises:
             expected = case.call(model, video)
             assert torch.equal(case.call(fresh, video), expected)
             assert torch.equal(case.call(copy.deepcopy(model), video), expected)
+            assert not torch.allclose(expected, image)
+            with aim.disable_adapters(model):
+                out = case.call(model, video)
+            assert torch.equal(out, image) or not case.exact
+            torch.testing.assert_close(out, image, rtol=1e-5, atol=1e-6)
+        assert torch.equal(case.averaged(aim.unwrap_image_model(model), video), image)
