@@ -10,8 +10,8 @@ OPTIONS = {
     for name in (
         "accumulate", "adapter_activation", "allow_empty", "base_model", "batch_size", "bottleneck", "cache_gib",
         "conv_kernel", "conv_layers", "device", "dummy_data", "ema", "epochs", "image_size", "layers", "learning_rate",
-        "log_with", "max_skipped", "memory", "nested", "num_frames", "out", "precision", "pretrained", "recipe", "resume",
-        "seed", "sharding", "target", "temporal", "top", "views", "workers",
+        "log_with", "max_skipped", "memory", "nested", "num_frames", "out", "precision", "pretrained", "recipe",
+        "resume", "seed", "sharding", "target", "temporal", "top", "views", "workers",
     )
 }  # fmt: skip
 
