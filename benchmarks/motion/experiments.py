@@ -11,7 +11,7 @@ SEEDS = (0, 1, 2)
 VARIANTS = ("order", "appearance")
 CLIPS, BATCH, FRAMES = 8208, 48, 8
 STEPS = {"order": 1400, "composition": 2800, "appearance": 250}
-SHARES = (0.01, 0.05, 0.1, 0.25, 0.5)  # of the clips; Figure 3
+SHARES = (0.01, 0.05, 0.25)  # of the clips; Figure 3
 
 LADDER = ("frozen", "spatial", "temporal", "joint", "input", "full", "full-space-time")
 WAYS = ("conv", "conv-alone", "both", "third", "linear", "lora", "lora-temporal", "probe", "attentive", "average")

@@ -39,7 +39,7 @@ BACKBONES = {
         "vit_base_patch16_clip_quickgelu_224.openai",
         mean=(0.48145466, 0.4578275, 0.40821073),
         std=(0.26862954, 0.26130258, 0.27577711),
-        size=112,
+        size=96,
     ),
 }
 

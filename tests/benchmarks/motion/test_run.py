@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import queue
+import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from safetensors.torch import save_file
 import aim_adapters as aim
 from benchmarks.motion import run, ways, worker
 from benchmarks.motion.experiments import EXPERIMENTS, SHARES, Job
-from benchmarks.motion.results import read_rows
+from benchmarks.motion.results import load, read_rows
 from benchmarks.motion.worker import Sources, Worker
 from tests.benchmarks.scenes import scenes
 
@@ -78,27 +81,45 @@ def test_scores_tell_what_from_order(found: tuple[int, ...], what: float, order:
     assert scores["accuracy"] == 25 * sum(a == b for a, b in zip(found, (0, 1, 2, 2), strict=True))
 
 
+@pytest.fixture
+def command(small: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a command whose processes are threads here, which see what is small."""
+    threads = types.SimpleNamespace(Queue=queue.Queue, Process=threading.Thread)
+    monkeypatch.setattr(run.multiprocessing, "get_context", lambda method: threads)
+    return ["ladder", "--photographs", "none", "--out", str(tmp_path), "--device", "cpu", "--weights",
+            str(small.weights), "--workers", "1"]  # fmt: skip
+
+
+def ladder(monkeypatch: pytest.MonkeyPatch, *jobs: Job) -> None:
+    short = {"frames": 2, "clips": 12, "batch": 12, "steps": 3}
+    monkeypatch.setitem(run.EXPERIMENTS, "ladder", tuple(job._replace(**short) for job in jobs))
+
+
 def test_what_has_run_is_not_run_again(
-    small: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = Job("ladder", "order", "frozen", seeds=(0, 1), frames=2, clips=12, batch=12, steps=3)
-    monkeypatch.setitem(run.EXPERIMENTS, "ladder", (job, job._replace(backbone="clip-base")))
-    asked: list[Job] = []
+    job = Job("ladder", "order", "spatial", seeds=(0, 1))
+    ladder(monkeypatch, job, job._replace(backbone="clip-base"))
+    found = []
+    for options in (["--seeds", "1"], [], []):
+        assert run.main([*command, *options]) == 0
+        found.append([row["seed"] for row in read_rows(tmp_path / "runs.csv")])
+        assert "LEFT OUT: jobs of clip-base: no" in capsys.readouterr().out
+    assert found == [["0"], ["0", "1"], ["0", "1"]]
+    assert len(read_rows(tmp_path / "classes.csv")) == 24
+    assert len(load(tmp_path).runs) == 2
 
-    def train(jobs: list[Job], sources: Sources, out: Path, *, workers: int) -> int:
-        asked.extend(jobs)
-        for each in jobs:
-            rows, _ = Worker(small).run(each)
-            run.append_rows(out / "runs.csv", run.COLUMNS, [run._rounded(row) for row in rows])
-        return len(jobs)
 
-    monkeypatch.setattr(run, "_train", train)
-    command = ["ladder", "--photographs", "none", "--out", str(tmp_path), "--device", "cpu"]
-    command += ["--weights", str(small.weights)]
-    assert run.main([*command, "--seeds", "1"]) == run.main(command) == run.main(command) == 0
-    assert [each.seeds for each in asked] == [(0,), (1,)]
-    assert [row["seed"] for row in read_rows(tmp_path / "runs.csv")] == ["0", "1"]
-    assert "LEFT OUT: jobs of clip-base: no" in capsys.readouterr().out
+def test_jobs_that_fail_or_have_no_time_are_told(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ladder(monkeypatch, Job("ladder", "order", "frozen", rate=math.nan), Job("ladder", "order", "spatial", seeds=(0,)))
+    assert run.main(command) == 1
+    said = capsys.readouterr().out
+    assert "FAILED ladder order frozen: ArithmeticError: a loss is not finite" in said and "NOT RUN" not in said
+    assert [row["way"] for row in read_rows(tmp_path / "runs.csv")] == ["spatial"]
+    assert run.main([*command, "--seconds", "0"]) == 1
+    assert "NOT RUN: 1 of 1 jobs" in capsys.readouterr().out
 
 
 def test_each_run_has_a_key_of_its_own_and_whole_scenes() -> None:
