@@ -42,7 +42,7 @@ class Cost(NamedTuple):
     file_kib: float
 
 
-def measure(way: str, image_model: nn.Module, backbone: str, options: dict[str, Any] | None = None) -> Cost:
+def measure(way: str, image_model: nn.Module, backbone: str) -> Cost:
     """Measure a way on the GPU that an image model for 224 x 224 pixels is on."""
     device = next(image_model.parameters()).device
     frames = torch.randint(0, 256, (BATCH, FRAMES, 3, SIZE, SIZE), dtype=torch.uint8, device=device)
@@ -54,7 +54,7 @@ def measure(way: str, image_model: nn.Module, backbone: str, options: dict[str, 
     gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(device)
-    model = build(way, image_model, classes=CLASSES, frames=FRAMES, options=options or {})
+    model = build(way, image_model, classes=CLASSES, frames=FRAMES, options={})
     training = Training(
         model, groups_of(model, way, 0.05), clips, Plan(REPEATS + 2 * WARM, BATCH, 1e-4), seed=0, normalize=normalize
     )
@@ -67,7 +67,7 @@ def measure(way: str, image_model: nn.Module, backbone: str, options: dict[str, 
     trained = sum(parameter.numel() for parameter in training.trained)
     total = trained_and_frozen(model)
     size = file_size(model)
-    _merge(way, model)
+    merge(way, model)
     model.eval()
     video = normalize(frames)
     stream = torch.cuda.Stream(device)
@@ -87,11 +87,11 @@ def measure(way: str, image_model: nn.Module, backbone: str, options: dict[str, 
     return Cost(trained, total, step, peak / 2**20, inference, size / 1024)
 
 
-def _merge(way: str, model: nn.Module) -> None:
+def merge(way: str, model: nn.Module) -> None:
     """Merge what answers need not compute by itself."""
     if way == "linear":
         aim.merge_adapters(model)
-    elif way == "lora":
+    elif way in ("lora", "lora-temporal"):
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         for layer in model.modules():

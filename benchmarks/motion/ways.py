@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
 import torch
+from timm.layers import LayerScale
 from torch import Tensor, nn
 
 import aim_adapters as aim
+from aim_adapters.recipes import get_recipe
 from aim_adapters.training import build_baseline
 
 ADAPTERS_RATE, TUNING_RATE = 1e-3, 1e-4  # learning rates; of what is new, and of pre-trained weights that train
@@ -78,6 +81,8 @@ BASELINES = {
     "attentive": "attentive-probe",
 }
 TUNED = ("full", "full-space-time")
+# Without what it drops at random, as `wrap_image_model` drops nothing.
+RECIPE = dataclasses.replace(get_recipe("small-data"), head_dropout=0.0, drop_path=0.0)
 
 
 def weights_of(name: str, folder: Path) -> Path:
@@ -106,24 +111,32 @@ def build(way: str, image_model: nn.Module, *, classes: int, frames: int, option
     """
     model = copy.deepcopy(image_model)
     if way in BASELINES:
-        built = build_baseline(BASELINES[way], model=model, num_classes=classes, num_frames=frames)
+        built = build_baseline(BASELINES[way], model=model, num_classes=classes, num_frames=frames, recipe=RECIPE)
         if way not in TUNED:
             _hold_in_bfloat16(built)
         return built
     if way == "random":
-        model.init_weights()
+        _draw_weights(model)
     settings = WRAPS.get(way, {})
     aim.wrap_image_model(model, num_frames=frames, num_classes=classes, **(settings | options))
-    if settings.get("components") != () and next(model.parameters()).is_cuda:
+    if next(model.parameters()).is_cuda:
         aim.set_base_dtype(model, torch.bfloat16)
     aim.set_execution(model, **EXECUTIONS.get(way, {}))
     return model
 
 
+def _draw_weights(model: nn.Module) -> None:
+    """Draw the weights of an image model of timm anew."""
+    model.init_weights()
+    for layer in model.modules():
+        if isinstance(layer, LayerScale):  # else 1e-5: what is in front of it is trained, not frozen
+            nn.init.ones_(layer.gamma)
+
+
 def _hold_in_bfloat16(model: nn.Module) -> None:
-    """Hold large frozen weights in the dtype that products are computed in, as `aim.set_base_dtype` does."""
+    """Hold frozen weights in the dtype that products are computed in, as `aim.set_base_dtype` does."""
     for parameter in model.parameters():
-        if not parameter.requires_grad and parameter.is_cuda and parameter.ndim > 1:
+        if not parameter.requires_grad and parameter.is_cuda:
             parameter.data = parameter.data.to(torch.bfloat16)
 
 
@@ -133,21 +146,17 @@ def rate_of(way: str) -> float:
 
 
 def groups_of(model: nn.Module, way: str, weight_decay: float) -> list[dict[str, Any]]:
-    """Return what trains as an optimizer's groups; ``share`` is of the rate, so that a new head trains as adapters."""
+    """Return what trains as an optimizer's groups; ``share`` is of the rate, so that what is new trains as adapters."""
     if way not in BASELINES:
         return [group | {"share": 1.0} for group in aim.adapter_param_groups(model, weight_decay=weight_decay)]
-    head_share = ADAPTERS_RATE / rate_of(way)
-    groups: list[dict[str, Any]] = []
-    for decay in (weight_decay, 0.0):
-        for head, share in ((False, 1.0), (True, head_share)):
-            chosen = [
-                parameter
-                for name, parameter in model.named_parameters()
-                if parameter.requires_grad and (parameter.ndim > 1) == (decay > 0) and name.startswith("head") == head
-            ]
-            if chosen:
-                groups.append({"params": chosen, "weight_decay": decay, "share": share})
-    return groups
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = weight_decay * (parameter.ndim > 1 and len(parameter) > 1)  # tokens and positions are [1, ...]
+            pretrained = name.startswith("image_model.") or ".copies." in name
+            share = 1.0 if pretrained else ADAPTERS_RATE / rate_of(way)
+            groups.setdefault((decay, share), []).append(parameter)
+    return [{"params": chosen, "weight_decay": decay, "share": share} for (decay, share), chosen in groups.items()]
 
 
 def normalized(frames: Tensor, backbone: Backbone) -> Tensor:
