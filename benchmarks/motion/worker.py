@@ -47,7 +47,7 @@ class Worker:
 
     def __init__(self, sources: Sources) -> None:
         self.sources = sources
-        self.task = functools.lru_cache(self._task)
+        self.task = functools.lru_cache(maxsize=3)(self._task)  # of 2 to 6 GiB each, as are features
         self.image_model = functools.lru_cache(self._image_model)
         self.features = functools.lru_cache(maxsize=2)(self._features)
 
