@@ -15,6 +15,8 @@ SHARES = (0.01, 0.05, 0.25)  # of the clips; Figure 3
 
 LADDER = ("frozen", "spatial", "temporal", "joint", "input", "full", "full-space-time")
 WAYS = ("conv", "conv-alone", "both", "third", "linear", "lora", "lora-temporal", "probe", "attentive", "average")
+# What is trained otherwise costs the same, step by step.
+COSTS_AS = dict.fromkeys(("average", "resized", "random", "graphs", "eager"), "joint")
 
 
 class Job(NamedTuple):

@@ -1,4 +1,4 @@
-"""The files of results, ``runs.csv``, ``classes.csv``, ``costs.csv``: written row by row, read as records, summed."""
+"""The files of results, ``runs.csv``, ``classes.csv``, ``costs.csv``: written row by row, read as records."""
 
 from __future__ import annotations
 
@@ -19,17 +19,6 @@ class ResultsError(ValueError):
     """A file of results that cannot be read as it was written; the message names the line and what to do."""
 
 
-class Setting(NamedTuple):
-    """What the runs of several seeds have in common."""
-
-    experiment: str
-    variant: str
-    way: str
-    backbone: str
-    frames: int
-    clips: int
-
-
 class Run(NamedTuple):
     """A row of ``runs.csv``: one way with one setting and seed, trained and tested.
 
@@ -47,12 +36,6 @@ class Run(NamedTuple):
         accuracy: Test clips whose class is right, in percent.
         what: Test clips that are right up to reversal in time, in percent.
         order: Of those whose class has a reverse, the ones in the right order, in percent; 50 is chance.
-        trained: Cost of the way, as in `Costs`; None: not measured yet. So are all up to ``file_kib``.
-        total: As in `Costs`.
-        step_ms: As in `Costs`.
-        peak_mib: As in `Costs`.
-        inference_ms: As in `Costs`.
-        file_kib: As in `Costs`.
         seconds: Share of the GPU's time that the run took, in seconds.
         gpu: Name of the GPU.
         commit: Of the repository.
@@ -71,25 +54,14 @@ class Run(NamedTuple):
     accuracy: float
     what: float
     order: float
-    trained: float | None
-    total: float | None
-    step_ms: float | None
-    peak_mib: float | None
-    inference_ms: float | None
-    file_kib: float | None
     seconds: float
     gpu: str
     commit: str
 
     @property
-    def setting(self) -> Setting:
-        """Return all that tells it from other runs, but for the seed."""
-        return Setting(*(getattr(self, name) for name in Setting._fields))
-
-    @property
     def key(self) -> tuple[Any, ...]:
-        """Return what tells it from all other runs."""
-        return (*self.setting, self.seed)
+        """Return what tells it from all other runs, as `Job.key` does."""
+        return self[:7]
 
 
 class ClassScore(NamedTuple):
@@ -224,8 +196,6 @@ def _read(path: Path) -> list[Any]:
 def _parsed(cell: str, kind: Any, place: str, share: bool) -> Any:
     if kind is str:
         return cell
-    if not cell and kind is not float and kind is not int:  # may be missing
-        return None
     try:
         number = int(cell) if kind is int else float(cell)
     except ValueError:
@@ -243,31 +213,6 @@ class Spread(NamedTuple):
     sd: float | None
 
 
-class Summary(NamedTuple):
-    """What the runs of a setting came to, in percent, and the seconds of all of them."""
-
-    accuracy: Spread
-    what: Spread
-    order: Spread
-    seeds: int
-    seconds: float
-
-
 def spread(values: Sequence[float]) -> Spread:
     """Return the mean of values and their standard deviation."""
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
-
-
-def summarize(runs: Iterable[Run]) -> dict[Setting, Summary]:
-    """Sum up the seeds of each setting, in the order of their first runs."""
-    together: dict[Setting, list[Run]] = {}
-    for run in runs:
-        together.setdefault(run.setting, []).append(run)
-    return {
-        setting: Summary(
-            *(spread([getattr(run, name) for run in found]) for name in SHARES),
-            seeds=len(found),
-            seconds=sum(run.seconds for run in found),
-        )
-        for setting, found in together.items()
-    }

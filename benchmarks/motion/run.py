@@ -24,14 +24,14 @@ from torch import nn
 from aim_adapters import AIMError
 from benchmarks.harness import record
 from benchmarks.motion.costs import SIZE as SIZE_OF_COSTS
-from benchmarks.motion.costs import Cost, measure
-from benchmarks.motion.experiments import EXPERIMENTS, Job
+from benchmarks.motion.costs import measure
+from benchmarks.motion.experiments import COSTS_AS, EXPERIMENTS, Job
 from benchmarks.motion.programs import VARIANTS
-from benchmarks.motion.results import CLASS_COLUMNS, COLUMNS, COST_COLUMNS, FOLDER, append_rows, read_rows
+from benchmarks.motion.results import CLASS_COLUMNS, COLUMNS, COST_COLUMNS, FOLDER, append_rows, load, read_rows
 from benchmarks.motion.ways import BACKBONES, load_backbone, weights_of
 from benchmarks.motion.worker import Sources, Worker
 
-FAILURES = (AIMError, RuntimeError, ValueError, ArithmeticError)  # of one job, which the others survive
+FAILURES = (AIMError, ImportError, RuntimeError, ValueError, ArithmeticError)  # of one job, which the others survive
 
 
 def _work(jobs: Any, results: Any, sources: Sources) -> None:
@@ -49,11 +49,11 @@ def _work(jobs: Any, results: Any, sources: Sources) -> None:
     results.put(None)
 
 
-def _measure_costs(jobs: list[Job], sources: Sources, path: Path) -> None:
-    """Measure the ways of jobs, each once, alone on the GPU, and add them to a file."""
-    known = {(row["way"], row["backbone"]) for row in read_rows(path)}
+def _measure_costs(jobs: list[Job], sources: Sources, path: Path, *, done: Path) -> None:
+    """Measure the ways of jobs, each once, alone on the GPU, and add to a file those that another does not have."""
+    known = {(row["way"], row["backbone"]) for row in read_rows(done)}
     models: dict[str, nn.Module] = {}
-    for way, backbone in dict.fromkeys((costs_as(job), job.backbone) for job in jobs):
+    for way, backbone in dict.fromkeys((COSTS_AS.get(job.name, job.way), job.backbone) for job in jobs):
         if (way, backbone) in known:
             continue
         if backbone not in models:
@@ -67,11 +67,6 @@ def _measure_costs(jobs: list[Job], sources: Sources, path: Path) -> None:
             path, COST_COLUMNS, [_rounded({"way": way, "backbone": backbone, **cost._asdict(), **sources.facts})]
         )
         print(f"{way}: {cost}", flush=True)
-
-
-def costs_as(job: Job) -> str:
-    """Return the way whose cost a job's is: what is trained otherwise costs the same."""
-    return "joint" if job.way in ("average", "resized", "random", "graphs") else job.way
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -90,10 +85,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="so many of them")
     parser.add_argument("--costs", action="store_true", help="measure costs first, alone on the GPU")
     parser.add_argument("--device", default="cuda")
-    return parser.parse_args(argv)
+    settings = parser.parse_args(argv)
+    if (settings.steps or settings.rate) and settings.out == FOLDER:
+        parser.error("--steps and --rate are to try: pass an --out of their own, where no other runs are")
+    return settings
 
 
 def _wanted(settings: argparse.Namespace) -> list[Job]:
+    """Return the jobs that are asked for, whether they have run or not."""
     names = EXPERIMENTS if "all" in settings.experiments else dict.fromkeys(settings.experiments)
     jobs = [job for name in names for job in EXPERIMENTS[name]]
     there = {backbone for backbone in BACKBONES if weights_of(backbone, settings.weights).is_file()}
@@ -110,11 +109,12 @@ def _wanted(settings: argparse.Namespace) -> list[Job]:
         jobs = [job._replace(rate=settings.rate) for job in jobs]
     if settings.seeds:
         jobs = [job._replace(seeds=tuple(range(settings.seeds))) for job in jobs]
-    done = {
-        (*(row[name] for name in ("experiment", "variant", "way", "backbone")),
-         *(int(row[name]) for name in ("seed", "frames", "clips")))
-        for row in read_rows((settings.done or settings.out) / "runs.csv")
-    }  # fmt: skip
+    return jobs
+
+
+def _not_done(jobs: list[Job], folder: Path) -> list[Job]:
+    """Return the jobs and seeds of which a folder of results has no row."""
+    done = {run.key for run in load(folder).runs}
     jobs = [job._replace(seeds=tuple(seed for seed in job.seeds if job.key(seed) not in done)) for job in jobs]
     return [job for job in jobs if job.seeds]
 
@@ -122,20 +122,21 @@ def _wanted(settings: argparse.Namespace) -> list[Job]:
 def main(argv: list[str] | None = None) -> int:
     """Run what is asked for, and return the exit status: how many jobs have no result."""
     settings = _parse(argv)
-    jobs = _wanted(settings)
+    wanted = _wanted(settings)
+    done = settings.done or settings.out
+    jobs = _not_done(wanted, done)
     about = record()
     facts = {"gpu": (about["gpus"] or ["CPU"])[0], "commit": about["commit"]}
     end = time.time() + settings.seconds
     sources = Sources(settings.photographs, settings.weights, settings.device, end, facts)
     if settings.costs:
-        _measure_costs(jobs, sources, settings.out / "costs.csv")
+        _measure_costs(wanted, sources, settings.out / "costs.csv", done=done / "costs.csv")
     finished = _train(jobs, sources, settings.out, workers=settings.workers) if settings.workers else len(jobs)
     return min(len(jobs) - finished, 100)
 
 
 def _train(jobs: list[Job], sources: Sources, out: Path, *, workers: int) -> int:
     """Run jobs in processes that share the GPU, add their rows to the results, and return how many finished."""
-    costs = {(row["way"], row["backbone"]): row for row in read_rows(out / "costs.csv")}
     torch.cuda.empty_cache()
     context = multiprocessing.get_context("spawn")
     waiting, results = context.Queue(), context.Queue()
@@ -160,10 +161,8 @@ def _train(jobs: list[Job], sources: Sources, out: Path, *, workers: int) -> int
             print(f"FAILED {job.experiment} {job.variant} {job.name}: {rows}", flush=True)
             continue
         finished += 1
-        cost = costs.get((costs_as(job), job.backbone), {})
         for row in rows:
             row["seconds"] /= workers  # they share the GPU
-            row |= {name: cost.get(name, "") for name in Cost._fields}
         append_rows(out / "runs.csv", COLUMNS, [_rounded(row) for row in rows])
         append_rows(out / "classes.csv", CLASS_COLUMNS, [_rounded(row) for row in classes])
         shown = ", ".join(f"{row['accuracy']:.1f} ({row['what']:.0f}/{row['order']:.0f})" for row in rows)

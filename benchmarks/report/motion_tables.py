@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from benchmarks.motion.claims import CLAIMS, NAMES, asked_words, cell_words, found_words, words_of
-from benchmarks.motion.experiments import EXPERIMENTS, LADDER, SHARES, VARIANTS, WAYS, Job
+from benchmarks.motion.experiments import COSTS_AS, EXPERIMENTS, LADDER, SHARES, VARIANTS, WAYS, Job
 from benchmarks.motion.judging import Cell, Evidence, cell_of, judge
 from benchmarks.motion.results import Costs, Results, Run, spread
 from benchmarks.report import motion_pictures
@@ -15,7 +15,6 @@ from benchmarks.report.pages import Results as AllResults
 from benchmarks.report.pages import table
 
 RUN = "python -m benchmarks.motion.run {} --photographs FILE --weights FOLDER"
-COSTS_AS = dict.fromkeys(("average", "resized", "random", "graphs", "eager"), "joint")  # the same model, step by step
 COMPARED = (*LADDER, "top", "alternate", "bottom", *WAYS)
 PER_CLASS = ("spatial", "full", "full-space-time", "joint", "conv")
 

@@ -40,7 +40,7 @@ def made_up() -> Results:
     runs = [
         Run(
             job.experiment, job.variant, job.name, job.backbone, seed, job.frames, job.clips, job.steps, job.batch,
-            job.learning_rate, accuracy(job, seed), 95.0, 70.0, *[None] * 6, seconds=20.0, **LAST,
+            job.learning_rate, accuracy(job, seed), 95.0, 70.0, seconds=20.0, **LAST,
         )
         for job in jobs for seed in job.seeds
     ]  # fmt: skip

@@ -139,7 +139,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     with (tmp_path / "runs.csv").open("a") as file:
         file.write("ladder,order")
     assert claims.main(["--results", str(tmp_path)]) == 1
-    assert "cells, expected 22" in capsys.readouterr().err
+    assert "cells, expected 16" in capsys.readouterr().err
+
+
+def test_rows_are_of_the_experiments_as_they_are() -> None:
+    jobs = {job.key(seed): job for jobs in EXPERIMENTS.values() for job in jobs for seed in job.seeds}
+    for run in load().runs:
+        job = jobs[run.key]
+        assert (run.steps, run.batch, run.lr) == (job.steps, job.batch, job.learning_rate), "delete the row: it is old"
 
 
 def test_verdicts_are_the_recorded_ones() -> None:

@@ -8,21 +8,23 @@ from typing import Any
 import pytest
 
 from benchmarks.motion import results
-from benchmarks.motion.results import ResultsError, Run, append_rows, load, read_rows, summarize
+from benchmarks.motion.results import ResultsError, Run, append_rows, load, read_rows
 
 RUN: dict[str, Any] = {
     "experiment": "ladder", "variant": "order", "way": "joint", "backbone": "dinov2-small", "seed": 0, "frames": 8,
     "clips": 8208, "steps": 1400, "batch": 48, "lr": 1e-3, "accuracy": 80.25, "what": 91.0, "order": 75.0,
-    "trained": 2_700_000, "total": 24_000_000, "step_ms": 31.5, "peak_mib": 2048.0, "inference_ms": 9.0,
-    "file_kib": 10_500.0, "seconds": 21.5, "gpu": "Some GPU", "commit": "abc",
+    "seconds": 21.5, "gpu": "Some GPU", "commit": "abc",
 }  # fmt: skip
 CLASS = {"variant": "order", "way": "joint", "seed": 0, "class": "pan right, zoom in", "accuracy": 70.0}
-COST = {name: RUN[name] for name in results.COST_COLUMNS}
+COST: dict[str, Any] = {
+    "way": "joint", "backbone": "dinov2-small", "trained": 2_700_000, "total": 24_000_000, "step_ms": 31.5,
+    "peak_mib": 2048.0, "inference_ms": 9.0, "file_kib": 10_500.0, "gpu": "Some GPU", "commit": "abc",
+}  # fmt: skip
 
 
 def write(folder: Path) -> Path:
     append_rows(folder / "runs.csv", results.COLUMNS, [RUN])
-    append_rows(folder / "runs.csv", results.COLUMNS, [RUN | {"seed": 1, "accuracy": 82.25, "step_ms": ""}])
+    append_rows(folder / "runs.csv", results.COLUMNS, [RUN | {"seed": 1, "accuracy": 82.25}])
     append_rows(folder / "classes.csv", results.CLASS_COLUMNS, [CLASS])
     append_rows(folder / "costs.csv", results.COST_COLUMNS, [COST])
     return folder
@@ -31,18 +33,13 @@ def write(folder: Path) -> Path:
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert load(tmp_path) == results.Results() and read_rows(tmp_path / "runs.csv") == []
     found = load(write(tmp_path))
-    assert found.runs == (Run(**RUN), Run(**RUN | {"seed": 1, "accuracy": 82.25, "step_ms": None}))
+    assert found.runs == (Run(**RUN), Run(**RUN | {"seed": 1, "accuracy": 82.25}))
     assert [*found.classes[0]] == [*CLASS.values()] and found.costs[0]._asdict() == COST
     assert [row["seed"] for row in read_rows(tmp_path / "runs.csv")] == ["0", "1"]
 
 
 def test_seeds_are_summed_up() -> None:
-    first = Run(**RUN)
-    runs = [first, first._replace(seed=1, accuracy=82.25, seconds=8.5), first._replace(frames=16, what=50.0)]
-    summary, longer = summarize(runs).values()
-    assert summary.accuracy == (81.25, pytest.approx(2**0.5)) and summary.what == (91.0, 0.0)
-    assert (summary.seeds, summary.seconds) == (2, 30.0)
-    assert longer.what == (50.0, None) and [*summarize(runs)] == [runs[0].setting, runs[2].setting]
+    assert results.spread([80.25, 82.25]) == (81.25, pytest.approx(2**0.5)) and results.spread([80.0]) == (80.0, None)
 
 
 @pytest.mark.parametrize(
@@ -50,8 +47,8 @@ def test_seeds_are_summed_up() -> None:
     [
         ("experiment,", "experiments,", r"unknown columns \['experiments'\], missing columns \['experiment'\]"),
         ("variant,way", "way,variant", "expected experiment,variant,way"),
-        ("Some GPU,abc\n", "Some", "line 2: 21 cells, expected 22"),
-        ("Some GPU,abc\n", "Some GPU,abc,more\n", "line 2: 23 cells, expected 22"),
+        ("Some GPU,abc\n", "Some", "line 2: 15 cells, expected 16"),
+        ("Some GPU,abc\n", "Some GPU,abc,more\n", "line 2: 17 cells, expected 16"),
         ("Some GPU,abc\n", "Some GPU,ab", "line 2: cut off"),
         ("Some GPU", '"Some GPU', "damaged"),
         ("Some GPU", "\udcff", "damaged"),
@@ -59,7 +56,7 @@ def test_seeds_are_summed_up() -> None:
         (",80.25,", ",nan,", "column accuracy"),
         (",8208,", ",8e3,", "column clips: expected a whole number, got '8e3'"),
         (",21.5,", ",,", "column seconds: expected a number, not negative, got ''"),
-        (",31.5,", ",-1,", "column step_ms"),
+        (",0.001,", ",-1,", "column lr"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, before: str, after: str, said: str) -> None:

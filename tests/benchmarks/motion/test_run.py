@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import save_file
 
 import aim_adapters as aim
-from benchmarks.motion import run, ways, worker
+from benchmarks.motion import costs, run, ways, worker
 from benchmarks.motion.experiments import EXPERIMENTS, SHARES, Job
 from benchmarks.motion.results import load, read_rows
 from benchmarks.motion.worker import Sources, Worker
+from tests.benchmarks.made_up import made_up
 from tests.benchmarks.scenes import scenes
 
 SMALL = "vit_tiny_patch16_224"
@@ -122,10 +123,30 @@ def test_jobs_that_fail_or_have_no_time_are_told(
     assert "NOT RUN: 1 of 1 jobs" in capsys.readouterr().out
 
 
+def test_costs_are_measured_of_what_has_run_too(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ladder(monkeypatch, Job("ladder", "order", "joint", seeds=(0,)), Job("ladder", "order", "lora", seeds=(0,)))
+    monkeypatch.setattr(run, "SIZE_OF_COSTS", 32)
+    monkeypatch.setattr(run, "measure", lambda *_: costs.Cost(1, 2, 3.0, 4.0, 5.0, 6.0))
+    assert run.main(command) == 0
+    for options in (["--ways", "joint"], [], ["--done", str(tmp_path), "--out", str(tmp_path / "more")]):
+        assert run.main([*command, "--costs", "--workers", "0", *options]) == 0
+    assert [row["way"] for row in read_rows(tmp_path / "costs.csv")] == ["joint", "lora"]
+    assert not read_rows(tmp_path / "more" / "costs.csv")
+
+
+@pytest.mark.parametrize("option", ["--steps=3", "--rate=0.1"])
+def test_what_is_tried_is_kept_apart(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run.main(["ladder", "--photographs", "none", "--weights", "none", option])
+    assert "pass an --out of their own" in capsys.readouterr().err
+
+
 def test_each_run_has_a_key_of_its_own_and_whole_scenes() -> None:
     jobs = [job for jobs in EXPERIMENTS.values() for job in jobs]
     keys = [job.key(seed) for job in jobs for seed in job.seeds]
-    assert len(set(keys)) == len(keys)
+    assert len(set(keys)) == len(keys) and {run.key for run in made_up().runs} == set(keys)
     assert all(job.clips % 12 == job.batch % 12 == 0 for job in jobs if job.variant == "order")
     assert all(len(job.seeds) >= 3 for job in jobs)
     assert {job.clips for job in EXPERIMENTS["data"]} == {12 * round(share * 684) for share in SHARES}
