@@ -117,7 +117,7 @@ def ladder() -> Iterator[Claim]:
     yield Claim("spatial", "Table 1", says, (above(SPATIAL, Cell("frozen")),))
     says = "Spatial adapters do as well as full fine-tuning that sees single frames (36.7, 36.2)."
     yield Claim("spatial-as-full", "Table 1", says, each(reaches, "spatial", "full"))
-    says = "Temporal adapters are what sees time (61.2 instead of 36.7)."
+    says = "It takes temporal adapters to see time (61.2 instead of 36.7)."
     yield Claim("temporal", "Table 1", says, (above(Cell("temporal"), SPATIAL),))
     says = "Joint adapters add a little (62.0 instead of 61.2)."
     yield Claim("joint", "Table 1", says, (above(AIM, Cell("temporal")),))
@@ -130,7 +130,7 @@ def ladder() -> Iterator[Claim]:
     says = "Temporal adapters add more where order counts than where appearance does."
     pairs = [of(variant, "temporal", "spatial") for variant in ("order", "appearance")]
     yield Claim("order-counts", "Section 4.1", says, (gains(pairs[0], than=pairs[1]),))
-    says = "Who does not see the order of frames stays at or below the bound that follows from it."
+    says = "Ways that do not see the order of frames stay at or below the bound that follows from that."
     blind = [(Cell(way, variant), BOUNDS[variant]) for way in BLIND for variant in VARIANTS]
     figures = tuple(Difference(((1, cell),), high=MARGIN, less=bound) for cell, bound in blind)
     yield Claim("order-blind", OURS, says, figures)
@@ -139,16 +139,16 @@ def ladder() -> Iterator[Claim]:
 def longer() -> Iterator[Claim]:
     """Yield the claims on more training."""
     aim, conv, tuned = (Cell(way, again="longer") for way in ("joint", "conv", "full-space-time"))
-    says = "With twice the steps, too, AIM is better than full fine-tuning over space and time."
+    says = "With twice the steps, AIM is still better than full fine-tuning over space and time."
     yield Claim("longer", "Table 1", says, (above(aim, tuned),))
-    says = "With twice the steps, too, convolution over time does at least as well as attention over time."
+    says = "With twice the steps, convolution over time still does at least as well as attention over time."
     yield Claim("conv-longer", OURS, says, (reaches(conv, aim),))
 
 
 def composition() -> Iterator[Claim]:
     """Yield the claims on twice as many motions."""
     aim, conv, spatial, tuned = of("composition", "joint", "conv", "spatial", "full-space-time")
-    says = "With twice as many motions, too, temporal adapters are what sees time."
+    says = "With twice as many motions, too, it takes temporal adapters to see time."
     blind = Difference(((1, spatial),), high=MARGIN, less=BOUNDS["composition"])
     yield Claim("composition", "Table 1", says, (above(aim, spatial), blind))
     says = "With twice as many motions, too, AIM is better than full fine-tuning over space and time."
@@ -264,9 +264,9 @@ def ways() -> Iterator[Claim]:
 def backbones() -> Iterator[Claim]:
     """Yield the claims on another image model."""
     aim, spatial, tuned = (cell._replace(backbone="clip-base") for cell in (AIM, SPATIAL, TUNED))
-    says = "On CLIP's weights, too, AIM sees time."
+    says = "With CLIP's weights, too, AIM sees time."
     yield Claim("clip-temporal", "Table 1", says, (above(aim, spatial),))
-    says = "On CLIP's weights, too, AIM is better than full fine-tuning over space and time (83.9, 82.0)."
+    says = "With CLIP's weights, too, AIM is better than full fine-tuning over space and time (83.9, 82.0)."
     yield Claim("clip-above-space-time", "Table 6", says, (above(aim, tuned),))
 
 

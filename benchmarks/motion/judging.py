@@ -5,9 +5,9 @@ in the same order. Its interval is that of Student's t, 5 % on either side. A fi
 interval lies within, breaks them where all of it lies outside, and decides nothing otherwise. A claim holds where all
 of its figures keep their limits, and does not where one breaks them.
 
-How often this errs by chance: of claims that are true or false by a hair, the wrong verdict falls on at most 5 % that
-have one figure, as far as seeds scatter normally; true or false by more, on fewer. One with several figures is said to
-hold wrongly in at most 5 %, since all have to agree, but not to hold wrongly in up to 5 % for each of its figures.
+How often this errs by chance, as far as seeds scatter normally: a claim of one figure that is true or false by a hair
+gets the wrong verdict in at most 5 % of cases; one that is true or false by more, in fewer. A claim of several figures
+is wrongly said to hold in at most 5 %, since all have to agree, and wrongly said not to hold in up to 5 % for each.
 Three seeds decide little: half an interval is then 1.7 standard deviations of a difference.
 
 Seeds tell nothing about the test clips, which are the same in all runs: what is judged is how ways do on these 1,200.
