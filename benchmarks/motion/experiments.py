@@ -18,6 +18,12 @@ WAYS = ("conv", "conv-alone", "both", "third", "linear", "lora", "lora-temporal"
 # What is trained otherwise costs the same, step by step.
 COSTS_AS = dict.fromkeys(("average", "resized", "random", "graphs", "eager"), "joint")
 
+# Learning rates that are tried before all else, with a seed of its own.
+RATES = {
+    **dict.fromkeys(("joint", "conv", "lora-temporal", "attentive", "probe"), (3e-4, 1e-3, 3e-3)),
+    "full-space-time": (3e-5, 1e-4, 3e-4),
+}
+
 
 class Job(NamedTuple):
     """One way with one setting, for several seeds that train side by side.
@@ -73,6 +79,14 @@ def _everywhere(experiment: str, *ways: str) -> Iterator[Job]:
             yield Job(experiment, variant, way, steps=STEPS[variant])
 
 
+def _rates() -> Iterator[Job]:
+    for variant in VARIANTS:
+        for way, rates in RATES.items():
+            for rate in rates:
+                label = f"{way} {rate:g}"
+                yield Job("rates", variant, way, seeds=(len(SEEDS),), steps=STEPS[variant], rate=rate, label=label)
+
+
 def _composition() -> Iterator[Job]:
     for way in ("spatial", "joint", "conv", "full-space-time"):
         yield Job("composition", "composition", way, steps=STEPS["composition"])
@@ -114,6 +128,7 @@ def _defaults() -> Iterator[Job]:
 
 
 EXPERIMENTS: dict[str, tuple[Job, ...]] = {
+    "rates": tuple(_rates()),
     "ladder": tuple(_everywhere("ladder", *LADDER)),
     "ways": tuple(_everywhere("ways", *WAYS)),
     "longer": tuple(

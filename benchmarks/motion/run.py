@@ -163,8 +163,9 @@ def _train(jobs: list[Job], sources: Sources, out: Path, *, workers: int) -> int
         finished += 1
         for row in rows:
             row["seconds"] /= workers  # they share the GPU
-        append_rows(out / "runs.csv", COLUMNS, [_rounded(row) for row in rows])
+        # Classes first: what has a row in runs.csv is not run again.
         append_rows(out / "classes.csv", CLASS_COLUMNS, [_rounded(row) for row in classes])
+        append_rows(out / "runs.csv", COLUMNS, [_rounded(row) for row in rows])
         shown = ", ".join(f"{row['accuracy']:.1f} ({row['what']:.0f}/{row['order']:.0f})" for row in rows)
         print(f"{job.experiment} {job.variant} {job.name} {job.learning_rate:g}: {shown}; {rows[0]['seconds']:.1f} s",
               flush=True)  # fmt: skip

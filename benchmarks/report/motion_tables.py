@@ -60,6 +60,15 @@ def by_way(evidence: Evidence, cells: Iterable[Cell]) -> str:
     return table(" way|order, %|appearance, %|trains, M|order, but for direction, %|direction, %", _filled(rows))
 
 
+def _rates(evidence: Evidence) -> str:
+    rows = []
+    for job in EXPERIMENTS["rates"]:
+        if job.variant == VARIANTS[0]:
+            found = [percent(evidence, cell_of(job)._replace(variant=variant), seeds=1) for variant in VARIANTS]
+            rows.append((NAMES[job.way], f"{job.learning_rate:g}", *found))
+    return table(" way|learning rate|order, %|appearance, %", [row for row in rows if any(row[2:])])
+
+
 def _ladder(evidence: Evidence) -> str:
     return by_way(evidence, map(Cell, LADDER))
 
@@ -201,6 +210,7 @@ class Section(NamedTuple):
 
 
 SECTIONS = {
+    "rates": Section(("rates",), _rates),
     "ladder": Section(("ladder",), _ladder, "motion-ladder.svg"),
     "longer": Section(("longer",), _longer),
     "composition": Section(("composition",), _composition),
@@ -245,7 +255,7 @@ def missing(evidence: Evidence, experiments: Iterable[str]) -> str:
 def judged(evidence: Evidence, section: str) -> str:
     """Return the verdict on each claim of a section, with its figures."""
     lines = []
-    for claim in CLAIMS[section]:
+    for claim in CLAIMS.get(section, ()):
         judgment = judge(claim, evidence)
         lines.append(f"- **{judgment.verdict.capitalize()}** ({claim.place}): {claim.says}")
         lines += [

@@ -148,5 +148,5 @@ def test_each_run_has_a_key_of_its_own_and_whole_scenes() -> None:
     keys = [job.key(seed) for job in jobs for seed in job.seeds]
     assert len(set(keys)) == len(keys) and {run.key for run in made_up().runs} == set(keys)
     assert all(job.clips % 12 == job.batch % 12 == 0 for job in jobs if job.variant == "order")
-    assert all(len(job.seeds) >= 3 for job in jobs)
+    assert all(len(job.seeds) >= 3 for job in jobs if job.experiment != "rates")
     assert {job.clips for job in EXPERIMENTS["data"]} == {12 * round(share * 684) for share in SHARES}
