@@ -37,7 +37,7 @@ BOUNDS = {
     "order": 100 * 8 / 12,
     "composition": 100 * 14 / 24,
     "appearance": 100 * 24 / 27,
-}  # of who does not see the order of frames, in percent
+}  # in percent, of models that do not see the order of frames
 BLIND = ("frozen", "spatial", "full", "linear", "lora", "probe")
 NAMES = {
     "frozen": "frozen image model",

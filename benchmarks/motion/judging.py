@@ -34,7 +34,7 @@ TIMES = ("step_ms", "inference_ms")
 QUANTILES = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833)
 AGAIN = ("longer",)  # experiments whose runs differ from those of others in nothing that a `Cell` has
 # Means over classes of "order": those that another is the reverse of in time, and those that are their own reverse.
-DIRECTED, ITSELF = "classes in pairs", "classes to and fro"
+DIRECTED, ITSELF = "classes in pairs", "classes back and forth"
 
 
 class Cell(NamedTuple):

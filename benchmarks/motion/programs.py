@@ -8,7 +8,7 @@ Variant "order" has 12 classes, on pan and zoom, closed under reversal of time:
 
 - one steady motion (4): "pan right" played backwards is "pan left", two pairs;
 - one motion and then the other (4): "pan right, zoom in" played backwards is "zoom out, pan left", two pairs;
-- to and fro (4): "zoom in, then out" played backwards is itself, so these are four groups of one.
+- back and forth (4): "zoom in, then out" played backwards is itself, so these are four groups of one.
 
 Variant "composition" has those and 12 more, six pairs: the other four of one motion and then the other; steady tilt and
 roll (4); and speed (4), where "pan right, faster" played backwards is "pan left, slower".
@@ -16,11 +16,11 @@ roll (4); and speed (4), where "pan right, faster" played backwards is "pan left
 Clips of these variants come in scenes: as many consecutive clips as there are classes, one of each, that differ in
 nothing but the motion. Testing has photographs of its own.
 
-What else a scene has (place, jitter, sprites, drift of exposure) is distributed alike forwards and backwards. Hence who
-does not see the order of frames cannot tell a class from its reverse, and can expect to be right in at most half of the
-clips of a pair, all in all in ``(8 / 2 + 4) / 12`` = 66.7 % of "order" and ``(20 / 2 + 4) / 24`` = 58.3 % of
-"composition": `Classes.order_blind_bound`. (It counts to and fro as told apart, since sprites and exposure may tell the
-order of frames up to reversal; who does not use them is right in half of those clips too.)
+What else a scene has (place, jitter, sprites, drift of exposure) is distributed alike forwards and backwards. Hence a
+model that does not see the order of frames cannot tell a class from its reverse, and can expect to be right in at most
+half of the clips of a pair: in ``(8 / 2 + 4) / 12`` = 66.7 % of all clips of "order", and ``(20 / 2 + 4) / 24`` =
+58.3 % of "composition": `Classes.order_blind_bound`. (It counts back and forth as told apart, since sprites and
+exposure may tell the order of frames up to reversal; a model that does not use them is right in half of those, too.)
 
 Variant "appearance" has 27 classes of 24 photographs: a class is a photograph, of which training and testing see
 parts that do not overlap, under any motion of "order"; three photographs are two classes each, "zoom in" and "zoom
@@ -142,7 +142,7 @@ def _paths() -> dict[str, Integers]:
     """Return the path of every motion by its name, those of "order" first."""
     tick, half = np.arange(TICKS + 1, dtype=np.int64), TICKS // 2
     steady, first, second = 32 * tick, 32 * np.minimum(tick, half), 32 * np.maximum(tick - half, 0)
-    to_and_fro = first - second
+    back_and_forth = first - second
     faster = 2048 * tick**2 // TICKS**2  # from a stop, as far as a steady motion
     slower = faster[-1] - faster[::-1]
     paths, signs = {}, (1, -1)
@@ -157,7 +157,7 @@ def _paths() -> dict[str, Integers]:
     for axis in ("pan", "zoom"):
         for sign in signs:
             add(axis, sign, "", steady)
-            add(axis, sign, f", then {_signed(axis, -sign).split()[1]}", to_and_fro)
+            add(axis, sign, f", then {_signed(axis, -sign).split()[1]}", back_and_forth)
     for equal in signs:  # both signs alike, which reversal keeps; then the others
         for sign in signs:
             add_both("pan", sign, "zoom", equal * sign)

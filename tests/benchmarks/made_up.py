@@ -44,7 +44,7 @@ def made_up() -> Results:
         )
         for job in jobs for seed in job.seeds
     ]  # fmt: skip
-    # Full fine-tuning is ahead on pairs and behind to and fro; what AIM gains over spatial adapters is on pairs.
+    # Full fine-tuning is ahead on pairs alone, and so is what AIM gains over spatial adapters.
     classes = [
         ClassScore("order", way, seed, name, ORDER[way] + 0.25 * seed + tilt * (kind_of(name) == "classes in pairs"))
         for way, tilt in (("spatial", -30.0), ("joint", -5.0), ("conv", 0.0), ("full", -30.0), ("full-space-time", 10))
