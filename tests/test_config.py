@@ -58,9 +58,6 @@ def configs(draw: st.DrawFn) -> AIMConfig:
     )
 
 
-# Defaults
-
-
 def test_defaults_are_those_of_the_paper() -> None:
     assert AIMConfig(8).to_dict() == {
         "num_frames": 8,
@@ -85,9 +82,6 @@ def test_defaults_are_those_of_the_paper() -> None:
 def test_num_frames_has_no_default() -> None:
     with pytest.raises(TypeError, match="num_frames"):
         AIMConfig()  # type: ignore[call-arg]
-
-
-# Domains
 
 
 @pytest.mark.parametrize(
@@ -184,9 +178,6 @@ def test_rejections_say_what_was_got_and_what_was_expected(name: str, value: obj
         assert part in str(caught.value)
 
 
-# Normalization
-
-
 def test_values_become_plain_python() -> None:
     config = AIMConfig(
         num_frames=np.int64(8),  # type: ignore[arg-type]
@@ -225,9 +216,6 @@ def test_config_is_frozen() -> None:
         config.num_frames = 4  # type: ignore[misc]
     with pytest.raises(ConfigError, match="num_frames"):
         dataclasses.replace(config, num_frames=0)
-
-
-# Derived values
 
 
 def test_attention_sees_tubelets() -> None:
@@ -309,9 +297,6 @@ def test_half_of_one_block_is_refused(layers: str) -> None:
         AIMConfig(8, layers=layers).adapted_blocks(1)
 
 
-# JSON
-
-
 @given(configs())
 @PROPERTY
 def test_json_round_trip(config: AIMConfig) -> None:
@@ -360,9 +345,6 @@ def test_attention_that_earlier_versions_wrote_is_left_out(attention: Any) -> No
     assert "attention" in fields  # the caller's stays as it is
     with pytest.raises(TypeError, match="attention"):
         AIMConfig(4, attention="auto")  # type: ignore[call-arg]
-
-
-# How a model runs
 
 
 def test_execution_is_chosen_for_each_block_by_default() -> None:
