@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from aim_adapters.errors import UnsupportedKernelError
 from aim_adapters.ops.launch import launch, next_power_of_2
+from aim_adapters.ops.operators import register_operator
 from aim_adapters.ops.temporal_attention import kernels
 from aim_adapters.ops.temporal_attention.tiles import columns, smallest_tile
 
@@ -276,25 +276,23 @@ def _register() -> None:
         "temporal_attention_packed_backward": (_packed_backward, _fake_packed_backward, 5),
     }
     for name, (run, fake, products) in kinds.items():
-        _LIBRARY.define(name + _SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
-        _LIBRARY.impl(name, run, "CUDA")
-        if _INTERPRETED:
-            _LIBRARY.impl(name, run, "CPU")
-        qualified = f"aim_adapters::{name}"
-        torch.library.register_fake(qualified, fake, lib=_LIBRARY)
         gradient = name.endswith("backward")
-        if gradient:
-            torch.library.register_autograd(qualified, _refuse_second_derivative, lib=_LIBRARY)
-        else:
-            torch.library.register_autograd(
-                qualified, _backward_of_operator, setup_context=_save_for_backward, lib=_LIBRARY
-            )
 
         def count(*shapes: Any, _first: int = int(gradient), _products: int = products, **_: Any) -> int:
             num_frames = next(argument for argument in shapes if isinstance(argument, int))
             return _flops(shapes[_first], num_frames, _products)
 
-        register_flop_formula(getattr(torch.ops.aim_adapters, name))(count)
+        register_operator(
+            _LIBRARY,
+            name,
+            _SCHEMAS[name],
+            run=run,
+            fake=fake,
+            on_cpu=_INTERPRETED,
+            backward=_refuse_second_derivative if gradient else _backward_of_operator,
+            setup_context=None if gradient else _save_for_backward,
+            flops=count,
+        )
 
 
 _register()

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 from triton import JITFunction
 
 from aim_adapters.errors import UnsupportedKernelError
 from aim_adapters.ops.launch import cdiv, launch
+from aim_adapters.ops.operators import register_operator
 from aim_adapters.ops.temporal_conv import kernels
 
 _WARPS = 4
@@ -153,25 +153,23 @@ def _register() -> None:
         "temporal_conv_gelu_backward": (backward, _fake_backward, 3),
     }
     for name, (run, fake, sums) in kinds.items():
-        _LIBRARY.define(name + _SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
-        _LIBRARY.impl(name, run, "CUDA")
-        if not isinstance(kernels.forward_kernel, JITFunction):  # interpreted
-            _LIBRARY.impl(name, run, "CPU")
-        qualified = f"aim_adapters::{name}"
-        torch.library.register_fake(qualified, fake, lib=_LIBRARY)
         gradient = name.endswith("backward")
-        if gradient:
-            torch.library.register_autograd(qualified, _refuse_second_derivative, lib=_LIBRARY)
-        else:
-            torch.library.register_autograd(
-                qualified, _backward_of_operator, setup_context=_save_for_backward, lib=_LIBRARY
-            )
 
         def count(*shapes: Any, _first: int = int(gradient), _sums: int = sums, **_: Any) -> int:
             h, weight, _, num_frames = shapes[_first:]
             return _flops(h, weight, num_frames, _sums)
 
-        register_flop_formula(getattr(torch.ops.aim_adapters, name))(count)
+        register_operator(
+            _LIBRARY,
+            name,
+            _SCHEMAS[name],
+            run=run,
+            fake=fake,
+            on_cpu=not isinstance(kernels.forward_kernel, JITFunction),
+            backward=_refuse_second_derivative if gradient else _backward_of_operator,
+            setup_context=None if gradient else _save_for_backward,
+            flops=count,
+        )
 
 
 _register()
