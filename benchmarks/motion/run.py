@@ -1,4 +1,4 @@
-"""Run experiments on a GPU, and add a row for each run to the results.
+"""Run experiments on all GPUs, and add a row for each run to the results.
 
     python -m benchmarks.motion.photographs --out FILE
     python -m benchmarks.motion.weights --out FOLDER
@@ -34,7 +34,9 @@ from benchmarks.motion.worker import Sources, Worker
 FAILURES = (AIMError, ImportError, RuntimeError, ValueError, ArithmeticError)  # of one job, which the others survive
 
 
-def _work(jobs: Any, results: Any, sources: Sources) -> None:
+def _work(jobs: Any, results: Any, sources: Sources, gpu: int) -> None:
+    if sources.device == "cuda":
+        torch.cuda.set_device(gpu)
     worker = Worker(sources)
     while time.time() < sources.end:
         try:
@@ -76,7 +78,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, required=True, help="folder that benchmarks.motion.weights wrote")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the results")
     parser.add_argument("--done", type=Path, default=None, help="folder of earlier results; by default --out")
-    parser.add_argument("--workers", type=int, default=3, help="processes that share the GPU; 0: train nothing")
+    parser.add_argument("--workers", type=int, default=3, help="processes that share a GPU; 0: train nothing")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no job begins later than this")
     parser.add_argument("--steps", type=int, help="of each run, to try; with an --out of its own")
     parser.add_argument("--rate", type=float, help="learning rate of each run, to try, too")
@@ -136,16 +138,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(jobs: list[Job], sources: Sources, out: Path, *, workers: int) -> int:
-    """Run jobs in processes that share the GPU, add their rows to the results, and return how many finished."""
+    """Run jobs, in as many processes on each GPU, add their rows to the results, and return how many finished."""
     torch.cuda.empty_cache()
     context = multiprocessing.get_context("spawn")
     waiting, results = context.Queue(), context.Queue()
     for job in jobs:
         waiting.put(job)
-    processes = [context.Process(target=_work, args=(waiting, results, sources)) for _ in range(workers)]
+    gpus = range(torch.cuda.device_count() if sources.device == "cuda" else 1)
+    places = [gpu for gpu in gpus for _ in range(workers)]
+    processes = [context.Process(target=_work, args=(waiting, results, sources, gpu)) for gpu in places]
     for process in processes:
         process.start()
-    failed, finished, left = 0, 0, workers
+    failed, finished, left = 0, 0, len(processes)
     while left:
         try:
             found = results.get(timeout=5)
@@ -162,7 +166,7 @@ def _train(jobs: list[Job], sources: Sources, out: Path, *, workers: int) -> int
             continue
         finished += 1
         for row in rows:
-            row["seconds"] /= workers  # they share the GPU
+            row["seconds"] /= workers  # they share a GPU
         # Classes first: what has a row in runs.csv is not run again.
         append_rows(out / "classes.csv", CLASS_COLUMNS, [_rounded(row) for row in classes])
         append_rows(out / "runs.csv", COLUMNS, [_rounded(row) for row in rows])
