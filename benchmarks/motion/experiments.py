@@ -10,7 +10,7 @@ from benchmarks.motion.ways import rate_of
 SEEDS = (0, 1, 2)
 VARIANTS = ("order", "appearance")
 CLIPS, BATCH, FRAMES = 8208, 48, 8
-STEPS = {"order": 1400, "composition": 2800, "appearance": 250}
+STEPS = {"order": 700, "composition": 1400, "appearance": 250}
 SHARES = (0.01, 0.05, 0.25)  # of the clips; Figure 3
 
 LADDER = ("frozen", "spatial", "temporal", "joint", "input", "full", "full-space-time")
@@ -19,9 +19,14 @@ WAYS = ("conv", "conv-alone", "both", "third", "linear", "lora", "lora-temporal"
 COSTS_AS = dict.fromkeys(("average", "resized", "random", "graphs", "eager"), "joint")
 
 # Learning rates that are tried before all else, with a seed of its own.
-RATES = {
-    **dict.fromkeys(("joint", "conv", "lora-temporal", "attentive", "probe"), (3e-4, 1e-3, 3e-3)),
-    "full-space-time": (3e-5, 1e-4, 3e-4),
+TRIED = {
+    "frozen": (1e-3, 3e-3, 1e-2),
+    "joint": (1e-4, 3e-4, 1e-3),
+    "conv": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    "lora-temporal": (3e-4, 1e-3, 3e-3),
+    "probe": (3e-3, 1e-2, 3e-2),
+    "attentive": (3e-4, 1e-3, 3e-3),
+    "full-space-time": (1e-5, 3e-5, 1e-4),
 }
 
 
@@ -66,7 +71,7 @@ class Job(NamedTuple):
     @property
     def learning_rate(self) -> float:
         """Return its learning rate."""
-        return rate_of(self.way) if self.rate is None else self.rate
+        return rate_of(self.way, self.variant) if self.rate is None else self.rate
 
     def key(self, seed: int) -> tuple[Any, ...]:
         """Return what tells its run with a seed from other runs."""
@@ -81,7 +86,7 @@ def _everywhere(experiment: str, *ways: str) -> Iterator[Job]:
 
 def _rates() -> Iterator[Job]:
     for variant in VARIANTS:
-        for way, rates in RATES.items():
+        for way, rates in TRIED.items():
             for rate in rates:
                 label = f"{way} {rate:g}"
                 yield Job("rates", variant, way, seeds=(len(SEEDS),), steps=STEPS[variant], rate=rate, label=label)
@@ -116,15 +121,18 @@ def _frames() -> Iterator[Job]:
 
 
 def _defaults() -> Iterator[Job]:
-    few = {"clips": _part(1 / 8), "steps": STEPS["order"] // 2}
-    for rate in (1e-4, 3e-4, 1e-3, 3e-3):
-        yield Job("defaults", "order", "joint", **few, rate=rate, label=f"rate-{rate:g}")
+    few, epoch = {"clips": _part(1 / 8), "batch": 12}, _part(1 / 8) // 12
+    usual = Job("defaults", "order", "joint", **few, steps=20 * epoch)
+    for variant in VARIANTS:
+        for rate in (1e-4, 3e-4, 1e-3, 3e-3):
+            yield usual._replace(variant=variant, rate=rate, label=f"rate-{rate:g}")
     for warmup in (0.0, 0.3):
-        yield Job("defaults", "order", "joint", **few, plan=(("warmup", warmup),), label=f"warmup-{warmup:g}")
+        yield usual._replace(plan=(("warmup", warmup),), label=f"warmup-{warmup:g}")
     for drop in (0.1, 0.2):
-        yield Job("defaults", "order", "joint", **few, options=(("drop_path", drop),), label=f"drop-path-{drop:g}")
-    yield Job("defaults", "order", "joint", **few, plan=(("ema", 0.99),), label="ema-0.99")
-    yield Job("defaults", "order", "joint", clips=_part(1 / 8), steps=2 * STEPS["order"], label="steps-4x")
+        yield usual._replace(options=(("drop_path", drop),), label=f"drop-path-{drop:g}")
+    yield usual._replace(plan=(("ema", 0.99),), label="ema-0.99")
+    for epochs in (10, 40):
+        yield usual._replace(steps=epochs * epoch, label=f"epochs-{epochs}")
 
 
 EXPERIMENTS: dict[str, tuple[Job, ...]] = {

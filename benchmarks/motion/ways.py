@@ -17,7 +17,18 @@ import aim_adapters as aim
 from aim_adapters.recipes import get_recipe
 from aim_adapters.training import build_baseline
 
-ADAPTERS_RATE, TUNING_RATE = 1e-3, 1e-4  # learning rates; of what is new, and of pre-trained weights that train
+# Learning rates, by kind of way and variant: the best of those that the experiment "rates" tries.
+RATES = {
+    "frozen": {"order": 3e-3, "appearance": 3e-3},
+    "joint": {"order": 3e-4, "appearance": 3e-4},
+    "conv": {"order": 3e-4, "appearance": 3e-3},
+    "lora-temporal": {"order": 1e-3, "appearance": 1e-3},
+    "probe": {"order": 1e-2, "appearance": 1e-2},
+    "attentive": {"order": 1e-3, "appearance": 1e-3},
+    "full-space-time": {"order": 3e-5, "appearance": 3e-5},
+}
+ALIKE = {"conv-alone": "conv", "both": "conv", "lora": "lora-temporal", "full": "full-space-time"}  # others: "joint"
+SHARE_OF_NEW = 10.0  # of the learning rate of pre-trained weights that train, for what is new beside them
 
 
 class Backbone(NamedTuple):
@@ -140,13 +151,14 @@ def _hold_in_bfloat16(model: nn.Module) -> None:
             parameter.data = parameter.data.to(torch.bfloat16)
 
 
-def rate_of(way: str) -> float:
-    """Return the learning rate of a way."""
-    return TUNING_RATE if way in TUNED else ADAPTERS_RATE
+def rate_of(way: str, variant: str) -> float:
+    """Return the learning rate of a way on a variant; of pre-trained weights, where they train."""
+    rates = RATES.get(ALIKE.get(way, way), RATES["joint"])
+    return rates["appearance" if variant == "appearance" else "order"]
 
 
 def groups_of(model: nn.Module, way: str, weight_decay: float) -> list[dict[str, Any]]:
-    """Return what trains as an optimizer's groups; ``share`` is of the rate, so that what is new trains as adapters."""
+    """Return what trains as an optimizer's groups, with the ``share`` of the rate that each has."""
     if way not in BASELINES:
         return [group | {"share": 1.0} for group in aim.adapter_param_groups(model, weight_decay=weight_decay)]
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -154,7 +166,7 @@ def groups_of(model: nn.Module, way: str, weight_decay: float) -> list[dict[str,
         if parameter.requires_grad:
             decay = weight_decay * (parameter.ndim > 1 and len(parameter) > 1)  # tokens and positions are [1, ...]
             pretrained = name.startswith("image_model.") or ".copies." in name
-            share = 1.0 if pretrained else ADAPTERS_RATE / rate_of(way)
+            share = SHARE_OF_NEW if way in TUNED and not pretrained else 1.0
             groups.setdefault((decay, share), []).append(parameter)
     return [{"params": chosen, "weight_decay": decay, "share": share} for (decay, share), chosen in groups.items()]
 

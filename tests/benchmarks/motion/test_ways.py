@@ -42,7 +42,7 @@ def test_what_is_new_trains_as_adapters_do_and_positions_do_not_decay(image_mode
         for name in name_of.values()
         if name.startswith("head.") or name == "temporal.0.temporal_embedding" or ".out." in name
     }
-    assert {share for share, *_ in groups} == {1.0, ways.ADAPTERS_RATE / ways.TUNING_RATE}
+    assert {share for share, *_ in groups} == {1.0, ways.SHARE_OF_NEW}
     decaying = set().union(*(names for _, decay, names in groups if decay))
     assert decaying == {name for name in name_of.values() if name.endswith(".weight") and "norm" not in name}
     assert sum(len(names) for *_, names in groups) == len(name_of)
