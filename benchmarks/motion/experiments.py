@@ -20,13 +20,13 @@ COSTS_AS = dict.fromkeys(("average", "resized", "random", "graphs", "eager"), "j
 
 # Learning rates that are tried before all else, with a seed of its own.
 TRIED = {
-    "frozen": (1e-3, 3e-3, 1e-2),
+    "frozen": (1e-3, 3e-3, 1e-2, 3e-2),
     "joint": (1e-4, 3e-4, 1e-3),
     "conv": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
     "lora-temporal": (3e-4, 1e-3, 3e-3),
     "probe": (3e-3, 1e-2, 3e-2),
     "attentive": (3e-4, 1e-3, 3e-3),
-    "full-space-time": (1e-5, 3e-5, 1e-4),
+    "full-space-time": (3e-6, 1e-5, 3e-5, 1e-4),
 }
 
 

@@ -19,13 +19,13 @@ from aim_adapters.training import build_baseline
 
 # Learning rates, by kind of way and variant: the best of those that the experiment "rates" tries.
 RATES = {
-    "frozen": {"order": 3e-3, "appearance": 3e-3},
+    "frozen": {"order": 1e-3, "appearance": 1e-2},
     "joint": {"order": 3e-4, "appearance": 3e-4},
     "conv": {"order": 3e-4, "appearance": 3e-3},
     "lora-temporal": {"order": 1e-3, "appearance": 1e-3},
-    "probe": {"order": 1e-2, "appearance": 1e-2},
-    "attentive": {"order": 1e-3, "appearance": 1e-3},
-    "full-space-time": {"order": 3e-5, "appearance": 3e-5},
+    "probe": {"order": 3e-2, "appearance": 1e-2},
+    "attentive": {"order": 3e-4, "appearance": 1e-3},
+    "full-space-time": {"order": 3e-5, "appearance": 1e-5},
 }
 ALIKE = {"conv-alone": "conv", "both": "conv", "lora": "lora-temporal", "full": "full-space-time"}  # others: "joint"
 SHARE_OF_NEW = 10.0  # of the learning rate of pre-trained weights that train, for what is new beside them
