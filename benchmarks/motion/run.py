@@ -28,13 +28,13 @@ from benchmarks.motion.costs import measure
 from benchmarks.motion.experiments import COSTS_AS, EXPERIMENTS, Job
 from benchmarks.motion.programs import VARIANTS
 from benchmarks.motion.results import CLASS_COLUMNS, COLUMNS, COST_COLUMNS, FOLDER, append_rows, load, read_rows
-from benchmarks.motion.ways import BACKBONES, load_backbone, weights_of
+from benchmarks.motion.ways import BACKBONES, TUNED, load_backbone, weights_of
 from benchmarks.motion.worker import Sources, Worker
 
 FAILURES = (AIMError, ImportError, RuntimeError, ValueError, ArithmeticError)  # of one job, which the others survive
 
 
-def _work(jobs: Any, results: Any, sources: Sources, gpu: int) -> None:
+def _serve(jobs: Any, results: Any, sources: Sources, gpu: int) -> None:
     if sources.device == "cuda":
         torch.cuda.set_device(gpu)
     worker = Worker(sources)
@@ -142,11 +142,11 @@ def _train(jobs: list[Job], sources: Sources, out: Path, *, workers: int) -> int
     torch.cuda.empty_cache()
     context = multiprocessing.get_context("spawn")
     waiting, results = context.Queue(), context.Queue()
-    for job in jobs:
+    for job in sorted(jobs, key=_work_of, reverse=True):  # so that processes end at about the same time
         waiting.put(job)
     gpus = range(torch.cuda.device_count() if sources.device == "cuda" else 1)
     places = [gpu for gpu in gpus for _ in range(workers)]
-    processes = [context.Process(target=_work, args=(waiting, results, sources, gpu)) for gpu in places]
+    processes = [context.Process(target=_serve, args=(waiting, results, sources, gpu)) for gpu in places]
     for process in processes:
         process.start()
     failed, finished, left = 0, 0, len(processes)
@@ -178,6 +178,11 @@ def _train(jobs: list[Job], sources: Sources, out: Path, *, workers: int) -> int
     if failed + finished < len(jobs):
         print(f"NOT RUN: {len(jobs) - failed - finished} of {len(jobs)} jobs; the same command goes on", flush=True)
     return finished
+
+
+def _work_of(job: Job) -> int:
+    """Return how many frames a job's seeds train on, those of tuned models twice: about how long it takes."""
+    return job.steps * job.batch * job.frames * len(job.seeds) * (2 if job.way in TUNED else 1)
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:
