@@ -149,10 +149,10 @@ def _ways(evidence: Evidence) -> str:
 
 def _defaults(evidence: Evidence) -> str:
     rows = []
-    for job in EXPERIMENTS["defaults"]:
-        accuracy = percent(evidence, cell_of(job))
-        rows.append((job.name.replace("-", " "), f"{job.clips:,}", f"{job.steps:,}", accuracy))
-    return table(" setting|clips|steps|order, %", [row for row in rows if row[3]])
+    for job in dict.fromkeys(job._replace(variant=VARIANTS[0]) for job in EXPERIMENTS["defaults"]):
+        found = [percent(evidence, cell_of(job)._replace(variant=variant)) for variant in VARIANTS]
+        rows.append((job.name.replace("-", " "), f"{job.steps:,}", *found))
+    return table(" setting|steps|order, %|appearance, %", [row for row in rows if any(row[2:])])
 
 
 def _costs(evidence: Evidence) -> str:

@@ -48,7 +48,7 @@ class BlockExecution(NamedTuple):
     Attributes:
         block: Index of the block.
         temporal: ``"fused"``, or ``"fused, fp8"``; ``"-"`` where there is none; or why this branch runs as the image
-            model's modules. Where there is a temporal convolution, ``"convolution, triton"``, or ``"convolution,
+            model's modules. Of a block that is not adapted, ``"fused, no adapter"``. Where there is a temporal convolution, ``"convolution, triton"``, or ``"convolution,
             eager"`` and why, in its place or in front of it.
         spatial: The same.
         mlp: The same.
@@ -133,7 +133,7 @@ def set_execution(
     Args:
         model: A wrapped model.
         fused: ``"auto"``: fused where a branch is made of plain layers, as modules elsewhere; ``True``: fused, and an
-            error where that cannot be; ``False``: every layer of the image model is called. A temporal convolution is
+            error where a block with adapters cannot; ``False``: every layer of the image model is called. A temporal convolution is
             no layer of the image model, and runs by itself in all of them. None: no change.
         memory: What a training step keeps from the forward pass. ``"fast"``: all but what is cheap to compute again;
             ``"balanced"``: the tokens between branches and those of spatial attention, not what is attended along time
@@ -177,14 +177,12 @@ def explain_execution(model: nn.Module) -> BlockTable[BlockExecution]:
     fused = "fused, fp8" if state.execution.frozen_precision == "fp8" else "fused"
     for index, ((path, _), width) in enumerate(zip(anatomy.blocks, anatomy.block_widths, strict=True)):
         block = root.get_submodule(path)
-        container = getattr(block, "aim", None)
-        if not isinstance(container, BlockState):
-            rows.append(BlockExecution(index, "-", *["not adapted: the image model's own block"] * 2))
-            continue
+        container = block.aim
         tokens = torch.empty(state.num_frames, 1, width, **place_of(block))
         branches = fused_branches(block, tokens)
+        runs = fused if container.adapted else f"{fused}, no adapter"
         words = [
-            "-" if branch is None else branch.reason if isinstance(branch, ByModules) else fused for branch in branches
+            "-" if branch is None else branch.reason if isinstance(branch, ByModules) else runs for branch in branches
         ]
         if container.temporal_conv is not None:
             convolution = _convolution(container, tokens)

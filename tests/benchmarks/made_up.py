@@ -10,7 +10,7 @@ ORDER = {
     "frozen": 20.0, "spatial": 45.0, "full": 45.0, "temporal": 70.0, "joint": 78.0, "input": 84.0,
     "full-space-time": 70.0, "conv": 85.0, "conv-alone": 80.0, "both": 86.0, "third": 77.5, "linear": 45.0,
     "lora": 45.0, "lora-temporal": 65.0, "probe": 20.0, "attentive": 50.0, "average": 82.0, "alternate": 78.0,
-    "top": 77.5, "bottom": 65.0, "ratio-0.0625": 73.0, "random": 20.0, "rate-0.001": 60.0,
+    "top": 77.5, "bottom": 65.0, "ratio-0.0625": 73.0, "random": 20.0, "rate-0.0003": 60.0,
 }  # fmt: skip
 APPEARANCE = {
     "frozen": 80.0, "spatial": 87.0, "full": 87.0, "temporal": 90.0, "joint": 92.0, "full-space-time": 91.0,

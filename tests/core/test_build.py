@@ -49,7 +49,9 @@ def test_frozen_space_only_model_trains_its_head_alone() -> None:
 def test_adapted_layers() -> None:
     for layers, expected in (("all", [0, 1, 2, 3]), ("bottom_half", [0, 1]), ("top_half", [2, 3]), ((-1, 0), [0, 3])):
         model = aim.wrap_image_model(base(depth=4), T, layers=layers)
-        assert [i for i, block in enumerate(model.blocks) if hasattr(block, "aim")] == expected
+        assert [i for i, block in enumerate(model.blocks) if block.aim.joint is not None] == expected
+        assert all(list(block.aim.parameters()) for i, block in enumerate(model.blocks) if i in expected)
+        assert not any(list(block.aim.parameters()) for i, block in enumerate(model.blocks) if i not in expected)
 
 
 def test_the_convolution_has_blocks_of_its_own() -> None:

@@ -95,7 +95,7 @@ def build_adapter(
     )
     methods = (anatomy.blocked_methods, anatomy.image_methods)
     builder.add("", state, VideoRoot, (anatomy.hidden_when_headed, *methods, anatomy.overrides, anatomy.class_count))
-    for index in sorted({*adapted, *convolved}):
+    for index in range(len(anatomy.blocks)):  # those without adapters run fused, too
         builder.add_block(index, state, adapted=adapted, convolved=convolved)
     builder.add_heads(state)
     if config.train_norm and anatomy.norm is not None:
@@ -188,7 +188,7 @@ class _Builder:
             drop_path=config.block_drop_path(index, len(self.anatomy.blocks)),
             # Below the first adapted block nothing attends over frames, so time enters there and not at the tokens'
             # entry: what is frozen below it records no graph, and its outputs can be computed once per clip.
-            enters=index == adapted[0] != 0,
+            enters=index != 0 and index == min(adapted, default=0),
             last=index == len(self.anatomy.blocks) - 1,
         )
         self.add(path, container, AdaptedBlock, block_anatomy)

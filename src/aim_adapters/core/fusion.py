@@ -184,7 +184,8 @@ def fused_branches(block: Any, x: Tensor, *, positions: Positions | str | None =
         positions: What its spatial attention reads of places, or why it must run as modules.
 
     Raises:
-        UnsupportedKernelError: ``fused=True`` or ``frozen_precision="fp8"`` was asked for, and a branch cannot be.
+        UnsupportedKernelError: ``fused=True`` or ``frozen_precision="fp8"`` was asked for, and a branch of a block with
+            adapters cannot be.
     """
     aim: BlockState = block.aim
     execution = aim.root_state.execution
@@ -216,7 +217,7 @@ def _branches(block: Any, x: Tensor, *, positions: Positions | str | None) -> Br
 
 def _require_fused(branches: Branches, aim: BlockState, asked: str, instead: str) -> None:
     for name, branch in zip(("temporal", "spatial", "MLP"), branches, strict=True):
-        if isinstance(branch, ByModules):
+        if isinstance(branch, ByModules) and aim.adapted:
             raise UnsupportedKernelError(
                 f"{asked} was asked for, but the {name} branch of {aim.key.rstrip('.')!r} cannot be: {branch.reason}; "
                 f"use {instead}"

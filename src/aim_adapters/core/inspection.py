@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
 
 from aim_adapters.anatomy import BlockAnatomy
 from aim_adapters.config import COMPONENTS
 from aim_adapters.core.block import AdaptedBlock
 from aim_adapters.core.foreign import inside
 from aim_adapters.core.lookup import WrappedModel
-from aim_adapters.core.patching import patch, unpatch
-from aim_adapters.core.state import BlockState, by_modules
+from aim_adapters.core.state import by_modules
 
 
 @contextlib.contextmanager
@@ -24,7 +22,7 @@ def inspecting(
 ) -> Iterator[None]:
     """Let blocks run as modules, by other functions, and only some adapters, for a while.
 
-    What is compiled stays compiled, and is not run meanwhile. Blocks that are not adapted run by their anatomy too.
+    What is compiled stays compiled, and is not run meanwhile.
 
     Args:
         wrapped: The wrapped model.
@@ -41,8 +39,6 @@ def inspecting(
             idle.add("temporal_conv")
         for index, (path, anatomy) in enumerate(state.anatomy.blocks):
             block = inside(root.get_submodule(path))
-            if not isinstance(block, AdaptedBlock):
-                stack.enter_context(_adapted_by_nothing(block, index, anatomy, wrapped))
             assert isinstance(block, AdaptedBlock)
             stack.enter_context(_without(block.aim._modules, idle))
             vars(block)["aim_spec"] = replace(index, anatomy)
@@ -59,18 +55,3 @@ def _without(held: dict[str, Any], names: set[str] | tuple[str, ...]) -> Iterato
         yield
     finally:
         held.update(before)
-
-
-@contextlib.contextmanager
-def _adapted_by_nothing(block: nn.Module, index: int, anatomy: BlockAnatomy, wrapped: WrappedModel) -> Iterator[None]:
-    """Make a block of the image model one that is adapted, without any adapter: it computes the same."""
-    last = index == len(wrapped.state.anatomy.blocks) - 1
-    block.add_module(
-        "aim", BlockState(f"blocks.{index}.", {}, root=wrapped.state, drop_path=0.0, enters=False, last=last)
-    )
-    patch(block, AdaptedBlock, anatomy)
-    try:
-        yield
-    finally:
-        unpatch(block)
-        del block._modules["aim"]

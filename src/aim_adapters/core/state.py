@@ -212,7 +212,7 @@ class RootState(AIMState):
 
 
 class BlockState(AIMState):
-    """The adapters of one block.
+    """The adapters of one block, or none.
 
     Args:
         key: ``"blocks.{i}."``.
@@ -261,6 +261,11 @@ class BlockState(AIMState):
     def index(self) -> int:
         """The block's place among the image model's blocks, from 0."""
         return int(self.key.split(".")[1])
+
+    @property
+    def adapted(self) -> bool:
+        """Whether the block has adapters; else it is in here to run as the others do."""
+        return any(True for _ in self.children())
 
     @property
     def root_state(self) -> RootState:

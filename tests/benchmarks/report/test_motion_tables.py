@@ -46,8 +46,8 @@ def test_numbers_land_in_their_cells() -> None:
     assert cells(section("frames", results), "AIM at 32 frames") == ["86.2 ± 0.2"]
     assert cells(section("backbones", results), "spatial adapters on CLIP")[:3] == ["45.2 ± 0.2", "87.2 ± 0.2", ""]
     assert cells(section("execution", results), "AIM (fp8)") == ["78.2 ± 0.2", "30.0", "2.00"]
-    assert cells(section("defaults", results), "rate 0.001") == ["1,032", "700", "60.2 ± 0.2"]
-    assert cells(section("defaults", results), "steps 4x")[:2] == ["1,032", "2,800"]
+    assert cells(section("defaults", results), "rate 0.0003") == ["1,720", "60.2 ± 0.2", "92.2 ± 0.2"]
+    assert cells(section("defaults", results), "epochs 40") == ["3,440", "55.2 ± 0.2", ""]
     tuned = cells(section("costs", results), "full fine-tuning (space-time)")
     assert tuned == ["24.00", "100.0 %", "60.0", "4.00", "9.0", "10.0"]
     classes = section("classes", results)
