@@ -184,8 +184,9 @@ def _adapter(width: int, dtype: torch.dtype) -> None:
     columns, features = padded(width), 768
     pre, out = _empty(256, width, dtype=dtype), _empty(256, columns, dtype=dtype)
     factor = _empty(2, dtype=FP32)
-    bottleneck.hidden(pre, out, factor, 128, 0.5)
-    sums = bottleneck.hidden_backward(_empty(256, width, dtype=dtype), pre, out, factor, 128, 0.5)
+    bottleneck.hidden(pre, out, factor, 128, 0.5, "gelu")
+    for activation in ("none", "gelu"):
+        sums = bottleneck.hidden_backward(_empty(256, width, dtype=dtype), pre, out, factor, 128, 0.5, activation)
     bias = _empty(features, dtype=dtype)
     d_down, d_up = _empty(width, features, dtype=dtype), _empty(features, columns, dtype=dtype)
     bottleneck.gradients(d_down, sums, d_up, bias)

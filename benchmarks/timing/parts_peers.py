@@ -122,9 +122,9 @@ def run(ops: Any, x: Inputs) -> tuple[Tensor, ...]:
     if part == "activation_backward":
         return (ops.activation_backward(x.d_act, x.pre, x.case.kind),)
     if part == "hidden":
-        ops.hidden(x.pre, x.out, x.factor, x.rows, SCALE)
+        ops.hidden(x.pre, x.out, x.factor, x.rows, SCALE, "gelu")
         return (x.out,)
-    sums = ops.hidden_backward(x.d_hidden, x.pre, x.out, x.factor, x.rows, SCALE)
+    sums = ops.hidden_backward(x.d_hidden, x.pre, x.out, x.factor, x.rows, SCALE, "gelu")
     return x.d_hidden, x.out, sums
 
 

@@ -48,8 +48,8 @@ class BlockExecution(NamedTuple):
     Attributes:
         block: Index of the block.
         temporal: ``"fused"``, or ``"fused, fp8"``; ``"-"`` where there is none; or why this branch runs as the image
-            model's modules. Of a block that is not adapted, ``"fused, no adapter"``. Where there is a temporal convolution, ``"convolution, triton"``, or ``"convolution,
-            eager"`` and why, in its place or in front of it.
+            model's modules. Where there is a temporal convolution, ``"convolution, triton"``, or ``"convolution,
+            eager"`` and why, in its place or in front of it. Of a block without adapters, ``"fused, no adapter"``.
         spatial: The same.
         mlp: The same.
     """
@@ -133,8 +133,8 @@ def set_execution(
     Args:
         model: A wrapped model.
         fused: ``"auto"``: fused where a branch is made of plain layers, as modules elsewhere; ``True``: fused, and an
-            error where a block with adapters cannot; ``False``: every layer of the image model is called. A temporal convolution is
-            no layer of the image model, and runs by itself in all of them. None: no change.
+            error where a block with adapters cannot; ``False``: every layer of the image model is called. A temporal
+            convolution is no layer of the image model, and runs by itself in all of them. None: no change.
         memory: What a training step keeps from the forward pass. ``"fast"``: all but what is cheap to compute again;
             ``"balanced"``: the tokens between branches and those of spatial attention, not what is attended along time
             nor what the MLP activates; ``"low"``: each block's input alone, and what a temporal convolution returned.
@@ -178,6 +178,7 @@ def explain_execution(model: nn.Module) -> BlockTable[BlockExecution]:
     for index, ((path, _), width) in enumerate(zip(anatomy.blocks, anatomy.block_widths, strict=True)):
         block = root.get_submodule(path)
         container = block.aim
+        assert isinstance(container, BlockState)
         tokens = torch.empty(state.num_frames, 1, width, **place_of(block))
         branches = fused_branches(block, tokens)
         runs = fused if container.adapted else f"{fused}, no adapter"

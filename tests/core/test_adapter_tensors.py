@@ -1,4 +1,4 @@
-"""Without gradients, a linear spatial adapter is a part of the output projection of a fused branch."""
+"""Linear adapters run fused; without gradients, a spatial one is a part of the output projection."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from timm.models.vision_transformer import VisionTransformer
 
 import aim_adapters as aim
 from aim_adapters.core import by_modules
+from aim_adapters.core.fusion import fused_branches
 from tests.backbones.cases import scramble, wake
 from tests.core.cases import T, answers, assert_as_modules, block_of, model_of, tokens, video
 
-LINEAR = "its adapter is linear, and fused branches compute adapters with a GELU"
 SPATIAL: dict[str, Any] = {"components": ("spatial",), "adapter_activation": "none"}
 
 
@@ -45,17 +45,26 @@ def test_outputs_in_windows_are_those_of_the_modules(chains: list[list[str]]) ->
     assert chains == [["windows", "mlp"]] * 2
 
 
-def test_what_is_folded_depends_on_gradients_and_on_the_branch(chains: list[list[str]]) -> None:
-    block = block_of(adapter_activation="none")
-    assert answers(block) == [LINEAR] * 3
+@pytest.mark.parametrize("settings", [{}, {"temporal_input_adapter": True}], ids=["plain", "input"])
+def test_what_is_folded_depends_on_gradients_and_on_the_branch(
+    settings: dict[str, Any], chains: list[list[str]]
+) -> None:
+    block = block_of(adapter_activation="none", **settings)
+
+    def folded_ones() -> list[bool]:
+        return [branch.tensors.trained.adapter is None for branch in fused_branches(block, tokens())]
+
+    assert answers(block) == ["fused"] * 3 and folded_ones() == [False] * 3
     assert_as_modules(block)
     chains.clear()
     with torch.no_grad():
-        assert answers(block) == [LINEAR, "fused", LINEAR]
+        assert answers(block) == ["fused"] * 3 and folded_ones() == [False, True, False]
         before = block(tokens())
         block.aim.spatial.up_proj.bias.data += 1.0  # made anew at each call
         assert not torch.equal(block(tokens()), before)
-        assert chains == [["tokens"]] * 2
+        assert chains == [["frames", "tokens", "mlp"]] * 2
+        block.aim.joint.linear = False
+        assert answers(block)[2] == "its adapter is not as it was made: it was made linear, or no longer is"
         block.aim.spatial.register_forward_hook(lambda *_: None)
         assert "its adapter is not as it was made" in str(answers(block)[1])
 

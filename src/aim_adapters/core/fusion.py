@@ -69,6 +69,8 @@ class FusedBranch(NamedTuple):
         """Return the same without the frozen layers that the branch in front gives: both passes attend by one layer."""
         if not chain or not isinstance(self.plan, AttentionPlan):
             return self
+        if self.plan.adapter == "none" and self.tensors.trained.adapter is None:
+            return self  # it may be folded into these layers
         return FusedBranch(self.plan.sharing(), self.tensors.sharing(), self.drops, self.derived)
 
     def now(self, block: Any, x: Tensor) -> BranchTensors:
@@ -262,7 +264,7 @@ def _temporal(block: Any, x: Tensor, parts: AttentionParts, frozen: AttentionTen
     choice = choose(state.execution.attention, case)
     if choice.implementation == "sdpa":
         return ByModules(f"its attention runs as 'sdpa': {choice.reason}")
-    plan = _attention_plan("frames", parts, choice.implementation)
+    plan = _attention_plan(block, "frames", parts, choice.implementation)
     bias = None
     if (table := aim.temporal_bias) is not None:
         bias = Derived(relative_temporal_bias, (table,), (table.shape[1], state.num_frames, state.num_frames))
@@ -295,14 +297,16 @@ def _spatial(
     if added and x.device.type != "cpu" and choice.implementation != "triton":
         return ByModules(f"no fused attention takes a position bias of {tokens} tokens: {choice.reason}")
     implementation = "triton" if choice.implementation == "triton" else "flash"
-    plan = _attention_plan("tokens", parts, implementation, places.rotary)
+    plan = _attention_plan(block, "tokens", parts, implementation, places.rotary)
     windows, turned = place_tensors(places)
     return _fused(block, plan, frozen, block.aim.spatial, windows=windows, positions=turned)
 
 
-def _attention_plan(over: str, parts: AttentionParts, implementation: str, rotary: str = "") -> AttentionPlan:
+def _attention_plan(
+    block: Any, over: str, parts: AttentionParts, implementation: str, rotary: str = ""
+) -> AttentionPlan:
     numbers, norms = (parts.heads, parts.scale, parts.eps), (parts.norm, parts.head_norm, parts.head_eps)
-    inner = parts.inner_norm, parts.inner_eps
+    inner = parts.inner_norm, parts.inner_eps, block.aim.root_state.config.adapter_activation
     return AttentionPlan(over, *numbers, implementation, False, *norms, rotary, *inner)
 
 
@@ -324,7 +328,7 @@ def _windowed(block: Any, x: Tensor, parts: AttentionParts, frozen: AttentionTen
             f"no fused attention takes windows of {tokens} tokens, {width} wide, in {dtype}: {choice.reason}"
         )
     implementation = "triton" if device != "cpu" else "flash"
-    plan = _attention_plan("windows", parts, implementation)
+    plan = _attention_plan(block, "windows", parts, implementation)
     index, mask = tile(height, across, size, windows.shift, x.device)
     tensors = WindowTensors(windows.bias, mask, index)  # type: ignore[arg-type]
     return _fused(block, plan, frozen, block.aim.spatial, windows=tensors)
@@ -333,8 +337,9 @@ def _windowed(block: Any, x: Tensor, parts: AttentionParts, frozen: AttentionTen
 def _mlp(block: Any, parts: MlpParts | str) -> Branch:
     if isinstance(parts, str):
         return ByModules(parts)
-    inside = parts.gate_weight is not None, parts.inner_norm, parts.inner_eps
-    plan = MlpPlan(parts.activation, parts.eps, block.aim.root_state.config.scale, parts.norm, *inside)
+    config, gated = block.aim.root_state.config, parts.gate_weight is not None
+    inside = gated, parts.inner_norm, parts.inner_eps, config.adapter_activation
+    plan = MlpPlan(parts.activation, parts.eps, config.scale, parts.norm, *inside)
     return _fused(block, plan, mlp_tensors(parts), block.aim.joint, drop=True)
 
 
@@ -365,10 +370,11 @@ def _fused(
         return ByModules(weights)
     if isinstance(input_weights, str):
         return ByModules(input_weights)
-    if adapter is not None and adapter.linear:
-        # Where gradients are recorded, those of the adapter are asked for; only its spatial kind has a skip.
-        if weights is None or torch.is_grad_enabled() or not (adapter.skip and isinstance(frozen, AttentionTensors)):
-            return ByModules("its adapter is linear, and fused branches compute adapters with a GELU")
+    linear = plan.adapter == "none"
+    if any(each is not None and each.linear != linear for each in (adapter, entering)):
+        return ByModules("its adapter is not as it was made: it was made linear, or no longer is")
+    if linear and adapter is not None and adapter.skip and weights is not None and not torch.is_grad_enabled():
+        assert isinstance(frozen, AttentionTensors)  # only spatial adapters have a skip
         frozen, adapter, weights = folded(frozen, weights), None, None
     given: list[Any] = [each for each in (*frozen, *(windows or ()), *(positions or ())) if each is not None]
     derived = [tensor for tensor in given if isinstance(tensor, Derived)]

@@ -79,10 +79,10 @@ def of_rows(inputs: Inputs, case: Case, scale: float) -> Tensor:
     return scale * clips.repeat_interleave(case.rows)[:, None]
 
 
-def plain(inputs: Inputs, case: Case, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def plain(inputs: Inputs, case: Case, scale: float, activation: str) -> tuple[Tensor, Tensor, Tensor]:
     """Return the columns, and by autograd the gradient of pre and its sum, each operator in its dtype."""
     pre, f = inputs.pre.detach().clone().requires_grad_(), of_rows(inputs, case, scale)
-    value = (F.gelu(pre) * f).to(pre.dtype)
+    value = ((F.gelu(pre) if activation == "gelu" else pre) * f).to(pre.dtype)
     (d_pre,) = torch.autograd.grad(value, pre, inputs.d_hidden)
     zeros = f.new_zeros(case.tokens, case.columns - case.width - 1)
     return torch.cat((value.detach(), f.to(pre.dtype), zeros.to(pre.dtype)), 1), d_pre, d_pre.sum(0)
@@ -113,16 +113,18 @@ def nothing(case: Case, dtype: torch.dtype) -> Tensor:
     return torch.full((case.tokens, case.columns), float("nan"), dtype=dtype, device=DEVICE)
 
 
-def check(ops: ModuleType, case: Case, dtype: torch.dtype, *, factor: bool, scale: float = 0.7) -> None:
+def check(
+    ops: ModuleType, case: Case, dtype: torch.dtype, *, factor: bool, scale: float = 0.7, activation: str = "gelu"
+) -> None:
     x = Inputs.of(case, dtype, factor=factor)
-    eager, true = plain(x, case, scale), plain(x.double(), case, scale)
+    eager, true = plain(x, case, scale, activation), plain(x.double(), case, scale, activation)
     (_, pre), (d_memory, d_hidden) = beside(x.pre, 9), beside(x.d_hidden)
     for again in (False, True):
         memory, out = beside(nothing(case, dtype))
         if again:
-            sums = ops.hidden_backward(d_hidden, pre, out, x.factor, case.rows, scale)
+            sums = ops.hidden_backward(d_hidden, pre, out, x.factor, case.rows, scale, activation)
         else:
-            assert ops.hidden(pre, out, x.factor, case.rows, scale) is None
+            assert ops.hidden(pre, out, x.factor, case.rows, scale, activation) is None
         near(out[:, : case.width + 1], *(each[:, : case.width + 1] for each in (eager[0], true[0])))
         assert not out[:, case.width + 1 :].any() and untouched(memory)
     near(d_hidden, eager[1], true[1])
@@ -144,15 +146,22 @@ def test_against_autograd(ops: ModuleType, dtype: torch.dtype, case: Case, facto
     check(ops, case, dtype, factor=factor)
 
 
+@IMPLEMENTATIONS
+@DTYPES
+@FACTORS
+def test_of_a_linear_adapter_against_autograd(ops: ModuleType, dtype: torch.dtype, factor: bool) -> None:
+    check(ops, Case(3, 7, 24, padded(24)), dtype, factor=factor, activation="none")
+
+
 @CASES
 @FACTORS
 @pytest.mark.parametrize("scale", [1.0, 0.7])
 def test_aten_in_float64(case: Case, factor: bool, scale: float) -> None:
     x = Inputs.of(case, torch.float64, factor=factor)
     out, d_pre = nothing(case, torch.float64), x.d_hidden.clone()
-    sums = aten.hidden_backward(d_pre, x.pre, out, x.factor, case.rows, scale)
+    sums = aten.hidden_backward(d_pre, x.pre, out, x.factor, case.rows, scale, "gelu")
     assert out.dtype == sums.dtype == torch.float64
-    torch.testing.assert_close((out, d_pre, sums.sum(0)), plain(x, case, scale), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close((out, d_pre, sums.sum(0)), plain(x, case, scale, "gelu"), rtol=1e-12, atol=1e-12)
 
 
 @IMPLEMENTATIONS
@@ -160,8 +169,8 @@ def test_aten_in_float64(case: Case, factor: bool, scale: float) -> None:
 def test_the_gradient_alone_is_the_same(ops: ModuleType, case: Case) -> None:
     x = Inputs.of(case, torch.float32, factor=True)
     first, second = x.d_hidden.clone(), x.d_hidden.clone()
-    sums = ops.hidden_backward(first, x.pre, nothing(case, torch.float32), x.factor, case.rows, 0.5)
-    again = ops.hidden_backward(second, x.pre, None, x.factor, case.rows, 0.5)
+    sums = ops.hidden_backward(first, x.pre, nothing(case, torch.float32), x.factor, case.rows, 0.5, "gelu")
+    again = ops.hidden_backward(second, x.pre, None, x.factor, case.rows, 0.5, "gelu")
     within = 1e-5 * CUDA  # a GPU's products may be fused; elsewhere the bits are the same
     torch.testing.assert_close((second, again), (first, sums), rtol=within, atol=within)
 
@@ -183,11 +192,11 @@ def test_one_product_gives_the_layer_and_the_branch(ops: ModuleType, skip: bool)
         both = ops.widened(weight if skip else None, drawn[0], drawn[1], dtype)
         wide = torch.cat((rows, nothing(case, dtype)), 1) if skip else nothing(case, dtype)
         columns = wide[:, -case.columns :]
-        ops.hidden(x.pre, columns, x.factor, 7, 0.7)
+        ops.hidden(x.pre, columns, x.factor, 7, 0.7, "gelu")
         torch.testing.assert_close(wide @ both.T, out)
         d_wide = d_out @ both
         d_pre = d_wide[:, -case.columns :][:, : case.width]
-        ops.hidden_backward(d_pre, x.pre, None, x.factor, 7, 0.7)
+        ops.hidden_backward(d_pre, x.pre, None, x.factor, 7, 0.7, "gelu")
         torch.testing.assert_close(d_pre, true[0])
         d_up = d_out.T @ columns
         torch.testing.assert_close((d_up[:, :24], d_up[:, 24]), true[1:3])
@@ -200,7 +209,7 @@ def test_a_dropped_clip_gives_and_gets_nothing(ops: ModuleType) -> None:
     case = Case(3, 4, 8, 16)
     x, factor = Inputs.of(case, torch.float32, factor=False), torch.tensor([0.0, 2.0, 0.0], device=DEVICE)
     out, d_pre = nothing(case, torch.float32), x.d_hidden.clone()
-    ops.hidden_backward(d_pre, x.pre, out, factor, 4, 0.5)
+    ops.hidden_backward(d_pre, x.pre, out, factor, 4, 0.5, "gelu")
     kept = torch.tensor([0] * 4 + [1] * 4 + [0] * 4, device=DEVICE).bool()
     assert not d_pre[~kept].any() and not out[~kept].any()
     assert d_pre[kept].all() and out[kept, :8].all()
@@ -212,7 +221,7 @@ def test_the_same_again_to_the_bit() -> None:
     results = []
     for _ in range(2):
         out, d_pre = nothing(Case(3, 90, 264, 272), torch.float16), x.d_hidden.clone()
-        results.append((kernels.hidden_backward(d_pre, x.pre, out, x.factor, 90, 0.5), d_pre, out))
+        results.append((kernels.hidden_backward(d_pre, x.pre, out, x.factor, 90, 0.5, "gelu"), d_pre, out))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
@@ -227,10 +236,10 @@ def test_rows_farther_apart_than_32_bits_can_count() -> None:
     pre.copy_(x.pre)
     d_pre.copy_(x.d_hidden)
     near_out, near_d = nothing(case, torch.float16), x.d_hidden.clone()
-    sums = kernels.hidden_backward(near_d, x.pre, near_out, x.factor, 1, 0.5)
-    assert torch.equal(kernels.hidden_backward(d_pre, pre, out, x.factor, 1, 0.5), sums)
+    sums = kernels.hidden_backward(near_d, x.pre, near_out, x.factor, 1, 0.5, "gelu")
+    assert torch.equal(kernels.hidden_backward(d_pre, pre, out, x.factor, 1, 0.5, "gelu"), sums)
     assert torch.equal(d_pre, near_d) and torch.equal(out, near_out)
-    kernels.hidden(pre, out.fill_(7.0), x.factor, 1, 0.5)
+    kernels.hidden(pre, out.fill_(7.0), x.factor, 1, 0.5, "gelu")
     assert torch.equal(out, near_out)
 
 
@@ -323,7 +332,7 @@ def test_sizes_in_use(width: int, factor: bool) -> None:
     x, results = Inputs.of(case, torch.bfloat16, factor=factor), []
     for _ in range(2):
         out, d_pre = nothing(case, torch.bfloat16), x.d_hidden.clone()
-        results.append((kernels.hidden_backward(d_pre, x.pre, out, x.factor, 1576, 0.5), d_pre, out))
+        results.append((kernels.hidden_backward(d_pre, x.pre, out, x.factor, 1576, 0.5, "gelu"), d_pre, out))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 

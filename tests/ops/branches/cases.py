@@ -62,6 +62,7 @@ class Case:
     gated: bool = False  # the MLP
     norm: str = "layer"  # in front
     hidden_norm: str = ""  # of the MLP
+    linear: bool = False  # adapters
 
     def tokens_in(self, seed: int = 0) -> Tensor:
         """Return tokens ``[B*T, N, D]``, float64."""
@@ -76,11 +77,17 @@ class Case:
         implementation = implementation or ("eager" if over == "frames" else "flash")
         rotary = self.rotary if over == "tokens" else ""
         norms = {"head_norm": self.head_norm, "head_eps": 2 * EPS, "inner_norm": self.inner_norm, "inner_eps": 3 * EPS}
+        norms["adapter"] = self.act
         return AttentionPlan(over, self.heads, SCALE, EPS, implementation, shares, self.norm, rotary=rotary, **norms)
+
+    @property
+    def act(self) -> str:
+        """Return the activation of adapters."""
+        return "none" if self.linear else "gelu"
 
     def mlp(self) -> MlpPlan:
         """Return an MLP branch."""
-        return MlpPlan(self.activation, EPS, 0.7, self.norm, self.gated, self.hidden_norm, 2 * EPS)
+        return MlpPlan(self.activation, EPS, 0.7, self.norm, self.gated, self.hidden_norm, 2 * EPS, self.act)
 
     def tensors(self, plan: AttentionPlan | MlpPlan, seed: int = 1) -> BranchTensors:
         """Return the tensors of a branch, float64; those that train require a gradient."""
@@ -183,7 +190,7 @@ def plain_attention(x: Tensor, tensors: BranchTensors, plan: AttentionPlan, num_
     assert isinstance(t, AttentionTensors)
     h = plain_norm(x, t.norm_weight, t.norm_bias, plan.norm, plan.eps)
     if tensors.trained.input_adapter is not None:
-        h = h + plain_adapter(h, tensors.trained.input_adapter, None, num_frames)
+        h = h + plain_adapter(h, tensors.trained.input_adapter, None, num_frames, plan.adapter)
     qkv = F.linear(h, t.qkv_weight, t.qkv_bias).unflatten(-1, (3, plan.heads, -1))  # [B*T, N, 3, H, d]
     o = plain_attend(plain_heads(qkv, tensors, plan), tensors.trained.temporal_bias, plan, num_frames, tensors.windows)
     o = o.flatten(2)
@@ -192,7 +199,7 @@ def plain_attention(x: Tensor, tensors: BranchTensors, plan: AttentionPlan, num_
     out = F.linear(o, t.out_weight, t.out_bias)
     out = out if t.gamma is None else out * t.gamma
     if tensors.trained.adapter is not None:
-        branch = plain_adapter(out, tensors.trained.adapter, tensors.factor, num_frames)
+        branch = plain_adapter(out, tensors.trained.adapter, tensors.factor, num_frames, plan.adapter)
         out = out + branch if plan.over != "frames" else branch
     return x + out
 
@@ -267,7 +274,9 @@ def plain_mlp(x: Tensor, tensors: BranchTensors, plan: MlpPlan, num_frames: int)
         out = plain_norm(out, t.inner_weight, t.inner_bias, plan.inner_norm, plan.inner_eps)
     out = F.linear(out, t.out_weight, t.out_bias)
     out = out if t.gamma is None else out * t.gamma
-    return x + out + (plan.scale * plain_adapter(h, adapter, tensors.factor, num_frames) if adapter else 0)
+    if adapter is None:
+        return x + out
+    return x + out + plan.scale * plain_adapter(h, adapter, tensors.factor, num_frames, plan.adapter)
 
 
 def plain_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: str, eps: float) -> Tensor:
@@ -286,7 +295,9 @@ def plain_activation(x: Tensor, kind: str) -> Tensor:
     return {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}[kind](x)
 
 
-def plain_adapter(x: Tensor, adapter: AdapterTensors, factor: Tensor | None, num_frames: int) -> Tensor:
-    hidden = F.gelu(F.linear(x, adapter.down_weight, adapter.down_bias))
-    out = F.linear(hidden, adapter.up_weight, adapter.up_bias)
+def plain_adapter(
+    x: Tensor, adapter: AdapterTensors, factor: Tensor | None, num_frames: int, activation: str = "gelu"
+) -> Tensor:
+    pre = F.linear(x, adapter.down_weight, adapter.down_bias)
+    out = F.linear(F.gelu(pre) if activation == "gelu" else pre, adapter.up_weight, adapter.up_bias)
     return out if factor is None else out * factor.to(out.dtype).repeat_interleave(num_frames).view(-1, 1, 1)

@@ -37,6 +37,7 @@ CASES = {
     "one_frame": Case(frames=1),
     "gated": Case(gated=True, norm="rms", hidden_norm="layer", hidden=11, activation="silu"),
     "entering": Case(clips=3, factor=True, entering=True),
+    "linear": Case(clips=3, factor=True, entering=True, linear=True),
     "rotary": Case(rotary="interleaved", inner_norm="layer"),
     "head_norms": Case(rotary="halves", head_norm="rms", place_bias=True),
 }

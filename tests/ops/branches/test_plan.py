@@ -25,6 +25,7 @@ ATTENTIONS = st.builds(
     rotary=st.sampled_from(["", "interleaved", "halves"]),
     inner_norm=st.sampled_from(["", "layer"]),
     inner_eps=NUMBERS,
+    adapter=st.sampled_from(["gelu", "none"]),
 )
 MLPS = st.builds(
     MlpPlan,
@@ -35,6 +36,7 @@ MLPS = st.builds(
     gated=st.booleans(),
     inner_norm=st.sampled_from(["", "layer"]),
     inner_eps=NUMBERS,
+    adapter=st.sampled_from(["gelu", "none"]),
 )
 CHAINS = st.builds(
     ChainPlan,

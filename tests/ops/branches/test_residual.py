@@ -41,6 +41,7 @@ VARIANTS = {
     "inner_norm_no_adapter": Case(inner_norm="layer", adapter=False),
     "inner_norm_no_biases": Case(inner_norm="layer", biases=False, head_dim=7),
     "place_bias": Case(place_bias=True),
+    "linear": Case(clips=3, factor=True, time_bias=True, entering=True, linear=True),
     "rms": Case(norm="rms", entering=True, inner_norm="rms"),
     "rms_no_adapter": Case(norm="rms", inner_norm="rms", adapter=False, head_norm="rms"),
     "all_of_it": Case(clips=3, factor=True, entering=True, head_norm="rms", rotary="interleaved", inner_norm="layer"),

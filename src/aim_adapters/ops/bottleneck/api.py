@@ -17,8 +17,16 @@ from aim_adapters.ops.bottleneck.weights import Adapter, MlpLayers, OutputLayer
 class BottleneckRows(Protocol):
     """The hidden layer of an adapter, as columns beside those of a frozen layer. Triton's kernels take no float64."""
 
-    def hidden(self, pre: Tensor, out: Tensor, factor: Tensor | None, rows_per_factor: int, scale: float) -> None:
-        """Write ``f * gelu(pre)``, then a column of ``f``, then zeros; f is ``scale * factor`` of the row.
+    def hidden(
+        self,
+        pre: Tensor,
+        out: Tensor,
+        factor: Tensor | None,
+        rows_per_factor: int,
+        scale: float,
+        activation: str,
+    ) -> None:
+        """Write ``f * act(pre)``, then a column of ``f``, then zeros; f is ``scale * factor`` of the row.
 
         Args:
             pre: What the down-projection gave ``[M, W]``, floating point, rows any distance apart.
@@ -26,6 +34,7 @@ class BottleneckRows(Protocol):
             factor: Stochastic depth of each clip ``[clips]``, float32 at least, or None for 1.
             rows_per_factor: Rows of a clip.
             scale: Factor on the branch.
+            activation: ``"gelu"``, or ``"none"`` of a linear adapter.
         """
         ...
 
@@ -37,8 +46,9 @@ class BottleneckRows(Protocol):
         factor: Tensor | None,
         rows_per_factor: int,
         scale: float,
+        activation: str,
     ) -> Tensor:
-        """Turn the gradient of ``gelu(pre)`` behind f into that of ``pre``, in place.
+        """Turn the gradient of ``act(pre)`` behind f into that of ``pre``, in place.
 
         Args:
             d_hidden: Gradient of the branch times the up-projection's weights, without f, ``[M, W]``; overwritten.
@@ -47,6 +57,7 @@ class BottleneckRows(Protocol):
             factor: Stochastic depth of each clip ``[clips]``, float32 at least, or None for 1.
             rows_per_factor: Rows of a clip.
             scale: Factor on the branch.
+            activation: As of `hidden`.
 
         Returns:
             Sums of rows ``[n, W]``, float32 (float64 for float64): `gradients` adds them up to the gradient of the

@@ -13,24 +13,33 @@ from aim_adapters.ops.bottleneck.weights import Adapter, Composed, MlpLayers, Ou
 from aim_adapters.ops.bottleneck.width import aligned, padded
 
 
-def hidden(pre: Tensor, out: Tensor, factor: Tensor | None, rows_per_factor: int, scale: float) -> None:
+def hidden(
+    pre: Tensor, out: Tensor, factor: Tensor | None, rows_per_factor: int, scale: float, activation: str
+) -> None:
     """Compute `BottleneckRows.hidden` by PyTorch's operators."""
     width = pre.shape[1]
     f = _of_rows(factor, rows_per_factor, scale)
-    torch.mul(F.gelu(pre), f, out=out[:, :width])
+    torch.mul(F.gelu(pre) if activation == "gelu" else pre, f, out=out[:, :width])
     out[:, width:] = 0
     out[:, width : width + 1] = f
 
 
 def hidden_backward(
-    d_hidden: Tensor, pre: Tensor, out: Tensor | None, factor: Tensor | None, rows_per_factor: int, scale: float
+    d_hidden: Tensor,
+    pre: Tensor,
+    out: Tensor | None,
+    factor: Tensor | None,
+    rows_per_factor: int,
+    scale: float,
+    activation: str,
 ) -> Tensor:
     """Compute `BottleneckRows.hidden_backward` by PyTorch's operators."""
     if factor is not None or scale != 1:
         d_hidden.mul_(_of_rows(factor, rows_per_factor, scale))
-    torch.ops.aten.gelu_backward(d_hidden, pre, grad_input=d_hidden)
+    if activation == "gelu":
+        torch.ops.aten.gelu_backward(d_hidden, pre, grad_input=d_hidden)
     if out is not None:
-        hidden(pre, out, factor, rows_per_factor, scale)
+        hidden(pre, out, factor, rows_per_factor, scale, activation)
     return d_hidden.sum(0, keepdim=True, dtype=torch.promote_types(pre.dtype, torch.float32))
 
 

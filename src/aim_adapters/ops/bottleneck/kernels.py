@@ -23,6 +23,16 @@ def _factor(factor_ptr, row, num_rows, rows_per_factor, scale, HAS_FACTOR: tl.co
 
 
 @triton.jit
+def _activate(pre, IS_LINEAR: tl.constexpr, EXACT_ERF: tl.constexpr):
+    # Return act(pre) and its slope, float32: of a GELU, or of an adapter that is linear.
+    activated = pre.to(tl.float32)
+    slope = tl.full(pre.shape, 1.0, tl.float32)
+    if not IS_LINEAR:
+        activated, slope = activate(activated, "gelu", EXACT_ERF)
+    return activated, slope
+
+
+@triton.jit
 def _write_hidden(
     activated, f, out_ptr, row, column, num_rows,
     STRIDE_OUT_ROW: tl.constexpr, UNITS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_PADDING: tl.constexpr,
@@ -42,15 +52,15 @@ def _write_hidden(
 def hidden_kernel(
     pre_ptr, out_ptr, factor_ptr, num_rows, rows_per_factor, scale,
     STRIDE_PRE_ROW: tl.constexpr, STRIDE_OUT_ROW: tl.constexpr, UNITS: tl.constexpr, COLUMNS: tl.constexpr,
-    BLOCK_UNITS: tl.constexpr, BLOCK_PADDING: tl.constexpr, HAS_FACTOR: tl.constexpr, EXACT_ERF: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
+    BLOCK_UNITS: tl.constexpr, BLOCK_PADDING: tl.constexpr, HAS_FACTOR: tl.constexpr, IS_LINEAR: tl.constexpr,
+    EXACT_ERF: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
-    # out[m] = (f[m] * gelu(pre[m]), f[m], 0, ...), of pre [M, W] and out [M, P], f[m] = scale * factor of the clip of
+    # out[m] = (f[m] * act(pre[m]), f[m], 0, ...), of pre [M, W] and out [M, P], f[m] = scale * factor of the clip of
     # row m. A program computes BLOCK_ROWS whole rows.
     row, column = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS), tl.arange(0, BLOCK_UNITS)
     inside = (row < num_rows)[:, None] & (column < UNITS)[None, :]
     pre = tl.load(pre_ptr + row.to(tl.int64)[:, None] * STRIDE_PRE_ROW + column[None, :], mask=inside, other=0.0)
-    activated, _ = activate(pre.to(tl.float32), "gelu", EXACT_ERF)
+    activated, _ = _activate(pre, IS_LINEAR, EXACT_ERF)
     f = _factor(factor_ptr, row, num_rows, rows_per_factor, scale, HAS_FACTOR)
     _write_hidden(activated, f, out_ptr, row, column, num_rows, STRIDE_OUT_ROW, UNITS, COLUMNS, BLOCK_PADDING)
 
@@ -60,10 +70,10 @@ def hidden_backward_kernel(
     d_hidden_ptr, pre_ptr, out_ptr, sums_ptr, factor_ptr, num_rows, rows_per_factor, scale,
     STRIDE_D_HIDDEN_ROW: tl.constexpr, STRIDE_PRE_ROW: tl.constexpr, STRIDE_OUT_ROW: tl.constexpr,
     UNITS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_UNITS: tl.constexpr, BLOCK_PADDING: tl.constexpr,
-    HAS_OUT: tl.constexpr, HAS_FACTOR: tl.constexpr, EXACT_ERF: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    TILES: tl.constexpr, NUM_STAGES: tl.constexpr,
+    HAS_OUT: tl.constexpr, HAS_FACTOR: tl.constexpr, IS_LINEAR: tl.constexpr, EXACT_ERF: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, TILES: tl.constexpr, NUM_STAGES: tl.constexpr,
 ):  # fmt: skip
-    # d_pre[m] = f[m] * d_hidden[m] * gelu'(pre[m]), all [M, W], in place of d_hidden; and of the rows of each program
+    # d_pre[m] = f[m] * d_hidden[m] * act'(pre[m]), all [M, W], in place of d_hidden; and of the rows of each program
     # sums[program] = sum(d_pre), float32 [programs, W], which the bias' gradient is made of. With HAS_OUT what
     # `hidden_kernel` writes is written again. A program computes TILES tiles of BLOCK_ROWS whole rows.
     column = tl.arange(0, BLOCK_UNITS)
@@ -76,7 +86,7 @@ def hidden_backward_kernel(
         pre = tl.load(pre_ptr + row.to(tl.int64)[:, None] * STRIDE_PRE_ROW + column[None, :], mask=inside, other=0.0)
         offsets = row.to(tl.int64)[:, None] * STRIDE_D_HIDDEN_ROW + column[None, :]
         gradient = tl.load(d_hidden_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-        activated, slope = activate(pre.to(tl.float32), "gelu", EXACT_ERF)
+        activated, slope = _activate(pre, IS_LINEAR, EXACT_ERF)
         f = _factor(factor_ptr, row, num_rows, rows_per_factor, scale, HAS_FACTOR)
         gradient *= slope * f
         total += gradient

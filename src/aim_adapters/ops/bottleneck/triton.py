@@ -21,9 +21,11 @@ _COLUMNS = 1024  # of a program that puts weights together
 _UNITS, _PARTS, _ROWS = 4, 512, 8  # of a program that finishes gradients
 
 
-def hidden(pre: Tensor, out: Tensor, factor: Tensor | None, rows_per_factor: int, scale: float) -> None:
+def hidden(
+    pre: Tensor, out: Tensor, factor: Tensor | None, rows_per_factor: int, scale: float, activation: str
+) -> None:
     """Compute `BottleneckRows.hidden` by a kernel."""
-    options = _options(pre, out, factor)
+    options = _options(pre, out, factor, activation)
     launch(
         kernels.hidden_kernel,
         cdiv(len(pre), options["BLOCK_ROWS"]),
@@ -38,10 +40,16 @@ def hidden(pre: Tensor, out: Tensor, factor: Tensor | None, rows_per_factor: int
 
 
 def hidden_backward(
-    d_hidden: Tensor, pre: Tensor, out: Tensor | None, factor: Tensor | None, rows_per_factor: int, scale: float
+    d_hidden: Tensor,
+    pre: Tensor,
+    out: Tensor | None,
+    factor: Tensor | None,
+    rows_per_factor: int,
+    scale: float,
+    activation: str,
 ) -> Tensor:
     """Compute `BottleneckRows.hidden_backward` by a kernel."""
-    options = _options(pre, out, factor)
+    options = _options(pre, out, factor, activation)
     programs = cdiv(len(pre), options["BLOCK_ROWS"] * _TILES)
     sums = torch.empty((programs, pre.shape[1]), dtype=torch.float32, device=pre.device)
     launch(
@@ -174,7 +182,7 @@ def _all_dense(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
 _NO_LAYER = (None, None)
 
 
-def _options(pre: Tensor, out: Tensor | None, factor: Tensor | None) -> dict[str, Any]:
+def _options(pre: Tensor, out: Tensor | None, factor: Tensor | None, activation: str) -> dict[str, Any]:
     columns = pre.shape[1] if out is None else out.shape[1]
     width = next_power_of_2(pre.shape[1])
     return {
@@ -185,6 +193,7 @@ def _options(pre: Tensor, out: Tensor | None, factor: Tensor | None) -> dict[str
         "BLOCK_UNITS": width,
         "BLOCK_PADDING": next_power_of_2(max(1, columns - pre.shape[1])),
         "HAS_FACTOR": factor is not None,
+        "IS_LINEAR": activation == "none",
         "EXACT_ERF": pre.dtype.itemsize == 4,
         "BLOCK_ROWS": max(1, 2048 // max(16, width)),
         "num_warps": max(2, min(8, width // 512)),

@@ -36,7 +36,7 @@ class DenseProducts:
     ) -> Projected:
         """Compute `Products.project`."""
         x, h = self._enter(x, y, t, branch.eps, branch.norm)
-        pre = None if adapter is None else enter(h, adapter)
+        pre = None if adapter is None else enter(h, adapter, branch.adapter)
         packed = linear(h, t.qkv_weight.to(self._dtype), in_dtype(t.qkv_bias, self._dtype))  # [M, 3*H*d]
         return Projected(x, packed, pre)
 
@@ -83,7 +83,8 @@ class DenseProducts:
         else:
             self._rows.activation_norm(pre.frozen, branch.activation, inner, own, pre.value)
         if pre.adapter is not None:
-            self._bottleneck.hidden(pre.adapter, activated[:, columns:], factor, rows_per_clip, branch.scale)
+            numbers = factor, rows_per_clip, branch.scale
+            self._bottleneck.hidden(pre.adapter, activated[:, columns:], *numbers, branch.adapter)
         return activated
 
     def contract(self, activated: Tensor, layers: MlpLayers, t: MlpTensors, adapter: AdapterTensors | None) -> Tensor:

@@ -25,6 +25,7 @@ class AttentionPlan(NamedTuple):
             i and i + d/2; ``""``: none.
         inner_norm: Kind of the norm of attended values over H*d, in front of the output projection, or ``""`` for none.
         inner_eps: Of this norm.
+        adapter: Activation of its adapters: ``"gelu"``, or ``"none"`` where they are linear.
     """
 
     over: str
@@ -39,12 +40,13 @@ class AttentionPlan(NamedTuple):
     rotary: str = ""
     inner_norm: str = ""
     inner_eps: float = 0.0
+    adapter: str = "gelu"
 
     def sharing(self) -> AttentionPlan:
         """Return the description of the same branch behind another that gives its frozen layers."""
         # By the constructor: the compiler of PyTorch 2.6 cannot trace _replace.
         numbers, norms = (self.heads, self.scale, self.eps), (self.norm, self.head_norm, self.head_eps)
-        inner = self.inner_norm, self.inner_eps
+        inner = self.inner_norm, self.inner_eps, self.adapter
         return AttentionPlan(self.over, *numbers, self.implementation, True, *norms, self.rotary, *inner)
 
     @property
@@ -74,6 +76,7 @@ class MlpPlan(NamedTuple):
         gated: The MLP is gated.
         inner_norm: Kind of the norm in front of the MLP's last layer, over K, or ``""`` for none.
         inner_eps: Of this norm.
+        adapter: Activation of the adapter: ``"gelu"``, or ``"none"`` where it is linear.
     """
 
     activation: str
@@ -83,6 +86,7 @@ class MlpPlan(NamedTuple):
     gated: bool = False
     inner_norm: str = ""
     inner_eps: float = 0.0
+    adapter: str = "gelu"
 
 
 class ChainPlan(NamedTuple):
@@ -133,11 +137,11 @@ def encode(plan: ChainPlan) -> str:
         if isinstance(branch, AttentionPlan):
             numbers = f"{branch.heads} {branch.scale.hex()} {branch.eps.hex()}"
             heads = f"{branch.norm} {branch.head_norm or _NONE} {branch.head_eps.hex()} {branch.rotary or _NONE}"
-            inner = f"{branch.inner_norm or _NONE} {branch.inner_eps.hex()}"
+            inner = f"{branch.inner_norm or _NONE} {branch.inner_eps.hex()} {branch.adapter}"
             words.append(f"{branch.over} {numbers} {branch.implementation} {int(branch.shares)} {heads} {inner}")
         else:
             numbers = f"{branch.eps.hex()} {branch.scale.hex()}"
-            inner = f"{branch.inner_norm or _NONE} {branch.inner_eps.hex()}"
+            inner = f"{branch.inner_norm or _NONE} {branch.inner_eps.hex()} {branch.adapter}"
             words.append(f"mlp {branch.activation} {numbers} {branch.norm} {int(branch.gated)} {inner}")
     return ",".join(words)
 
@@ -153,16 +157,17 @@ def decode(text: str) -> ChainPlan:
     for branch in rest:
         kind, *words = branch.split()
         if kind == "mlp":
-            activation, eps, scale, norm, gated, inner, inner_eps = words
+            activation, eps, scale, norm, gated, inner, inner_eps, adapter = words
             numbers = float.fromhex(eps), float.fromhex(scale)
             inside = _kind(inner), float.fromhex(inner_eps)
-            branches.append(MlpPlan(activation, *numbers, norm, gated == "1", *inside))
+            branches.append(MlpPlan(activation, *numbers, norm, gated == "1", *inside, adapter))
         else:
-            heads, scale, eps, implementation, shares, norm, head_norm, head_eps, rotary, inner, inner_eps = words
+            *outer, inner, inner_eps, adapter = words
+            heads, scale, eps, implementation, shares, norm, head_norm, head_eps, rotary = outer
             outside = int(heads), float.fromhex(scale), float.fromhex(eps), implementation, shares == "1"
             of_heads = norm, _kind(head_norm), float.fromhex(head_eps), _kind(rotary)
             inside = _kind(inner), float.fromhex(inner_eps)
-            branches.append(AttentionPlan(kind, *outside, *of_heads, *inside))
+            branches.append(AttentionPlan(kind, *outside, *of_heads, *inside, adapter))
     num_frames, dtype, memory, frozen_precision = first.split()
     return ChainPlan(tuple(branches), int(num_frames), dtype, memory, frozen_precision=frozen_precision)
 

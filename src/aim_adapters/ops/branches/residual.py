@@ -163,7 +163,7 @@ def _attention_forward(
     pre = torch.addmm(composed.bias, rows, composed.weight.T)  # [M, W]
     joined = wide is not None and not branch.inner_norm
     beside = wide if wide is not None and joined else qkv.new_empty((len(x), hidden))
-    bottleneck.hidden(pre, beside[:, -hidden:], tensors.factor, chain.rows_per_clip, 1.0)
+    bottleneck.hidden(pre, beside[:, -hidden:], tensors.factor, chain.rows_per_clip, 1.0, branch.adapter)
     if branch.skip and not joined:
         y = linear(rows, out_weight, out_bias).addmm_(beside, composed.widened[:, width:].T)  # [M, D]
     else:
@@ -197,7 +197,7 @@ def _attention_backward(
         again = wide is None or branch.inner_norm != ""
         hidden = wide[:, width:] if wide is not None and not again else _hidden_of(adapter, d_low)
         sums = bottleneck.hidden_backward(
-            d.adapter, kept.pre, hidden if again else None, tensors.factor, chain.rows_per_clip, 1.0
+            d.adapter, kept.pre, hidden if again else None, tensors.factor, chain.rows_per_clip, 1.0, branch.adapter
         )
         d_up = wide_product(d_low.T, hidden)  # [D, P]
         del hidden
@@ -244,7 +244,7 @@ def _attention_backward(
         del d_qkv
         if entering is not None and input_pre is not None:
             h = frozen.layer_norm(x, t.norm_weight, t.norm_bias, branch.eps, dtype, branch.norm)
-            d_entering = enter_backward(d_h, h, input_pre, entering)
+            d_entering = enter_backward(d_h, h, input_pre, entering, branch.adapter)
             del h
         if needs_input:
             d_x = frozen.layer_norm_backward(d_h, x, t.norm_weight, branch.eps, d_out, branch.norm)
@@ -300,7 +300,7 @@ def _mlp_backward(
         d = products.contract_backward(d_low, layers, t, adapter)
         hidden = d_low.new_empty((len(x), padded(len(adapter.down_weight))))
         sums = bottleneck.hidden_backward(
-            d.adapter, pre.adapter, hidden, tensors.factor, chain.rows_per_clip, branch.scale
+            d.adapter, pre.adapter, hidden, tensors.factor, chain.rows_per_clip, branch.scale, branch.adapter
         )
         d_down, d_up = wide_product(d.adapter.T, h), wide_product(d_low.T, hidden)
         d_adapter = AdapterTensors(*bottleneck.gradients(d_down, sums, d_up, None))

@@ -47,7 +47,7 @@ class ScaledProducts:
         wanted, pre = None if adapter is None else self._dtype, None
         x, h, scaled = self._scaled.layer_norm(x, y, t.norm_weight, t.norm_bias, branch.eps, wanted)
         if adapter is not None and h is not None:
-            pre = enter(h, adapter)
+            pre = enter(h, adapter, branch.adapter)
             scaled = self._scaled.quantize(h)
         weight = self._scaled.quantize(t.qkv_weight)
         packed = product(scaled, weight, in_dtype(t.qkv_bias, self._dtype), self._dtype)  # [M, 3*H*d]
@@ -89,7 +89,7 @@ class ScaledProducts:
         if pre.adapter is not None:
             rows, width = pre.adapter.shape
             hidden = pre.adapter.new_empty((rows, padded(width)))
-            self._bottleneck.hidden(pre.adapter, hidden, factor, rows_per_clip, branch.scale)
+            self._bottleneck.hidden(pre.adapter, hidden, factor, rows_per_clip, branch.scale, branch.adapter)
         return activated, hidden
 
     def contract(
