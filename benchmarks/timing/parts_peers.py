@@ -19,6 +19,7 @@ from benchmarks.harness import relative_error
 
 BACKEND = "inductor"
 SCALE = 0.5
+ADAPTER = "gelu"  # its activation
 OF_TOKENS = ("layer_norm", "add_layer_norm", "layer_norm_backward", "add")
 OF_ACTIVATIONS = ("activation", "activation_backward")
 OF_ADAPTERS = ("hidden", "hidden_backward")
@@ -122,9 +123,9 @@ def run(ops: Any, x: Inputs) -> tuple[Tensor, ...]:
     if part == "activation_backward":
         return (ops.activation_backward(x.d_act, x.pre, x.case.kind),)
     if part == "hidden":
-        ops.hidden(x.pre, x.out, x.factor, x.rows, SCALE, "gelu")
+        ops.hidden(x.pre, x.out, x.factor, x.rows, SCALE, ADAPTER)
         return (x.out,)
-    sums = ops.hidden_backward(x.d_hidden, x.pre, x.out, x.factor, x.rows, SCALE, "gelu")
+    sums = ops.hidden_backward(x.d_hidden, x.pre, x.out, x.factor, x.rows, SCALE, ADAPTER)
     return x.d_hidden, x.out, sums
 
 
@@ -147,18 +148,18 @@ def _activation(pre: Tensor, kind: str, out: Tensor) -> Tensor:
     return out.copy_(aten_frozen.activation(pre, kind))
 
 
-def _hidden(pre: Tensor, out: Tensor, factor: Tensor | None, rows: int, scale: float) -> None:
+def _hidden(pre: Tensor, out: Tensor, factor: Tensor | None, rows: int, scale: float, activation: str) -> None:
     f = _of_rows(pre, factor, rows, scale)
     zeros = f.new_zeros(len(pre), out.shape[1] - pre.shape[1] - 1)
     out.copy_(torch.cat((F.gelu(pre.float()) * f, f, zeros), 1))
 
 
 def _hidden_backward(
-    d_hidden: Tensor, pre: Tensor, out: Tensor, factor: Tensor | None, rows: int, scale: float
+    d_hidden: Tensor, pre: Tensor, out: Tensor, factor: Tensor | None, rows: int, scale: float, activation: str
 ) -> Tensor:
     d_pre = torch.ops.aten.gelu_backward(d_hidden.float() * _of_rows(pre, factor, rows, scale), pre.float())
     d_hidden.copy_(d_pre)
-    _hidden(pre, out, factor, rows, scale)
+    _hidden(pre, out, factor, rows, scale, activation)
     return d_pre.sum(0, keepdim=True)
 
 

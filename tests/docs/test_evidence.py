@@ -11,7 +11,7 @@ from benchmarks.motion.claims import BOUNDS
 from benchmarks.motion.experiments import BATCH, CLIPS, EXPERIMENTS, FRAMES, SEEDS, STEPS
 from benchmarks.motion.judging import MARGIN, TEST_CLIPS
 from benchmarks.motion.programs import DIRECTED, SIMPLE
-from benchmarks.motion.ways import ADAPTERS_RATE, BACKBONES, TUNING_RATE
+from benchmarks.motion.ways import BACKBONES, SHARE_OF_NEW, rate_of
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "evidence.md"
 TEXT = re.sub(r"<!-- begin.*?<!-- end -->", "", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
@@ -22,20 +22,19 @@ def test_settings_are_those_of_the_code() -> None:
     size = BACKBONES["dinov2-small"].size
     others = f"{STEPS['composition']:,} on `composition`, {STEPS['appearance']} on `appearance`"
     steps = f"{STEPS['order']:,} steps of {BATCH} clips ({others})"
-    rates = " and of ".join(f"{rate:.0e}".replace("e-0", "e-") + words for rate, words in (
-        (ADAPTERS_RATE, " for what is new"), (TUNING_RATE, " for pre-trained weights")))  # fmt: skip
     clip = BACKBONES["clip-base"].size
     few = EXPERIMENTS["defaults"][0]
+    epochs, rate = few.steps * few.batch // few.clips, f"{rate_of('joint', 'order'):.0e}".replace("e-0", "e-")
     for said in (
         f"{size} × {size} pixels, {FRAMES} frames, {CLIPS:,} clips to train on, {steps}",
-        f"a learning rate of {rates}",
         f"CLIP's ViT-B/16 at {clip} × {clip} pixels",
-        f"{few.clips:,} clips, half the steps",
+        f"{few.clips:,} clips in batches of {few.batch}, AIM at {rate} for {epochs} epochs",
         f"within {MARGIN:g} points",
         f"the {TEST_CLIPS:,} test clips",
     ):
         assert said in WORDS, said
-    assert few.steps == STEPS["order"] // 2 and len(SEEDS) == 3 and "of three seeds" in WORDS
+    assert SHARE_OF_NEW == 10 and "with ten times as much for what is new" in WORDS
+    assert len(SEEDS) == 3 and "of three seeds" in WORDS
 
 
 def test_the_benchmark_is_that_of_the_code() -> None:
