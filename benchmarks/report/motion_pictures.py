@@ -105,10 +105,10 @@ def draw_ways(results: AllResults, points: Points, path: Path) -> None:
     """Draw a numbered point for each way, accuracy against the time of a step."""
     with figure(path, points, height=6.2) as axes:
         for number, (way, (step, mean, deviation)) in enumerate(points.items(), 1):
-            color = COLORS.get(way, COLOR)
-            axes.errorbar(step, mean, deviation, color=color, marker="o", label=f"{number}  {NAMES[way]}", linestyle="")
-            beside = (8, 0) if number % 2 else (-16, 0)
-            axes.annotate(str(number), (step, mean), beside, textcoords="offset points", color=color, va="center")
+            look = {"color": COLORS.get(way, COLOR), "marker": "o", "markersize": 12, "markeredgecolor": "white"}
+            axes.errorbar(step, mean, deviation, **look, label=f"{number}  {NAMES[way]}", linestyle="", zorder=number)
+            inside = {"ha": "center", "va": "center", "fontsize": 7, "color": "white", "zorder": number + 0.5}
+            axes.text(step, mean, str(number), **inside)
         axes.set_xlim(left=0)
         axes.set_ylim(0, 100)
         axes.grid(color="#e5e7eb", linewidth=0.8)
