@@ -234,6 +234,18 @@ def test_says_what_was_asked_for() -> None:
         aim.explain_execution(model)
 
 
+def test_what_is_asked_for_by_name_is_asked_of_blocks_with_adapters() -> None:
+    model, why = trained(layers=[1, 2]), "its mlp has hooks, which a fused branch would not call"
+    aim.set_execution(model, fused=True)
+    handle = model.blocks[0].mlp.act.register_forward_hook(lambda *_: None)
+    assert aim.explain_execution(model)[0] == aim.BlockExecution(0, "-", "fused, no adapter", why)
+    model(video())
+    handle.remove()
+    model.blocks[1].mlp.act.register_forward_hook(lambda *_: None)
+    with pytest.raises(aim.UnsupportedKernelError, match=rf"MLP branch of 'blocks\.1' cannot be: {why}"):
+        model(video())
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
