@@ -9,14 +9,22 @@ import torch
 from torch import Tensor
 
 from aim_adapters.ops.bottleneck import Adapter, Layer, aligned, padded
-from tests.ops.bottleneck.test_bottleneck import DEVICE, IMPLEMENTATIONS, WEIGHTS, drawn, poisoned  # noqa: F401
+from tests.ops.bottleneck.test_bottleneck import CUDA, DEVICE, IMPLEMENTATIONS, WEIGHTS, drawn, kernels, poisoned  # noqa: F401
 
+LONG = 1030 if CUDA else 70  # more than a block, and no multiple of one
 # Whether matrices are transposed views, and whether there are a bias and a LayerScale.
 KINDS = pytest.mark.parametrize(
     ("turned", "has_bias", "scaled"),
     [(False, True, True), (True, False, True), (False, True, False)],
     ids=["whole", "turned", "no LayerScale"],
 )
+
+
+@pytest.fixture(autouse=True)
+def _rows_of_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let short rows span several blocks where kernels are interpreted: long ones take a thousand times as long."""
+    if not CUDA:
+        monkeypatch.setattr(kernels, "_COLUMNS", 32)
 
 
 def adapter(dim: int, width: int, *, beside: bool, held: torch.dtype, turned: bool) -> Adapter:
@@ -48,7 +56,7 @@ def assert_wide(got: Tensor, layer: Tensor, given: Adapter, dtype: torch.dtype, 
     ("dim", "inner", "widths", "beside"),
     [
         (40, 96, (24, 15), (False, True)),
-        (5, 1030, (16,), (True,)),
+        (5, LONG, (16,), (True,)),
         (8, 16, (2, 4), (False, False)),
     ],
 )
@@ -78,7 +86,7 @@ def test_output_layer(
 @WEIGHTS
 @KINDS
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize(("dim", "hidden", "width"), [(40, 96, 24), (1030, 5, 15)])
+@pytest.mark.parametrize(("dim", "hidden", "width"), [(40, 96, 24), (LONG, 5, 15)])
 def test_mlp_layers(
     ops: ModuleType, given: torch.dtype, dtype: torch.dtype, turned: bool, has_bias: bool, scaled: bool,
     dim: int, hidden: int, width: int,
