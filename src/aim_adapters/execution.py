@@ -101,8 +101,9 @@ def explain_attention(model: nn.Module) -> BlockTable[BlockAttention]:
     anatomy, rows = state.anatomy, BlockTable[BlockAttention]()
     for index, ((path, block_anatomy), width) in enumerate(zip(anatomy.blocks, anatomy.block_widths, strict=True)):
         block = root.get_submodule(path)
-        container = getattr(block, "aim", None)
-        if not isinstance(container, BlockState) or container.temporal is None:
+        container = block.aim
+        assert isinstance(container, BlockState)
+        if container.temporal is None:
             rows.append(BlockAttention(index, "-", "does not attend over time"))
             continue
         place, heads = place_of(block), block_anatomy.heads(getattr(block, block_anatomy.attention))
