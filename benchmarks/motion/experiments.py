@@ -121,8 +121,9 @@ def _frames() -> Iterator[Job]:
 
 
 def _defaults() -> Iterator[Job]:
-    few, epoch = {"clips": _part(1 / 8), "batch": 12}, _part(1 / 8) // 12
-    usual = Job("defaults", "order", "joint", **few, steps=20 * epoch)
+    clips, batch = _part(1 / 8), 12
+    epoch = clips // batch
+    usual = Job("defaults", "order", "joint", clips=clips, batch=batch, steps=20 * epoch)
     for variant in VARIANTS:
         for rate in (1e-4, 3e-4, 1e-3, 3e-3):
             yield usual._replace(variant=variant, rate=rate, label=f"rate-{rate:g}")

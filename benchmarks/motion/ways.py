@@ -154,7 +154,7 @@ def _hold_in_bfloat16(model: nn.Module) -> None:
 def rate_of(way: str, variant: str) -> float:
     """Return the learning rate of a way on a variant; of pre-trained weights, where they train."""
     rates = RATES.get(ALIKE.get(way, way), RATES["joint"])
-    return rates["appearance" if variant == "appearance" else "order"]
+    return rates.get(variant, rates["order"])
 
 
 def groups_of(model: nn.Module, way: str, weight_decay: float) -> list[dict[str, Any]]:
