@@ -137,12 +137,35 @@ def ladder() -> Iterator[Claim]:
 
 
 def longer() -> Iterator[Claim]:
-    """Yield the claims on more training."""
-    aim, conv, tuned = (Cell(way, again="longer") for way in ("joint", "conv", "full-space-time"))
+    """Yield claims of other tables on more training."""
+
+    def ask(*ways: str) -> Cells:
+        return tuple(Cell(way, again="longer") for way in ways)
+
+    aim, temporal, given, tuned, conv = ask("joint", "temporal", "input", "full-space-time", "conv")
+    says = "With twice the steps, joint adapters still add a little."
+    yield Claim("joint-longer", "Table 1", says, (above(aim, temporal),))
     says = "With twice the steps, AIM is still better than full fine-tuning over space and time."
     yield Claim("longer", "Table 1", says, (above(aim, tuned),))
+    says = "With twice the steps, one more adapter, in front of temporal attention, still helps."
+    yield Claim("input-longer", "Appendix A.2", says, (above(given, aim),))
+    top, alternate, bottom, third = ask("top", "alternate", "bottom", "third")
+    says = "With twice the steps, adapters in the bottom half still do much worse than in the others."
+    yield Claim("bottom-longer", "Table 7", says, (above(top, bottom), above(alternate, bottom)))
+    says = "With twice the steps, the top half or every second block still does about as well as all."
+    yield Claim("half-longer", "Table 7", says, (reaches(top, aim), reaches(alternate, aim)))
+    small, large = ask("ratio-0.0625", "ratio-0.5")
+    says = "With twice the steps, accuracy still grows with the ratio up to 0.25, and not beyond."
+    yield Claim("ratio-longer", "Table 8", says, (above(aim, small), equals(large, aim)))
     says = "With twice the steps, convolution over time still does at least as well as attention over time."
     yield Claim("conv-longer", OURS, says, (reaches(conv, aim),))
+    lora, average = ask("lora-temporal", "average")
+    says = "With twice the steps, AIM does at least as well as LoRA with temporal adapters."
+    yield Claim("lora-longer", OURS, says, (reaches(aim, lora),))
+    says = "With twice the steps, adapters in every third block do as well as in all."
+    yield Claim("third-longer", OURS, says, (reaches(third, aim),))
+    says = "With twice the steps, the mean of two runs' weights is better than one run's."
+    yield Claim("average-longer", OURS, says, (above(average, aim),))
 
 
 def composition() -> Iterator[Claim]:
@@ -245,7 +268,8 @@ def execution() -> Iterator[Claim]:
         ("fp8", "With frozen products in fp8", ("fp8",)),
         ("graphs", "By aim.graph, by steps that are not recorded, and layer by layer", ("graphs", "eager", "modules")),
     ):
-        yield Claim(name, OURS, f"{words} the same is learned.", tuple(equals(Cell(way), AIM) for way in ways))
+        figures = tuple(figure for way in ways for figure in each(equals, way, "joint"))
+        yield Claim(name, OURS, f"{words} the same is learned.", figures)
 
 
 def ways() -> Iterator[Claim]:

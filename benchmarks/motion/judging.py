@@ -8,7 +8,7 @@ of its figures keep their limits, and does not where one breaks them.
 How often this errs by chance, as far as seeds scatter normally: a claim of one figure that is true or false by a hair
 gets the wrong verdict in at most 5 % of cases; one that is true or false by more, in fewer. A claim of several figures
 is wrongly said to hold in at most 5 %, since all have to agree, and wrongly said not to hold in up to 5 % for each.
-Three seeds decide little: half an interval is then 1.7 standard deviations of a difference.
+Few seeds decide little: half an interval is 1.7 standard deviations of a difference of three seeds, 0.95 of five.
 
 Seeds tell nothing about the test clips, which are the same in all runs: what is judged is how ways do on these 1,200.
 With others an accuracy of 80 % would move by 1.2 points (its standard error), by more as clips of a scene share their

@@ -33,6 +33,8 @@ from benchmarks.motion.worker import Sources, Worker
 
 FAILURES = (AIMError, ImportError, RuntimeError, ValueError, ArithmeticError)  # of one job, which the others survive
 
+SLOW = dict.fromkeys((*TUNED, "lora", "lora-temporal", "modules"), 3) | {"average": 2}  # others: 1
+
 
 def _serve(jobs: Any, results: Any, sources: Sources, gpu: int) -> None:
     if sources.device == "cuda":
@@ -110,7 +112,7 @@ def _wanted(settings: argparse.Namespace) -> list[Job]:
     if settings.rate:
         jobs = [job._replace(rate=settings.rate) for job in jobs]
     if settings.seeds:
-        jobs = [job._replace(seeds=tuple(range(settings.seeds))) for job in jobs]
+        jobs = [job._replace(seeds=job.seeds[: settings.seeds]) for job in jobs]
     return jobs
 
 
@@ -181,8 +183,8 @@ def _train(jobs: list[Job], sources: Sources, out: Path, *, workers: int) -> int
 
 
 def _work_of(job: Job) -> int:
-    """Return how many frames a job's seeds train on, those of tuned models twice: about how long it takes."""
-    return job.steps * job.batch * job.frames * len(job.seeds) * (2 if job.way in TUNED else 1)
+    """Return how many frames a job's seeds train on, times how slow its way is: about how long it takes."""
+    return job.steps * job.batch * job.frames * len(job.seeds) * SLOW.get(job.way, 1)
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:

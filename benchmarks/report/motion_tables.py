@@ -16,15 +16,17 @@ from benchmarks.report.pages import table
 
 RUN = "python -m benchmarks.motion.run {} --photographs FILE --weights FOLDER"
 COMPARED = (*LADDER, "top", "alternate", "bottom", *WAYS)
+PLANNED = {cell_of(job): len(job.seeds) for jobs in EXPERIMENTS.values() for job in jobs}
 PER_CLASS = ("spatial", "full", "full-space-time", "joint", "conv")
 
 
-def percent(evidence: Evidence, cell: Cell, seeds: int = 3) -> str:
+def percent(evidence: Evidence, cell: Cell) -> str:
     """Return mean and standard deviation, and how many seeds there are where they are fewer; nothing of none."""
     values = [*evidence.values(cell).values()]
     if not values:
         return ""
     mean, sd = spread(values)
+    seeds = PLANNED[cell._replace(measure="accuracy")]
     return (
         f"{mean:.1f}" + ("" if sd is None else f" ± {sd:.1f}") + f" ({len(values)} of {seeds})" * (len(values) < seeds)
     )
@@ -64,7 +66,7 @@ def _rates(evidence: Evidence) -> str:
     rows = []
     for job in EXPERIMENTS["rates"]:
         if job.variant == VARIANTS[0]:
-            found = [percent(evidence, cell_of(job)._replace(variant=variant), seeds=1) for variant in VARIANTS]
+            found = [percent(evidence, cell_of(job)._replace(variant=variant)) for variant in VARIANTS]
             rows.append((NAMES[job.way], f"{job.learning_rate:g}", *found))
     return table(" way|learning rate|order, %|appearance, %", [row for row in rows if any(row[2:])])
 
@@ -130,9 +132,9 @@ def _backbones(evidence: Evidence) -> str:
 def _execution(evidence: Evidence) -> str:
     rows = []
     for way in ("joint", "balanced", "low", "fp8", "modules", "graphs", "eager"):
-        accuracy, found = percent(evidence, Cell(way)), evidence.costs.get((way, "dinov2-small"))
-        rows.append((NAMES[way], accuracy, *_step(found)))
-    return table(" way|order, %|step, ms|peak, GiB", _filled(rows))
+        accuracy = [percent(evidence, Cell(way, variant)) for variant in VARIANTS]
+        rows.append((NAMES[way], *accuracy, *_step(evidence.costs.get((way, "dinov2-small")))))
+    return table(" way|order, %|appearance, %|step, ms|peak, GiB", _filled(rows))
 
 
 def _step(found: Costs | None) -> tuple[str, str]:
@@ -287,16 +289,19 @@ def ways(results: AllResults) -> str:
     rows = []
     for way in COMPARED:
         cost = costs_of(evidence, way)
-        accuracy = (percent(evidence, Cell(way, variant)) for variant in VARIANTS)
+        cells = (Cell(way), Cell(way, again="longer"), Cell(way, "appearance"))
+        accuracy = (percent(evidence, cell) for cell in cells)
         rows.append((NAMES[way], *accuracy, _trained(evidence, way), *_step(cost), *_answer(cost)))
     rows = _filled(rows)
     if not rows:
-        return f"Not measured yet: run `{RUN.format('ladder layers ways')} --costs`."
-    made = table(" way|order, %|appearance, %|trains, M|step, ms|peak, GiB|inference, ms|file, MiB", rows)
+        return f"Not measured yet: run `{RUN.format('ladder longer layers ways')} --costs`."
+    made = table(
+        " way|order, %|twice the steps, %|appearance, %|trains, M|step, ms|peak, GiB|inference, ms|file, MiB", rows
+    )
     absent = [NAMES[way] for way in COMPARED if costs_of(evidence, way) is None]
     costs = f"Costs not measured yet: {'; '.join(absent)}." if absent else ""
     picture = motion_pictures.shown("motion-ways.svg", results)
-    return "\n\n".join(filter(None, (made, picture, missing(evidence, ("ladder", "layers", "ways")), costs)))
+    return "\n\n".join(filter(None, (made, picture, missing(evidence, ("ladder", "longer", "layers", "ways")), costs)))
 
 
 def motion_verdicts(results: AllResults) -> str:

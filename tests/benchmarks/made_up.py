@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.motion.experiments import CLIPS, EXPERIMENTS, Job
+from benchmarks.motion.experiments import CLIPS, EXPERIMENTS, SEEDS, Job
 from benchmarks.motion.judging import kind_of
 from benchmarks.motion.results import ClassScore, Costs, Results, Run
 
@@ -48,7 +48,7 @@ def made_up() -> Results:
     classes = [
         ClassScore("order", way, seed, name, ORDER[way] + 0.25 * seed + tilt * (kind_of(name) == "classes in pairs"))
         for way, tilt in (("spatial", -30.0), ("joint", -5.0), ("conv", 0.0), ("full", -30.0), ("full-space-time", 10))
-        for seed in (0, 1, 2) for name in CLASSES
+        for seed in SEEDS for name in CLASSES
     ]  # fmt: skip
     costs = [
         Costs(way, "dinov2-small", 2.7e6, 24e6, 30.0, 2048.0, 9.0, 10240.0, **LAST)

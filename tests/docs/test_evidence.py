@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.motion import photographs
 from benchmarks.motion.claims import BOUNDS
-from benchmarks.motion.experiments import BATCH, CLIPS, EXPERIMENTS, FRAMES, SEEDS, STEPS
+from benchmarks.motion.experiments import BATCH, CLIPS, EXPERIMENTS, FEW_SEEDS, FRAMES, SEEDS, STEPS
 from benchmarks.motion.judging import MARGIN, TEST_CLIPS
 from benchmarks.motion.programs import DIRECTED, SIMPLE
 from benchmarks.motion.ways import BACKBONES, SHARE_OF_NEW, rate_of
@@ -34,7 +34,7 @@ def test_settings_are_those_of_the_code() -> None:
     ):
         assert said in WORDS, said
     assert SHARE_OF_NEW == 10 and "with ten times as much for what is new" in WORDS
-    assert len(SEEDS) == 3 and "of three seeds" in WORDS
+    assert (len(SEEDS), len(FEW_SEEDS)) == (5, 3) and "of five seeds (three on" in WORDS
 
 
 def test_the_benchmark_is_that_of_the_code() -> None:
