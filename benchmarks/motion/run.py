@@ -73,6 +73,12 @@ def _measure_costs(jobs: list[Job], sources: Sources, path: Path, *, done: Path)
         print(f"{way}: {cost}", flush=True)
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a number of 1 or more, got {text!r}")
+    return int(text)
+
+
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs="+", choices=[*EXPERIMENTS, "all"], help="what to run")
@@ -82,11 +88,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--done", type=Path, default=None, help="folder of earlier results; by default --out")
     parser.add_argument("--workers", type=int, default=3, help="processes that share a GPU; 0: train nothing")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no job begins later than this")
-    parser.add_argument("--steps", type=int, help="of each run, to try; with an --out of its own")
+    parser.add_argument("--steps", type=_positive, help="of each run, to try; with an --out of its own")
     parser.add_argument("--rate", type=float, help="learning rate of each run, to try, too")
     parser.add_argument("--ways", nargs="+", help="only these")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="only these")
-    parser.add_argument("--seeds", type=int, help="so many of them")
+    parser.add_argument("--seeds", type=_positive, help="so many of them")
+    parser.add_argument("--side-by-side", type=_positive, help="of a job's seeds; fewer take less memory")
     parser.add_argument("--costs", action="store_true", help="measure costs first, alone on the GPU")
     parser.add_argument("--device", default="cuda")
     settings = parser.parse_args(argv)
@@ -123,12 +130,18 @@ def _not_done(jobs: list[Job], folder: Path) -> list[Job]:
     return [job for job in jobs if job.seeds]
 
 
+def _parts(job: Job, most: int | None) -> list[Job]:
+    """Return a job in parts of so many seeds at most."""
+    size = most or len(job.seeds)
+    return [job._replace(seeds=job.seeds[first : first + size]) for first in range(0, len(job.seeds), size)]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run what is asked for, and return the exit status: how many jobs have no result."""
     settings = _parse(argv)
     wanted = _wanted(settings)
     done = settings.done or settings.out
-    jobs = _not_done(wanted, done)
+    jobs = [part for job in _not_done(wanted, done) for part in _parts(job, settings.side_by_side)]
     about = record()
     facts = {"gpu": (about["gpus"] or ["CPU"])[0], "commit": about["commit"]}
     end = time.time() + settings.seconds

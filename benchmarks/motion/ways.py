@@ -19,7 +19,7 @@ from aim_adapters.training import build_baseline
 
 # Learning rates, by kind of way and variant: the best of those that the experiment "rates" tries.
 RATES = {
-    "frozen": {"order": 1e-3, "appearance": 1e-2},
+    "frozen": {"order": 1e-1, "appearance": 3e-2},
     "joint": {"order": 3e-4, "appearance": 3e-4},
     "conv": {"order": 3e-4, "appearance": 3e-3},
     "lora-temporal": {"order": 1e-3, "appearance": 1e-3},

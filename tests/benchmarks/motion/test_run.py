@@ -99,16 +99,16 @@ def ladder(monkeypatch: pytest.MonkeyPatch, *jobs: Job) -> None:
 def test_what_has_run_is_not_run_again(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = Job("ladder", "order", "spatial", seeds=(0, 1))
+    job = Job("ladder", "order", "spatial", seeds=(0, 1, 4))
     ladder(monkeypatch, job, job._replace(backbone="clip-base"))
     found = []
-    for options in (["--seeds", "1"], [], []):
+    for options in (["--seeds", "1"], ["--side-by-side", "1"], []):
         assert run.main([*command, *options]) == 0
         found.append([row["seed"] for row in read_rows(tmp_path / "runs.csv")])
         assert "LEFT OUT: jobs of clip-base: no" in capsys.readouterr().out
-    assert found == [["0"], ["0", "1"], ["0", "1"]]
-    assert len(read_rows(tmp_path / "classes.csv")) == 24
-    assert len(load(tmp_path).runs) == 2
+    assert found == [["0"], ["0", "1", "4"], ["0", "1", "4"]]
+    assert len(read_rows(tmp_path / "classes.csv")) == 36
+    assert len(load(tmp_path).runs) == 3
 
 
 def test_jobs_that_fail_or_have_no_time_are_told(
@@ -134,6 +134,14 @@ def test_costs_are_measured_of_what_has_run_too(
         assert run.main([*command, "--costs", "--workers", "0", *options]) == 0
     assert [row["way"] for row in read_rows(tmp_path / "costs.csv")] == ["joint", "lora"]
     assert not read_rows(tmp_path / "more" / "costs.csv")
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--side-by-side", "--steps"])
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_numbers_are_positive(option: str, number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run.main(["ladder", "--photographs", "none", "--weights", "none", f"{option}={number}"])
+    assert f"expected a number of 1 or more, got '{number}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--steps=3", "--rate=0.1"])
