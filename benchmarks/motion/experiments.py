@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -25,15 +26,22 @@ WAYS = ("conv", "conv-alone", "both", "third", "linear", "lora", "lora-temporal"
 # What is trained otherwise costs the same, step by step.
 COSTS_AS = dict.fromkeys(("average", "resized", "random", "graphs", "eager"), "joint")
 
-# Learning rates that are tried before all else, with a seed of its own.
-TRIED = {
-    "frozen": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
-    "joint": (1e-4, 3e-4, 1e-3),
-    "conv": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
-    "lora-temporal": (3e-4, 1e-3, 3e-3),
-    "probe": (3e-3, 1e-2, 3e-2),
-    "attentive": (3e-4, 1e-3, 3e-3),
-    "full-space-time": (3e-6, 1e-5, 3e-5, 1e-4),
+# Learning rates that are tried before all else, with a seed of its own, by image model.
+TRIED: dict[str, dict[str, tuple[float, ...]]] = {
+    "dinov2-small": {
+        "frozen": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+        "joint": (1e-4, 3e-4, 1e-3),
+        "conv": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+        "lora-temporal": (3e-4, 1e-3, 3e-3),
+        "probe": (3e-3, 1e-2, 3e-2),
+        "attentive": (3e-4, 1e-3, 3e-3),
+        "full-space-time": (3e-6, 1e-5, 3e-5, 1e-4),
+    },
+    "clip-base": {
+        "joint": (1e-4, 3e-4, 1e-3),
+        "conv": (1e-4, 3e-4, 1e-3, 3e-3),
+        "full-space-time": (1e-5, 3e-5, 1e-4),
+    },
 }
 
 
@@ -78,7 +86,7 @@ class Job(NamedTuple):
     @property
     def learning_rate(self) -> float:
         """Return its learning rate."""
-        return rate_of(self.way, self.variant) if self.rate is None else self.rate
+        return rate_of(self.way, self.variant, self.backbone) if self.rate is None else self.rate
 
     def key(self, seed: int) -> tuple[Any, ...]:
         """Return what tells its run with a seed from other runs."""
@@ -92,11 +100,11 @@ def _everywhere(experiment: str, *ways: str) -> Iterator[Job]:
 
 
 def _rates() -> Iterator[Job]:
-    for variant in VARIANTS:
-        for way, rates in TRIED.items():
+    for backbone, ways in TRIED.items():
+        for variant, (way, rates) in itertools.product(VARIANTS, ways.items()):
             for rate in rates:
-                label = f"{way} {rate:g}"
-                yield Job("rates", variant, way, seeds=(RATES_SEED,), steps=STEPS[variant], rate=rate, label=label)
+                label, steps = f"{way} {rate:g}", STEPS[variant]
+                yield Job("rates", variant, way, (RATES_SEED,), backbone, steps=steps, rate=rate, label=label)
 
 
 def _composition() -> Iterator[Job]:

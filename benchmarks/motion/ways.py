@@ -17,15 +17,22 @@ import aim_adapters as aim
 from aim_adapters.recipes import get_recipe
 from aim_adapters.training import build_baseline
 
-# Learning rates, by kind of way and variant: the best of those that the experiment "rates" tries.
-RATES = {
-    "frozen": {"order": 1e-1, "appearance": 3e-2},
-    "joint": {"order": 3e-4, "appearance": 3e-4},
-    "conv": {"order": 3e-4, "appearance": 3e-3},
-    "lora-temporal": {"order": 1e-3, "appearance": 1e-3},
-    "probe": {"order": 3e-2, "appearance": 1e-2},
-    "attentive": {"order": 3e-4, "appearance": 1e-3},
-    "full-space-time": {"order": 3e-5, "appearance": 1e-5},
+# Learning rates, by image model, kind of way and variant: the best of those that the experiment "rates" tries.
+RATES: dict[str, dict[str, dict[str, float]]] = {
+    "dinov2-small": {
+        "frozen": {"order": 1e-1, "appearance": 3e-2},
+        "joint": {"order": 3e-4, "appearance": 3e-4},
+        "conv": {"order": 3e-4, "appearance": 3e-3},
+        "lora-temporal": {"order": 1e-3, "appearance": 1e-3},
+        "probe": {"order": 3e-2, "appearance": 1e-2},
+        "attentive": {"order": 3e-4, "appearance": 1e-3},
+        "full-space-time": {"order": 3e-5, "appearance": 1e-5},
+    },
+    "clip-base": {
+        "joint": {"order": 3e-4, "appearance": 3e-4},
+        "conv": {"order": 3e-4, "appearance": 3e-3},
+        "full-space-time": {"order": 3e-5, "appearance": 1e-5},
+    },
 }
 ALIKE = {"conv-alone": "conv", "both": "conv", "lora": "lora-temporal", "full": "full-space-time"}  # others: "joint"
 SHARE_OF_NEW = 10.0  # of the learning rate of pre-trained weights that train, for what is new beside them
@@ -151,9 +158,10 @@ def _hold_in_bfloat16(model: nn.Module) -> None:
             parameter.data = parameter.data.to(torch.bfloat16)
 
 
-def rate_of(way: str, variant: str) -> float:
+def rate_of(way: str, variant: str, backbone: str = "dinov2-small") -> float:
     """Return the learning rate of a way on a variant; of pre-trained weights, where they train."""
-    rates = RATES.get(ALIKE.get(way, way), RATES["joint"])
+    kinds = RATES[backbone]
+    rates = kinds.get(ALIKE.get(way, way), kinds["joint"])
     return rates.get(variant, rates["order"])
 
 

@@ -67,7 +67,8 @@ def _rates(evidence: Evidence) -> str:
     for job in EXPERIMENTS["rates"]:
         if job.variant == VARIANTS[0]:
             found = [percent(evidence, cell_of(job)._replace(variant=variant)) for variant in VARIANTS]
-            rows.append((NAMES[job.way], f"{job.learning_rate:g}", *found))
+            name = cell_words(Cell(job.way, backbone=job.backbone))
+            rows.append((name, f"{job.learning_rate:g}", *found))
     return table(" way|learning rate|order, %|appearance, %", [row for row in rows if any(row[2:])])
 
 
