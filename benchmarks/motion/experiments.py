@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -26,23 +25,25 @@ WAYS = ("conv", "conv-alone", "both", "third", "linear", "lora", "lora-temporal"
 # What is trained otherwise costs the same, step by step.
 COSTS_AS = dict.fromkeys(("average", "resized", "random", "graphs", "eager"), "joint")
 
-# Learning rates that are tried before all else, with a seed of its own, by image model.
-TRIED: dict[str, dict[str, tuple[float, ...]]] = {
-    "dinov2-small": {
-        "frozen": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
-        "joint": (1e-4, 3e-4, 1e-3),
-        "conv": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
-        "lora-temporal": (3e-4, 1e-3, 3e-3),
-        "probe": (3e-3, 1e-2, 3e-2),
-        "attentive": (3e-4, 1e-3, 3e-3),
-        "full-space-time": (3e-6, 1e-5, 3e-5, 1e-4),
-    },
+# Learning rates that are tried before all else, with a seed of its own, by image model and variant.
+DINOV2_TRIED = {
+    "frozen": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+    "joint": (1e-4, 3e-4, 1e-3),
+    "conv": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    "lora-temporal": (3e-4, 1e-3, 3e-3),
+    "probe": (3e-3, 1e-2, 3e-2),
+    "attentive": (3e-4, 1e-3, 3e-3),
+    "full-space-time": (3e-6, 1e-5, 3e-5, 1e-4),
+}
+TRIED: dict[str, dict[str, dict[str, tuple[float, ...]]]] = {
+    "dinov2-small": dict.fromkeys(VARIANTS, DINOV2_TRIED),
     "clip-base": {
-        "joint": (1e-4, 3e-4, 1e-3),
-        "conv": (1e-4, 3e-4, 1e-3, 3e-3),
-        "full-space-time": (1e-5, 3e-5, 1e-4),
+        "order": {"joint": (1e-4, 3e-4, 1e-3), "conv": (1e-4, 3e-4, 1e-3, 3e-3), "full-space-time": (1e-5, 3e-5, 1e-4)},
+        "appearance": {"joint": (1e-4, 3e-4), "full-space-time": (1e-5, 3e-5, 1e-4)},
     },
 }
+# And with all seeds, where CLIP's rate may be another than that of DINOv2.
+CLIP_RATES = {("spatial", "order"): 1e-3, ("joint", "order"): 1e-3, ("conv", "appearance"): 3e-3}
 
 
 class Job(NamedTuple):
@@ -100,11 +101,16 @@ def _everywhere(experiment: str, *ways: str) -> Iterator[Job]:
 
 
 def _rates() -> Iterator[Job]:
-    for backbone, ways in TRIED.items():
-        for variant, (way, rates) in itertools.product(VARIANTS, ways.items()):
-            for rate in rates:
-                label, steps = f"{way} {rate:g}", STEPS[variant]
-                yield Job("rates", variant, way, (RATES_SEED,), backbone, steps=steps, rate=rate, label=label)
+    for backbone, variants in TRIED.items():
+        for variant, ways in variants.items():
+            for way, rate in ((way, rate) for way, rates in ways.items() for rate in rates):
+                usual = Job("rates", variant, way, (RATES_SEED,), backbone, steps=STEPS[variant])
+                yield _at(usual, rate)
+
+
+def _at(job: Job, rate: float) -> Job:
+    """Return a job with another learning rate, by the name of which it goes."""
+    return job._replace(rate=rate, label=f"{job.way} {rate:g}")
 
 
 def _composition() -> Iterator[Job]:
@@ -115,7 +121,10 @@ def _composition() -> Iterator[Job]:
 def _backbones() -> Iterator[Job]:
     for way in ("spatial", "joint", "conv", "full-space-time"):
         for variant in VARIANTS:
-            yield Job("backbones", variant, way, FEW_SEEDS, backbone="clip-base", steps=STEPS[variant])
+            job = Job("backbones", variant, way, FEW_SEEDS, backbone="clip-base", steps=STEPS[variant])
+            yield job
+            if (way, variant) in CLIP_RATES:
+                yield _at(job, CLIP_RATES[way, variant])
 
 
 def _data() -> Iterator[Job]:

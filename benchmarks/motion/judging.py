@@ -32,7 +32,7 @@ NOISE = 0.03  # share by which a time, measured once, may be off
 TIMES = ("step_ms", "inference_ms")
 # Student's t that 5 % exceed, for 1, 2, ... degrees of freedom; for more than these, the last is on the safe side.
 QUANTILES = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833)
-AGAIN = ("longer",)  # experiments whose runs differ from those of others in nothing that a `Cell` has
+AGAIN = ("longer", "rates")  # experiments whose runs differ from those of others in nothing that a `Cell` has
 # Means over classes of "order": those that another is the reverse of in time, and those that are their own reverse.
 DIRECTED, ITSELF = "classes in pairs", "classes back and forth"
 

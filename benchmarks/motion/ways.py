@@ -17,22 +17,20 @@ import aim_adapters as aim
 from aim_adapters.recipes import get_recipe
 from aim_adapters.training import build_baseline
 
-# Learning rates, by image model, kind of way and variant: the best of those that the experiment "rates" tries.
-RATES: dict[str, dict[str, dict[str, float]]] = {
-    "dinov2-small": {
-        "frozen": {"order": 1e-1, "appearance": 3e-2},
-        "joint": {"order": 3e-4, "appearance": 3e-4},
-        "conv": {"order": 3e-4, "appearance": 3e-3},
-        "lora-temporal": {"order": 1e-3, "appearance": 1e-3},
-        "probe": {"order": 3e-2, "appearance": 1e-2},
-        "attentive": {"order": 3e-4, "appearance": 1e-3},
-        "full-space-time": {"order": 3e-5, "appearance": 1e-5},
-    },
-    "clip-base": {
-        "joint": {"order": 3e-4, "appearance": 3e-4},
-        "conv": {"order": 3e-4, "appearance": 3e-3},
-        "full-space-time": {"order": 3e-5, "appearance": 1e-5},
-    },
+# Learning rates, by kind of way and variant: the best of those that the experiment "rates" tries.
+DINOV2_RATES = {
+    "frozen": {"order": 1e-1, "appearance": 3e-2},
+    "joint": {"order": 3e-4, "appearance": 3e-4},
+    "conv": {"order": 3e-4, "appearance": 3e-3},
+    "lora-temporal": {"order": 1e-3, "appearance": 1e-3},
+    "probe": {"order": 3e-2, "appearance": 1e-2},
+    "attentive": {"order": 3e-4, "appearance": 1e-3},
+    "full-space-time": {"order": 3e-5, "appearance": 1e-5},
+}
+# By image model. CLIP's are those of DINOv2, but for one that is too high for it.
+RATES = {
+    "dinov2-small": DINOV2_RATES,
+    "clip-base": DINOV2_RATES | {"conv": {"order": 3e-4, "appearance": 3e-4}},
 }
 ALIKE = {"conv-alone": "conv", "both": "conv", "lora": "lora-temporal", "full": "full-space-time"}  # others: "joint"
 SHARE_OF_NEW = 10.0  # of the learning rate of pre-trained weights that train, for what is new beside them

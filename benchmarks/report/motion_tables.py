@@ -34,6 +34,7 @@ def percent(evidence: Evidence, cell: Cell) -> str:
 
 def costs_of(evidence: Evidence, way: str, backbone: str = "dinov2-small") -> Costs | None:
     """Return what a way costs, where it is measured."""
+    way = way.partition(" ")[0]  # without its learning rate
     return evidence.costs.get((COSTS_AS.get(way, way), backbone))
 
 
@@ -126,8 +127,7 @@ def _frames(evidence: Evidence) -> str:
 
 
 def _backbones(evidence: Evidence) -> str:
-    cells = [cell_of(job) for job in EXPERIMENTS["backbones"] if job.variant == "order"]
-    return by_way(evidence, cells)
+    return by_way(evidence, dict.fromkeys(cell_of(job)._replace(variant="order") for job in EXPERIMENTS["backbones"]))
 
 
 def _execution(evidence: Evidence) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from benchmarks.motion import claims, programs, results
 from benchmarks.motion.claims import ALL
-from benchmarks.motion.experiments import EXPERIMENTS
+from benchmarks.motion.experiments import EXPERIMENTS, VARIANTS
 from benchmarks.motion.judging import (
     AGAIN,
     DIRECTED,
@@ -30,6 +31,7 @@ from benchmarks.motion.judging import (
 )
 from benchmarks.motion.programs import classes_of
 from benchmarks.motion.results import Results, append_rows, load
+from benchmarks.motion.ways import DINOV2_RATES, rate_of
 from tests.benchmarks.made_up import made_up
 from tests.benchmarks.scenes import scenes
 
@@ -79,7 +81,7 @@ def test_every_figure_can_break_its_claim(claim: Claim, figure: Difference | Rat
         return 20 * value if isinstance(figure, Ratio) else value + (-90 if figure.low > -90 else 90)
 
     def scattered(value: float, seed: int) -> float:
-        return value + 60 * (seed - 1)
+        return value + 60 * (seed - 2)
 
     assert judge(claim, changed(figure, worse)).verdict == FAILS
     assert judge(claim, changed(figure, lambda value, seed: None)).verdict == NOT_RUN
@@ -100,8 +102,18 @@ def test_claims_are_of_runs_that_there_are() -> None:
     asked = {cell for claim in ALL for each in claim.figures if isinstance(each, Difference) for _, cell in each.terms}
     assert {cell._replace(measure="accuracy") for cell in asked} <= ran
     assert len({claim.name for claim in ALL}) == len(ALL)
-    names = {job.name for name, jobs in EXPERIMENTS.items() if name not in ("rates", "defaults") for job in jobs}
+    names = {job.way if job.rate else job.name for job in jobs if job.experiment != "defaults"}
     assert claims.NAMES.keys() == names
+
+
+def test_each_way_has_the_best_of_the_rates_that_were_tried() -> None:
+    found: dict[tuple[str, str], dict[float, float]] = {}
+    for run in load().runs:
+        if run.experiment == "rates" and run.backbone == "dinov2-small":
+            found.setdefault((run.way.partition(" ")[0], run.variant), {})[run.lr] = run.accuracy
+    assert found.keys() == set(itertools.product(DINOV2_RATES, VARIANTS))
+    for (way, variant), accuracy in found.items():
+        assert accuracy[rate_of(way, variant)] == max(accuracy.values()), (way, variant)
 
 
 def test_bounds_are_those_of_the_task() -> None:

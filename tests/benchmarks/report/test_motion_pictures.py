@@ -17,18 +17,18 @@ def test_points_are_means_and_deviations() -> None:
     results = {"motion": MADE_UP}
     ladder = motion_pictures.ladder_points(results)
     assert [*ladder] == ["order", "appearance"] and len(ladder["order"]) == 7
-    assert ladder["order"]["spatial adapters"] == (45.25, 0.25) and ladder["appearance"]["AIM"] == (92.25, 0.25)
+    assert ladder["order"]["spatial adapters"] == (45.6, 0.5184) and ladder["appearance"]["AIM"] == (92.6, 0.5184)
     data = motion_pictures.data_points(results)
     assert [*data] == ["joint", "conv", "full-space-time"]
-    assert data["joint"][-1] == (8208, 78.25, 0.25) and data["joint"][0][0] == 84
-    assert motion_pictures.ways_points(results)["full-space-time"] == (60.0, 70.25, 0.25)
+    assert data["joint"][-1] == (8208, 78.6, 0.5184) and data["joint"][0][0] == 84
+    assert motion_pictures.ways_points(results)["full-space-time"] == (60.0, 70.6, 0.5184)
 
 
 def test_words_tell_the_numbers() -> None:
     words = [motion_pictures.shown(name, {"motion": MADE_UP}) for name in motion_pictures.PICTURES]
-    assert "on order, frozen image model 20.2, spatial adapters 45.2" in words[0] and "AIM 92.2" in words[0]
-    assert "AIM rises from 28.8 with 84 clips to 78.2 with 8,208" in words[1]
-    assert "full fine-tuning (space-time) 70.2 at 60 ms" in words[2]
+    assert "on order, frozen image model 20.6, spatial adapters 45.6" in words[0] and "AIM 92.6" in words[0]
+    assert "AIM rises from 28.8 with 84 clips to 78.6 with 8,208" in words[1]
+    assert "full fine-tuning (space-time) 70.6 at 60 ms" in words[2]
 
 
 def test_nothing_is_drawn_of_nothing() -> None:

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from benchmarks.motion.claims import ALL, CLAIMS
-from benchmarks.motion.experiments import EXPERIMENTS
+from benchmarks.motion.experiments import EXPERIMENTS, SEEDS
 from benchmarks.motion.results import Results, Run
 from benchmarks.report import motion_pictures, motion_tables
 from benchmarks.report.motion_tables import SECTIONS, TABLES, section
@@ -36,31 +36,40 @@ def test_numbers_land_in_their_cells() -> None:
         for run in MADE_UP.runs
     ]
     results = {"motion": MADE_UP._replace(runs=tuple(changed))}
-    aim = ["78.2 ± 0.2", "92.2 ± 0.2", "2.70", "81.0 ± 0.0", "61.0 ± 0.0"]
+    aim = ["78.6 ± 0.5", "92.6 ± 0.5", "2.70", "81.0 ± 0.0", "61.0 ± 0.0"]
     for name in ("ladder", "layers", "ratio", "pretraining", "input_adapter", "ways"):
         assert cells(section(name, results), "AIM") == aim
-    assert cells(section("layers", results), "AIM (bottom half)")[:2] == ["65.2 ± 0.2", "80.2 ± 0.2"]
+    assert cells(section("layers", results), "AIM (bottom half)")[:2] == ["65.6 ± 0.5", "80.6 ± 0.5"]
     assert cells(section("data", results), "84") == ["1 %", "28.8 ± 0.2", "35.8 ± 0.2", "10.9 ± 0.2"]
-    assert cells(section("data", results), "8,208") == ["100 %", "78.2 ± 0.2", "85.2 ± 0.2", "70.2 ± 0.2"]
-    assert cells(section("longer", results), "AIM") == ["78.2 ± 0.2", "80.2 ± 0.2"]
-    assert cells(section("frames", results), "AIM at 32 frames") == ["86.2 ± 0.2"]
+    assert cells(section("data", results), "8,208") == ["100 %", "78.6 ± 0.5", "85.6 ± 0.5", "70.6 ± 0.5"]
+    assert cells(section("longer", results), "AIM") == ["78.6 ± 0.5", "80.6 ± 0.5"]
+    assert cells(section("frames", results), "AIM at 32 frames") == ["86.6 ± 0.5"]
     assert cells(section("backbones", results), "spatial adapters on CLIP")[:3] == ["45.2 ± 0.2", "87.2 ± 0.2", ""]
-    assert cells(section("execution", results), "AIM (fp8)") == ["78.2 ± 0.2", "30.0", "2.00"]
+    assert cells(section("execution", results), "AIM (fp8)") == ["78.6 ± 0.5", "92.6 ± 0.5", "30.0", "2.00"]
     assert cells(section("defaults", results), "rate 0.0003") == ["1,720", "60.2 ± 0.2", "92.2 ± 0.2"]
     assert cells(section("defaults", results), "epochs 40") == ["3,440", "55.2 ± 0.2", ""]
     tuned = cells(section("costs", results), "full fine-tuning (space-time)")
     assert tuned == ["24.00", "100.0 %", "60.0", "4.00", "9.0", "10.0"]
     classes = section("classes", results)
-    assert cells(classes, "pan left") == ["15.2", "15.2", "80.2", "73.2", "85.2", "+58.0", "−7.0"]
+    assert cells(classes, "pan left") == ["15.6", "15.6", "80.6", "73.6", "85.6", "+58.0", "−7.0"]
     assert classes.index("| pan left |") < classes.index("| zoom in, then out |")  # the larger gain first
-    assert cells(motion_tables.motion_runs(results), "`ladder`") == ["42 of 42", "14.0", "Some GPU", "`abc`"]
+    assert cells(motion_tables.motion_runs(results), "`ladder`") == ["70 of 70", "23.3", "Some GPU", "`abc`"]
 
 
 def test_ways_side_by_side() -> None:
     text = motion_tables.ways(FULL)
-    assert cells(text, "AIM (top half)") == ["77.8 ± 0.2", "92.2 ± 0.2", "2.70", "20.0", "1.00", "9.0", "10.0"]
+    assert cells(text, "AIM (top half)") == [
+        "78.1 ± 0.5",
+        "80.1 ± 0.5",
+        "92.6 ± 0.5",
+        "2.70",
+        "20.0",
+        "1.00",
+        "9.0",
+        "10.0",
+    ]
     averaged = cells(text, "AIM (mean of two runs' weights)")  # costs what AIM does
-    assert averaged == ["82.2 ± 0.2", "95.2 ± 0.2", "2.70", "30.0", "2.00", "9.0", "10.0"]
+    assert averaged == ["82.6 ± 0.5", "84.6 ± 0.5", "95.6 ± 0.5", "2.70", "30.0", "2.00", "9.0", "10.0"]
     assert "not measured yet" not in text and "Not run yet" not in text and "](assets/motion-ways.svg)" in text
 
 
@@ -85,7 +94,7 @@ def test_without_results_the_command_is_told() -> None:
 
 def test_what_is_missing_is_named_and_left_empty() -> None:
     def kept(run: Run) -> bool:
-        gone = {("spatial", "appearance", 0), ("spatial", "appearance", 1), ("spatial", "appearance", 2)}
+        gone = {("spatial", "appearance", seed) for seed in SEEDS}
         return (run.way, run.variant, run.seed) not in {*gone, ("full", "order", 1), ("joint", "order", 0)} and (
             run.way != "frozen"
         )
@@ -93,12 +102,12 @@ def test_what_is_missing_is_named_and_left_empty() -> None:
     costs = tuple(row for row in MADE_UP.costs if row.way != "frozen")
     results = {"motion": MADE_UP._replace(runs=tuple(filter(kept, MADE_UP.runs)), costs=costs)}
     text = section("ladder", results)
-    assert cells(text, "spatial adapters") == ["45.2 ± 0.2", "", "2.70", "95.0 ± 0.0", "70.0 ± 0.0"]
-    assert cells(text, "full fine-tuning (space)")[0] == "45.2 ± 0.4 (2 of 3)"
+    assert cells(text, "spatial adapters") == ["45.6 ± 0.5", "", "2.70", "95.0 ± 0.0", "70.0 ± 0.0"]
+    assert cells(text, "full fine-tuning (space)")[0] == "45.7 ± 0.6 (4 of 5)"
     assert "| frozen image model |" not in text
     assert (
         "Not run yet: frozen image model, order; frozen image model, appearance; spatial adapters, appearance; "
-        "AIM, order (2 of 3 seeds); full fine-tuning (space), order (2 of 3 seeds)."
+        "AIM, order (4 of 5 seeds); full fine-tuning (space), order (4 of 5 seeds)."
     ) in text
     assert "- **Not run** (Table 1): Spatial adapters are better" in text
     assert "Costs not measured yet: frozen image model." in motion_tables.ways(results)
