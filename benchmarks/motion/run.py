@@ -10,6 +10,7 @@ Runs that the results hold already are left out, so a command that was stopped g
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import queue
 import sys
@@ -79,6 +80,16 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a learning rate above 0, got {text!r}")
+    return rate
+
+
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs="+", choices=[*EXPERIMENTS, "all"], help="what to run")
@@ -89,7 +100,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=3, help="processes that share a GPU; 0: train nothing")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no job begins later than this")
     parser.add_argument("--steps", type=_positive, help="of each run, to try; with an --out of its own")
-    parser.add_argument("--rate", type=float, help="learning rate of each run, to try, too")
+    parser.add_argument("--rate", type=_rate, help="learning rate of each run, to try, too")
     parser.add_argument("--ways", nargs="+", help="only these")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="only these")
     parser.add_argument("--seeds", type=_positive, help="so many of them")
@@ -177,7 +188,7 @@ def _train(jobs: list[Job], sources: Sources, out: Path, *, workers: int) -> int
         job, rows, classes = found
         if isinstance(rows, str):
             failed += 1
-            print(f"FAILED {job.experiment} {job.variant} {job.name}: {rows}", flush=True)
+            print(f"FAILED {_words(job)}: {rows}", flush=True)
             continue
         finished += 1
         for row in rows:
@@ -186,8 +197,7 @@ def _train(jobs: list[Job], sources: Sources, out: Path, *, workers: int) -> int
         append_rows(out / "classes.csv", CLASS_COLUMNS, [_rounded(row) for row in classes])
         append_rows(out / "runs.csv", COLUMNS, [_rounded(row) for row in rows])
         shown = ", ".join(f"{row['accuracy']:.1f} ({row['what']:.0f}/{row['order']:.0f})" for row in rows)
-        print(f"{job.experiment} {job.variant} {job.name} {job.learning_rate:g}: {shown}; {rows[0]['seconds']:.1f} s",
-              flush=True)  # fmt: skip
+        print(f"{_words(job)}: {shown}; {rows[0]['seconds']:.1f} s", flush=True)
     for process in processes:
         process.join()
     if failed + finished < len(jobs):
@@ -198,6 +208,11 @@ def _train(jobs: list[Job], sources: Sources, out: Path, *, workers: int) -> int
 def _work_of(job: Job) -> int:
     """Return how many frames a job's seeds train on, times how slow its way is: about how long it takes."""
     return job.steps * job.batch * job.frames * len(job.seeds) * SLOW.get(job.way, 1)
+
+
+def _words(job: Job) -> str:
+    seeds = ", ".join(map(str, job.seeds))
+    return f"{job.experiment} {job.variant} {job.name}, learning rate {job.learning_rate:g}, seeds {seeds}"
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:

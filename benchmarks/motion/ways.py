@@ -17,7 +17,7 @@ import aim_adapters as aim
 from aim_adapters.recipes import get_recipe
 from aim_adapters.training import build_baseline
 
-# Learning rates, by kind of way and variant: the best of those that the experiment "rates" tries.
+# Learning rates, by kind of way and variant: the best of those that the experiment "rates" tries on DINOv2.
 DINOV2_RATES = {
     "frozen": {"order": 1e-1, "appearance": 3e-2},
     "joint": {"order": 3e-4, "appearance": 3e-4},

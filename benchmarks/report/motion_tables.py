@@ -49,7 +49,7 @@ def _filled(rows: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
 
 
 def by_way(evidence: Evidence, cells: Iterable[Cell]) -> str:
-    """Return accuracy on both variants, and of "order" which of its parts are right."""
+    """Return accuracy on both variants, and which of its parts are right."""
     rows = [
         (
             cell_words(cell),
@@ -57,10 +57,12 @@ def by_way(evidence: Evidence, cells: Iterable[Cell]) -> str:
             percent(evidence, cell._replace(variant="appearance")),
             _trained(evidence, cell.way, cell.backbone),
             *(percent(evidence, cell._replace(measure=measure)) for measure in ("what", "order")),
+            percent(evidence, cell._replace(variant="appearance", measure="what")),
         )
         for cell in cells
     ]
-    return table(" way|order, %|appearance, %|trains, M|order, but for direction, %|direction, %", _filled(rows))
+    head = "order, %|appearance, %|trains, M|order, but for direction, %|direction, %|appearance, but for direction, %"
+    return table(f" way|{head}", _filled(rows))
 
 
 def _rates(evidence: Evidence) -> str:

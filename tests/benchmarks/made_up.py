@@ -57,6 +57,6 @@ def made_up() -> Results:
     changes = {
         "full-space-time": {"trained": 24e6, "step_ms": 60.0, "peak_mib": 4096.0},
         "top": {"step_ms": 20.0, "peak_mib": 1024.0}, "conv": {"step_ms": 20.0},
-        "linear": {"inference_ms": 6.0}, "probe": {"inference_ms": 6.0},
+        "linear": {"inference_ms": 6.0}, "frozen": {"inference_ms": 6.0},
     }  # fmt: skip
     return Results(tuple(runs), tuple(classes), tuple(row._replace(**changes.get(row.way, {})) for row in costs))

@@ -126,7 +126,7 @@ def test_bounds_are_those_of_the_task() -> None:
 
 
 def test_figures_in_words() -> None:
-    figure = claims.CLAIMS["data"][1].figures[0]
+    figure = claims.CLAIMS["data"][1].figures[1]
     assert claims.words_of(figure) == (
         "(AIM at 84 clips − full fine-tuning (space-time) at 84 clips, order) − "
         "(AIM − full fine-tuning (space-time), order)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import queue
+import re
 import threading
 import types
 from pathlib import Path
@@ -101,11 +102,13 @@ def test_what_has_run_is_not_run_again(
 ) -> None:
     job = Job("ladder", "order", "spatial", seeds=(0, 1, 4))
     ladder(monkeypatch, job, job._replace(backbone="clip-base"))
-    found = []
+    found, said = [], []
     for options in (["--seeds", "1"], ["--side-by-side", "1"], []):
         assert run.main([*command, *options]) == 0
         found.append([row["seed"] for row in read_rows(tmp_path / "runs.csv")])
-        assert "LEFT OUT: jobs of clip-base: no" in capsys.readouterr().out
+        said.append(capsys.readouterr().out)
+        assert "LEFT OUT: jobs of clip-base: no" in said[-1]
+    assert re.findall(r"seeds [^:]*", said[1]) == ["seeds 1", "seeds 4"]
     assert found == [["0"], ["0", "1", "4"], ["0", "1", "4"]]
     assert len(read_rows(tmp_path / "classes.csv")) == 36
     assert len(load(tmp_path).runs) == 3
@@ -117,7 +120,11 @@ def test_jobs_that_fail_or_have_no_time_are_told(
     ladder(monkeypatch, Job("ladder", "order", "frozen", rate=math.nan), Job("ladder", "order", "spatial", seeds=(0,)))
     assert run.main(command) == 1
     said = capsys.readouterr().out
-    assert "FAILED ladder order frozen: ArithmeticError: a loss is not finite" in said and "NOT RUN" not in said
+    assert (
+        "FAILED ladder order frozen, learning rate nan, seeds 0, 1, 2, 4, 5: ArithmeticError: a loss is not finite"
+        in said
+        and "NOT RUN" not in said
+    )
     assert [row["way"] for row in read_rows(tmp_path / "runs.csv")] == ["spatial"]
     assert run.main([*command, "--seconds", "0"]) == 1
     assert "NOT RUN: 1 of 1 jobs" in capsys.readouterr().out
@@ -142,6 +149,19 @@ def test_numbers_are_positive(option: str, number: str, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         run.main(["ladder", "--photographs", "none", "--weights", "none", f"{option}={number}"])
     assert f"expected a number of 1 or more, got '{number}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf", "two"])
+def test_a_rate_is_above_nothing(rate: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run.main(["ladder", "--photographs", "none", "--weights", "none", f"--rate={rate}"])
+    assert f"expected a learning rate above 0, got '{rate}'" in capsys.readouterr().err
+
+
+def test_slow_jobs_come_first() -> None:
+    jobs = {name: Job("ladder", "order", name) for name in ("joint", "average", "full-space-time")}
+    assert sorted(jobs.values(), key=run._work_of, reverse=True) == [*jobs.values()][::-1]
+    assert run._work_of(jobs["joint"]._replace(steps=7000)) > run._work_of(jobs["full-space-time"])
 
 
 @pytest.mark.parametrize("option", ["--steps=3", "--rate=0.1"])
