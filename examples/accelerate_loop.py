@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> aim.Evaluation:
     set_seed(0)
     labels = VideoFolder(args.train, args.frames).labels
     model = timm.create_model(args.model, pretrained=True)
-    aim.wrap_image_model(model, args.frames, labels=labels, drop_path=0.2, head_dropout=0.5)
+    aim.wrap_image_model(model, args.frames, labels=labels, head_dropout=0.5)
     train = VideoFolder(args.train, args.frames, transform=transform_for(model, train=True))
     test = VideoFolder(args.test, args.frames, labels=labels)
     loader = DataLoader(train, args.batch_size, shuffle=True, drop_last=True, num_workers=args.workers)

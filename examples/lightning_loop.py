@@ -27,7 +27,7 @@ class Classifier(L.LightningModule):
     def __init__(self, name: str, frames: int, labels: tuple[str, ...]) -> None:
         super().__init__()
         self.model = timm.create_model(name, pretrained=True)
-        aim.wrap_image_model(self.model, frames, labels=labels, drop_path=0.2, head_dropout=0.5)
+        aim.wrap_image_model(self.model, frames, labels=labels, head_dropout=0.5)
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         """Return the loss of a batch of clips and labels."""

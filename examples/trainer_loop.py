@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> Trainer:
     labels = VideoFolder(args.train, args.frames).labels
     AutoImageProcessor.from_pretrained(args.model)  # fetches the model's normalization
     model = ViTForImageClassification.from_pretrained(args.model)
-    aim.wrap_image_model(model, args.frames, labels=labels, drop_path=0.2, head_dropout=0.5)
+    aim.wrap_image_model(model, args.frames, labels=labels, head_dropout=0.5)
     train = VideoFolder(args.train, args.frames, transform=transform_for(model, train=True))
     test = VideoFolder(args.test, args.frames, labels=labels, transform=transform_for(model))
     trainer = Trainer(

@@ -2,7 +2,8 @@
 
 The learning rate is three times that of the paper at an eighth of its batch: a few hundred clips are few steps, and
 with less the adapters are not done by the end of them. Crops are the paper's. RandAugment, erasing and label smoothing
-are left out, as they cost more steps than there are.
+are left out, as they cost more steps than there are. So is stochastic depth: on motions that need the order of frames
+it cost half of what was right, and elsewhere it gained nothing. Twice the epochs gained more than any other setting.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ SMALL_DATA = Recipe(
     name="small-data",
     dataset="a few hundred clips",
     backbone="any",
-    epochs=20,
+    epochs=40,
     warmup_epochs=2,
     learning_rate=1e-3,
     batch_size=8,
+    drop_path=0.0,
 )
