@@ -242,7 +242,7 @@ def test_rates_of_the_recipe_are_applied_where_none_were_chosen(tmp_path: Path) 
     config = aim.list_adapters(net)["default"]
     assert (config.drop_path, config.head_dropout) == (0.4, 0.5)
     other = model()
-    fit(other, tmp_path / "other", epochs=1)
+    fit(other, tmp_path / "other", epochs=1, recipe=dataclasses.replace(get_recipe("small-data"), drop_path=0.2))
     assert other.blocks[-1].aim.drop_path == 0.2 and other.blocks[0].aim.drop_path == 0
 
 
