@@ -72,7 +72,7 @@ NAMES = {
     "graphs": "AIM (aim.graph)",
     "eager": "AIM (not recorded)",
 }
-
+MEASURES = {"what": "but for direction", "order": "direction"}  # in the words of the tables
 
 Cells = tuple[Cell, ...]
 
@@ -352,7 +352,7 @@ def cell_words(cell: Cell) -> str:
 
 
 def _where(cell: Cell) -> str:
-    return cell.variant if cell.measure == "accuracy" else f"{cell.variant}, {cell.measure}"
+    return cell.variant if cell.measure == "accuracy" else f"{cell.variant}, {MEASURES.get(cell.measure, cell.measure)}"
 
 
 def found_words(figure: Difference | Ratio, found: Interval | None) -> str:
