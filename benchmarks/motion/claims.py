@@ -9,12 +9,14 @@ in words. The exit status is 1 where the results are damaged, whatever the verdi
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from benchmarks.motion.experiments import EXPERIMENTS, VARIANTS
+from benchmarks.motion.experiments import EXPERIMENTS, VARIANTS, way_and_rate
 from benchmarks.motion.judging import (
     DIRECTED,
     ITSELF,
@@ -97,14 +99,14 @@ def gains(pair: Cells, *, than: Cells) -> Difference:
     return Difference(((1, pair[0]), (-1, pair[1]), (-1, than[0]), (1, than[1])), low=0)
 
 
-def of(variant: str, *ways: str, measure: str = "accuracy") -> Cells:
-    """Return ways on a variant."""
-    return tuple(Cell(way, variant, measure) for way in ways)
+def of(variant: str, *ways: str, **others: Any) -> Cells:
+    """Return ways on a variant, with what else a `Cell` has."""
+    return tuple(Cell(way, variant, **others) for way in ways)
 
 
-def each(ask: Callable[[Cell, Cell], Difference], one: str, other: str) -> tuple[Difference, ...]:
+def each(ask: Callable[[Cell, Cell], Difference], one: str, other: str, **others: Any) -> tuple[Difference, ...]:
     """Ask the same of two ways on every variant."""
-    return tuple(ask(*of(variant, one, other)) for variant in VARIANTS)
+    return tuple(ask(*of(variant, one, other, **others)) for variant in VARIANTS)
 
 
 AIM, SPATIAL, TUNED = of("order", "joint", "spatial", "full-space-time")
@@ -138,10 +140,7 @@ def ladder() -> Iterator[Claim]:
 
 def longer() -> Iterator[Claim]:
     """Yield claims of other tables on more training."""
-
-    def ask(*ways: str) -> Cells:
-        return tuple(Cell(way, again="longer") for way in ways)
-
+    ask = functools.partial(of, "order", again="longer")
     aim, temporal, given, tuned, conv = ask("joint", "temporal", "input", "full-space-time", "conv")
     says = "With twice the steps, joint adapters add a little."
     yield Claim("joint-longer", "Table 1", says, (above(aim, temporal),))
@@ -289,16 +288,11 @@ def ways() -> Iterator[Claim]:
 
 def backbones() -> Iterator[Claim]:
     """Yield the claims on another image model."""
-
-    def on_clip(way: str, variant: str = "order") -> Cell:
-        return Cell(way, variant, backbone="clip-base")
-
+    clip = "clip-base"
     says = "With CLIP's weights, too, AIM sees time."
-    yield Claim("clip-temporal", "Table 1", says, (above(on_clip("joint"), on_clip("spatial")),))
+    yield Claim("clip-temporal", "Table 1", says, (above(*of("order", "joint", "spatial", backbone=clip)),))
     says = "With CLIP's weights, too, AIM is better than full fine-tuning over space and time (83.9, 82.0)."
-    yield Claim("clip-above-space-time", "Table 6", says, tuple(
-        above(on_clip("joint", variant), on_clip("full-space-time", variant)) for variant in VARIANTS
-    ))  # fmt: skip
+    yield Claim("clip-above-space-time", "Table 6", says, each(above, "joint", "full-space-time", backbone=clip))
 
 
 def defaults() -> Iterator[Claim]:
@@ -347,7 +341,7 @@ def cell_words(cell: Cell) -> str:
         " on CLIP" * (cell.backbone != usual.backbone),
         ", twice the steps" * (cell.again == "longer"),
     )
-    way, _, rate = cell.way.partition(" ")
+    way, rate = way_and_rate(cell.way)
     return NAMES.get(way, way) + f" with a rate of {rate}" * bool(rate) + "".join(notes)
 
 

@@ -15,7 +15,7 @@ CLIPS, BATCH, FRAMES = 8208, 48, 8
 STEPS = {"order": 700, "composition": 1400, "appearance": 250}
 SHARES = (0.01, 0.05, 0.25)  # of the clips; Figure 3
 
-# Those that see time, with twice the steps.
+# Most of those that see time, with twice the steps.
 LONGER = (
     "temporal", "joint", "input", "full-space-time", "conv", "conv-alone", "both", "third", "lora-temporal", "average",
     "alternate", "top", "bottom", "ratio-0.0625", "ratio-0.5",
@@ -111,6 +111,12 @@ def _rates() -> Iterator[Job]:
 def _at(job: Job, rate: float) -> Job:
     """Return a job with another learning rate, by the name of which it goes."""
     return job._replace(rate=rate, label=f"{job.way} {rate:g}")
+
+
+def way_and_rate(name: str) -> tuple[str, str]:
+    """Return the way that a name in the results is of, and the learning rate in it, or ""."""
+    way, _, rate = name.partition(" ")
+    return way, rate
 
 
 def _composition() -> Iterator[Job]:

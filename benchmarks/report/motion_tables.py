@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from benchmarks.motion.claims import CLAIMS, NAMES, asked_words, cell_words, found_words, words_of
-from benchmarks.motion.experiments import COSTS_AS, EXPERIMENTS, LADDER, SHARES, VARIANTS, WAYS, Job
+from benchmarks.motion.experiments import COSTS_AS, EXPERIMENTS, LADDER, SHARES, VARIANTS, WAYS, Job, way_and_rate
 from benchmarks.motion.judging import Cell, Evidence, cell_of, judge
 from benchmarks.motion.results import Costs, Results, Run, spread
 from benchmarks.report import motion_pictures
@@ -34,7 +34,7 @@ def percent(evidence: Evidence, cell: Cell) -> str:
 
 def costs_of(evidence: Evidence, way: str, backbone: str = "dinov2-small") -> Costs | None:
     """Return what a way costs, where it is measured."""
-    way = way.partition(" ")[0]  # without its learning rate
+    way, _ = way_and_rate(way)
     return evidence.costs.get((COSTS_AS.get(way, way), backbone))
 
 

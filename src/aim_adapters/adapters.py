@@ -152,10 +152,10 @@ def average_adapters(
     wrapped = only_root(model)
     require_name(into, "into")
     adapters = [wrapped.find(name) for name in listed]
-    tensors, first = [adapter.tensors for adapter in adapters], adapters[0].state
-    for state, own_tensors in adapters:
+    first, first_tensors = adapters[0]
+    for state, tensors in adapters:
         differs = any(getattr(state.config, field) != getattr(first.config, field) for field in MEANING)
-        if differs or _shapes(own_tensors) != _shapes(tensors[0]):
+        if differs or _shapes(tensors) != _shapes(first_tensors):
             raise ConfigError(
                 f"{state.name!r} differs from {first.name!r} in its settings: {state.config} against {first.config}"
             )
@@ -163,7 +163,9 @@ def average_adapters(
     average = build_beside(model, wrapped, into, first.config)
     with torch.no_grad():
         for key, target in average.declared().items():
-            mean = sum(share * source[key].to(torch.float64) for share, source in zip(shares, tensors, strict=True))
+            mean = sum(
+                share * adapter.tensors[key].to(torch.float64) for share, adapter in zip(shares, adapters, strict=True)
+            )
             target.copy_(torch.as_tensor(mean))
     if all(adapter.state.origin == first.origin for adapter in adapters):
         average.state.origin = first.origin  # they share a base model

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.motion import claims, programs, results
 from benchmarks.motion.claims import ALL
-from benchmarks.motion.experiments import EXPERIMENTS, VARIANTS
+from benchmarks.motion.experiments import EXPERIMENTS, VARIANTS, way_and_rate
 from benchmarks.motion.judging import (
     AGAIN,
     DIRECTED,
@@ -110,7 +110,7 @@ def test_each_way_has_the_best_of_the_rates_that_were_tried() -> None:
     found: dict[tuple[str, str], dict[float, float]] = {}
     for run in load().runs:
         if run.experiment == "rates" and run.backbone == "dinov2-small":
-            found.setdefault((run.way.partition(" ")[0], run.variant), {})[run.lr] = run.accuracy
+            found.setdefault((way_and_rate(run.way)[0], run.variant), {})[run.lr] = run.accuracy
     assert found.keys() == set(itertools.product(DINOV2_RATES, VARIANTS))
     for (way, variant), accuracy in found.items():
         assert accuracy[rate_of(way, variant)] == max(accuracy.values()), (way, variant)

@@ -29,10 +29,10 @@ def tile(
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return _tile(height, width, size, shift, device)
     with torch.inference_mode(False):  # what is kept must serve training too
-        tensors = _tile_once(height, width, size, shift, device)
+        index, bias = _tile_once(height, width, size, shift, device)
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        _captured[id(tensors[0])] = tensors  # a CUDA graph reads them as long as it lives
-    return tensors
+        _captured[id(index)] = index, bias  # a CUDA graph reads them as long as it lives
+    return index, bias
 
 
 def _tile(
