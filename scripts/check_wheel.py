@@ -4,7 +4,8 @@ Usage: ``python scripts/check_wheel.py dist``
 
 An environment is made that holds the wheel and the distributions it declares it needs, with what they need in turn,
 and no others. They are linked from the environment that runs this script, so nothing is downloaded twice. A module
-that the package imports without declaring it is therefore missing there, as it would be for a user.
+that the package imports without declaring it is therefore missing there, as it would be for a user. In another, with
+the extra that `make quickstart` installs, the quickstart runs on videos of noise.
 """
 
 from __future__ import annotations
@@ -56,6 +57,29 @@ with tempfile.TemporaryDirectory() as folder:
 assert torch.equal(model(video), again.eval()(video))
 """
 
+QUICKSTART = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+import numpy as np, quickstart, timm, torch
+from PIL import Image
+
+def tiny(size):
+    torch.manual_seed(0)
+    model = timm.models.VisionTransformer(
+        img_size=size, patch_size=14, embed_dim=32, depth=2, num_heads=2, init_values=1.0, num_classes=0
+    )
+    model.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    return model.eval()
+
+photographs = [Path(f"{seed}.png") for seed in range(4)]
+for seed, path in enumerate(photographs):
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (240, 320, 3), dtype=np.uint8)).save(path)
+argv = "--epochs 1 --clips 12 --test-clips 12 --size 28 --frames 4 --cache cache --out out"
+quickstart.main(argv.split(), photographs=photographs, load_backbone=tiny)
+"""
+
 
 def source_version() -> str:
     """Read ``__version__`` from the source without importing it."""
@@ -93,10 +117,10 @@ def check_source(sdist: Path) -> None:
         raise SystemExit(f"{sdist.name} holds what building and reading the package does not need: {strangers}")
 
 
-def needed(name: str) -> set[str]:
+def needed(name: str, *extras: str) -> set[str]:
     """Return the installed distributions that ``name`` needs, directly or not, without ``name`` itself."""
     found: set[str] = set()
-    todo = [(name, frozenset[str]())]
+    todo = [(name, frozenset(extras))]
     seen = set(todo)
     while todo:
         current, extras = todo.pop()
@@ -128,23 +152,28 @@ def link(distribution: str, site_packages: Path) -> None:
             target.symlink_to(Path(str(metadata.distribution(distribution).locate_file(top))).resolve())
 
 
-def check_use(wheel: Path, version: str) -> None:
-    """Install the wheel beside its declared dependencies only, then wrap, run, save and load a small model."""
+def check_use(wheel: Path, code: str, *argv: str | Path, extras: tuple[str, ...] = ()) -> None:
+    """Install the wheel beside its declared dependencies only, those of extras included, and run code there."""
     with tempfile.TemporaryDirectory() as folder:
         environment = Path(folder).resolve() / "environment"
         venv.create(environment, with_pip=False, symlinks=True)
         python = environment / "bin" / "python"
         query = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
         site_packages = Path(subprocess.run(query, check=True, capture_output=True, text=True).stdout.strip())
-        distributions = sorted(needed("aim-adapters"))
+        distributions = sorted(needed("aim-adapters", *extras))
         for distribution in distributions:
             link(distribution, site_packages)
         pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
         subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", wheel], check=True)
         subprocess.run([*pip, "check"], check=True, stdout=subprocess.DEVNULL)
-        if subprocess.run([python, "-I", "-c", USE, version], check=False, cwd=folder).returncode:
+        found = subprocess.run(
+            [python, "-I", "-c", code, *argv], check=False, cwd=folder, capture_output=True, text=True
+        )
+        if found.returncode:
+            print(found.stdout, found.stderr, file=sys.stderr)
             raise SystemExit(f"{wheel.name} does not work beside its declared dependencies alone; the error is above")
-    print(f"{wheel.name}: installs, imports and works beside its {len(distributions)} declared dependencies alone")
+    words = f" with {', '.join(extras)}" if extras else ""
+    print(f"{wheel.name}{words}: installs and works beside its {len(distributions)} declared dependencies alone")
 
 
 def main() -> None:
@@ -161,7 +190,8 @@ def main() -> None:
         if file.stat().st_size > LARGEST:
             raise SystemExit(f"{file.name} has {file.stat().st_size:,} bytes, expected at most {LARGEST:,}")
     check_contents(wheels[0], version)
-    check_use(wheels[0], version)
+    check_use(wheels[0], USE, version)
+    check_use(wheels[0], QUICKSTART, ROOT / "examples", extras=("examples",))
 
 
 if __name__ == "__main__":
